@@ -1,0 +1,135 @@
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from eqxmeta._arguments import check_int
+from eqxmeta._callback import Callback, Curve, Image, Published
+from eqxmeta._errors import explain
+from eqxmeta._run import Run
+
+
+class EarlyStopping(Callback):
+    """Ends the run when `monitor` has not improved for `patience` observations in a row.
+
+    An observation is a value published under that name: a number, or the last point of a curve
+    over inner steps, such as `"eval/loss"` of `Evaluate`. With `every`, it is the training metric
+    of that name, `"loss"` for example, at the outer steps that are multiples of `every`.
+
+    - `min_delta`: a smaller change than this is no improvement.
+    - `mode`: `"min"` if less is better, `"max"` if more is.
+
+    Warns at the end of the run if there was nothing to observe.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        *,
+        patience: int,
+        min_delta: float = 0.0,
+        mode: Literal["min", "max"] = "min",
+        every: int | None = None,
+        name: str | None = None,
+    ):
+        if not isinstance(monitor, str) or not monitor:
+            raise ValueError(explain("`EarlyStopping(monitor=...)` is invalid.", repr(monitor), "a name"))
+        check_int(patience, "EarlyStopping(patience=...)", minimum=1, what="observations")
+        if not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
+            expected = "a finite number, 0 or more"
+            raise ValueError(explain("`EarlyStopping(min_delta=...)` is invalid.", repr(min_delta), expected))
+        if mode not in ("min", "max"):
+            raise ValueError(explain("`EarlyStopping(mode=...)` is invalid.", repr(mode), "'min' or 'max'"))
+        if every is not None:
+            check_int(every, "EarlyStopping(every=...)", minimum=1, what="outer steps, or None")
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = min_delta
+        self.mode = mode
+        self.every = every
+        self.name = name
+        self._restored: dict[str, Any] = {}
+
+    def on_fit_start(self, run: Run) -> None:
+        self._best: float | None = self._restored.get("best")
+        self._best_step: int | None = self._restored.get("best_step")
+        self._waited: int = self._restored.get("waited", 0)
+        self._observed: bool = self._restored.get("observed", False)
+        self._restored = {}
+        self._newest: float | None = None
+        self._others: set[str] = set()
+        self._stop_if_due(run)
+
+    def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
+        if self.every is None:
+            return
+        if self.monitor not in metrics:
+            raise KeyError(
+                explain(
+                    "`EarlyStopping(monitor=...)` is not a training metric.",
+                    repr(self.monitor),
+                    f"one of {sorted(set(metrics) - {'step'})}; without `every`, a published name",
+                )
+            )
+        self._newest = float(metrics[self.monitor][-1])
+
+    def on_step_end(self, run: Run) -> None:
+        if self._newest is not None:
+            self._observe(run, self._newest)
+
+    def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
+        if self.every is not None:
+            return
+        self._others |= set(scalars)
+        if self.monitor not in scalars:
+            return
+        value = scalars[self.monitor]
+        if isinstance(value, Image):
+            expected = "the name of a number or a curve"
+            raise TypeError(explain("`EarlyStopping(monitor=...)` is an image.", repr(self.monitor), expected))
+        self._observe(run, float(value.mean[-1] if isinstance(value, Curve) else value))
+
+    def on_fit_end(self, run: Run) -> None:
+        if not self._observed:
+            if self.every is None:
+                why = f"what was published: {sorted(self._others) or 'nothing'}"
+            else:
+                why = f"the run ended before it came to a multiple of {self.every} steps"
+            warnings.warn(f"EarlyStopping never saw {self.monitor!r}: {why}.", stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": self._best,
+            "best_step": self._best_step,
+            "waited": self._waited,
+            "observed": self._observed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._restored = dict(state)
+
+    def _observe(self, run: Run, value: float) -> None:
+        self._observed = True
+        if self._improves(value):
+            self._best, self._best_step, self._waited = value, run.step, 0
+        else:
+            self._waited += 1
+        self._stop_if_due(run)
+
+    def _improves(self, value: float) -> bool:
+        if not math.isfinite(value):  # JSON could not hold it, and no run should aim at it
+            return False
+        if self._best is None:
+            return True
+        gain = self._best - value if self.mode == "min" else value - self._best
+        return gain > self.min_delta
+
+    def _stop_if_due(self, run: Run) -> None:
+        # Also at the start: a run that had stopped does not go on because it was resumed.
+        if self._waited >= self.patience:
+            best = "never finite" if self._best is None else f"{self._best:.6g} at step {self._best_step}"
+            run.request_stop(
+                f"{self.monitor!r} has not improved for {self._waited} observations (best: {best})"
+            )

@@ -1,0 +1,58 @@
+import time
+from typing import Any
+
+from eqxmeta._arguments import check_int, check_seed
+from eqxmeta._callback import Callback, Curve
+from eqxmeta._errors import explain
+from eqxmeta._evaluate import Evaluation, evaluate
+from eqxmeta._run import Run
+
+
+class Evaluate(Callback):
+    """Measures the strategy on tasks that it does not train on, at multiples of `every`.
+
+    Publishes a curve over inner steps for every metric, as `<prefix>/<metric>`. The arguments are
+    those of `eqxmeta.evaluate`; the same `seed` every time means the same tasks every time. For
+    several evaluations in one run give each a `prefix` of its own.
+
+    - `result`: the newest `Evaluation`; `None` before the first.
+    - `seconds`: wall time spent evaluating, compilation included.
+    """
+
+    def __init__(
+        self,
+        tasks: Any,
+        *,
+        every: int,
+        num_tasks: int = 600,
+        inner_steps: int | None = None,
+        seed: int = 0,
+        prefix: str = "eval",
+        name: str | None = None,
+    ):
+        check_int(every, "Evaluate(every=...)", minimum=1, what="outer steps")
+        check_int(num_tasks, "Evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval")
+        if inner_steps is not None:
+            check_int(inner_steps, "Evaluate(inner_steps=...)", minimum=1, what="inner steps, or None")
+        check_seed(seed, "Evaluate(seed=...)")
+        if not isinstance(prefix, str) or not prefix:
+            raise ValueError(explain("`Evaluate(prefix=...)` is invalid.", repr(prefix), "a name"))
+        self.every = every
+        self.name = f"Evaluate[{prefix}]" if name is None and prefix != "eval" else name
+        self.result: Evaluation | None = None
+        self.seconds = 0.0
+        self._tasks = tasks
+        self._prefix = prefix
+        self._arguments = {"num_tasks": num_tasks, "inner_steps": inner_steps, "seed": seed}
+
+    def on_step_end(self, run: Run) -> None:
+        begin = time.perf_counter()
+        result = evaluate(run.strategy, run.state.model, self._tasks, **self._arguments)
+        self.result = result
+        self.seconds += time.perf_counter() - begin
+        run.log(
+            {
+                f"{self._prefix}/{metric}": Curve(result.mean(metric), result.ci95(metric))
+                for metric in result.metrics
+            }
+        )

@@ -1,0 +1,161 @@
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eqxmeta._arguments import check_int
+from eqxmeta._callback import Callback, Curve, Image, Published
+from eqxmeta._errors import explain
+from eqxmeta._files import replace, write_at
+from eqxmeta._run import Run
+
+
+class JSONL(Callback):
+    """Writes the run to `path`, one JSON object a line: the record to compute with afterwards.
+
+        {"step": 1000, "loss": 0.71, "eval/loss": {"mean": [4.2, 0.7], "ci95": [0.3, 0.1]}}
+
+    One line for each outer step that is a multiple of `every` (`every` thins what is written; it
+    does not make the compiled loop stop) and for each step at which something was published, in
+    the order of the steps, never two for the same. Curves over inner steps become an object,
+    images are left out. Numbers read back as the numbers that they were; what JSON has no number
+    for is one of the strings "NaN", "Infinity", "-Infinity", which `float` understands.
+
+    A resumed run continues the file: lines of steps after the checkpoint's, and a torn last line,
+    are removed. After `kill -9` all steps before the last chunk's last one are there.
+
+    Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty.
+    """
+
+    writes = True
+
+    def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
+        check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
+        self.path = Path(path)
+        self.name = name
+        self._thinning = every
+        self._started = False
+
+    def on_fit_start(self, run: Run) -> None:
+        if run.resuming:
+            lines, held = _read(self.path, run.start)
+        else:
+            lines, held = b"", None
+            if self.path.exists() and self.path.stat().st_size > 0:
+                raise FileExistsError(
+                    explain(
+                        "`JSONL(path=...)` already holds a run.",
+                        f"'{self.path}'",
+                        "a file that does not exist yet. Pass resume='auto' to continue the run, "
+                        "or choose another path",
+                    )
+                )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        # The newest row is held back, because more may be published at its step. It may be in
+        # the file already; its line then begins at `_end`, and is written again if it changes.
+        self._held: dict[str, Any] | None = held
+        self._end = len(lines)
+        self._started = True
+        self._ended = False
+
+    def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
+        keep = metrics["step"] % self._thinning == 0
+        names = ["step", *(name for name in metrics if name != "step")]
+        columns = (metrics[name][keep].tolist() for name in names)
+        self._append(dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+    def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
+        values = {k: _plain(v) for k, v in scalars.items() if not isinstance(v, Image)}
+        if values:
+            self._append([{"step": run.step, **values}])
+        if self._ended:
+            self._flush()
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        self._flush()
+
+    def on_fit_end(self, run: Run) -> None:
+        # Callbacks whose turn comes later may still publish something at this step.
+        self._ended = True
+        self._flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        # The checkpoint's step must have its line, with everything that was published at it.
+        self._flush()
+        return {}
+
+    def _append(self, rows: Iterable[dict[str, Any]]) -> None:
+        complete = []
+        for row in rows:
+            if self._held is not None and self._held["step"] == row["step"]:
+                self._held |= row
+                continue
+            if self._held is not None:
+                complete.append(_line(self._held))
+            self._held = row
+        if complete:
+            data = b"".join(complete)
+            write_at(self.path, self._end, data)
+            self._end += len(data)
+
+    def _flush(self) -> None:
+        if self._started and self._held is not None:
+            write_at(self.path, self._end, _line(self._held), sync=True)
+
+
+def _read(path: Path, last: int) -> tuple[bytes, dict[str, Any] | None]:
+    """The lines of `path` up to step `last` but for the newest, and that one as a row. The file
+    is left with these lines."""
+    data = path.read_bytes() if path.exists() else b""
+    lines, rows = [], []
+    for line in data.splitlines(keepends=True):
+        row = _parse(line)
+        if row is not None and row["step"] <= last:
+            lines.append(line)
+            rows.append(row)
+    kept = b"".join(lines)
+    if kept != data:
+        replace(path, kept)
+    return (b"".join(lines[:-1]), rows[-1]) if rows else (b"", None)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    try:
+        text = _encode(row)
+    except ValueError:  # rare, so that it costs nothing to look for it
+        text = _encode(_nameable(row))
+    return text.encode() + b"\n"
+
+
+def _nameable(value: Any) -> Any:
+    """`value` with names for the floats that JSON does not have."""
+    if isinstance(value, dict):
+        return {k: _nameable(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_nameable(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _plain(value: Published) -> Any:
+    if isinstance(value, Curve):
+        return {"mean": np.asarray(value.mean).tolist(), "ci95": np.asarray(value.ci95).tolist()}
+    return float(value)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,82 @@
+from collections.abc import Mapping
+
+import numpy as np
+from tqdm import tqdm
+
+from eqxmeta._callback import Callback, Curve, Image, Published
+from eqxmeta._run import Run
+
+# More of what callbacks publish would leave no room for the bar.
+_SHOWN = 2
+
+
+class ProgressBar(Callback):
+    """Shows on stderr how far the run is, how fast it goes, and how well.
+
+         30%|###       | 6000/20000 [00:05<00:12, 1171.23step/s, 29.3k tasks/s, loss 0.712]
+
+    Speed and the time that is left are averages over the last chunks. Of what callbacks publish
+    the first two names are shown with their newest value, a curve over inner steps by its last.
+
+    - `disable`: `None` is quiet unless stderr is a terminal, `False` shows the bar anyway (in a
+      notebook, for example), `True` never does.
+    """
+
+    def __init__(self, *, disable: bool | None = None, name: str | None = None):
+        self.disable = disable
+        self.name = name
+        self._bar: tqdm | None = None
+
+    def on_fit_start(self, run: Run) -> None:
+        self._close()
+        self._loss: float | None = None
+        self._published: dict[str, float] = {}
+        self._meta_batch_size: int | None = run.config.get("meta_batch_size")
+        self._bar = tqdm(
+            total=run.steps,
+            initial=run.start,
+            unit="step",
+            disable=self.disable,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+            "[{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        )
+
+    def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
+        if self._bar is None or self._bar.disable:
+            return
+        if "loss" in metrics:
+            self._loss = float(metrics["loss"][-1])
+        self._bar.set_postfix_str(self._postfix(self._bar), refresh=False)
+        self._bar.update(int(metrics["step"][-1]) - self._bar.n)
+
+    def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
+        if self._bar is None or self._bar.disable:
+            return
+        for name, value in scalars.items():
+            if not isinstance(value, Image):
+                last = value.mean[-1] if isinstance(value, Curve) else value
+                self._published[name] = float(last)
+        self._bar.set_postfix_str(self._postfix(self._bar))
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        self._close()
+
+    def on_fit_end(self, run: Run) -> None:
+        self._close()
+
+    def _postfix(self, bar: tqdm) -> str:
+        parts = []
+        rate = bar.format_dict["rate"]
+        if rate and self._meta_batch_size:
+            parts.append(f"{tqdm.format_sizeof(rate * self._meta_batch_size)} tasks/s")
+        if self._loss is not None:
+            parts.append(f"loss {self._loss:.3g}")
+        parts += [f"{name} {value:.3g}" for name, value in list(self._published.items())[:_SHOWN]]
+        return ", ".join(parts)
+
+    def _close(self) -> None:
+        # Leaves the bar as it was drawn last, and the cursor at the start of a line.
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

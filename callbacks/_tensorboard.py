@@ -1,0 +1,235 @@
+import shutil
+import struct
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.proto import layout_pb2 as layout
+from tensorboardX.proto.event_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
+    Event,
+    SessionLog,
+)
+from tensorboardX.proto.summary_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
+    Summary,
+    SummaryMetadata,
+)
+
+from eqxmeta._arguments import check_int
+from eqxmeta._callback import Callback, Curve, Image, Published
+from eqxmeta._errors import explain
+from eqxmeta._event_file import EventFile, cut, event_files
+from eqxmeta._run import Run
+
+
+class TensorBoard(Callback):
+    """Writes the run to `logdir` for TensorBoard.
+
+    - `train/<metric>`: every metric of the outer step, at steps that are multiples of `every`.
+      `every` thins what is written; it does not make the compiled loop stop.
+    - What callbacks publish: numbers, images, and curves over inner steps. A curve `eval/loss`
+      becomes `eval/loss/after_0`, `after_1`, ... against outer steps, with the ends of its 95%
+      interval under `ci95/...` (drawn as a band in the tab "Custom scalars"), and for every
+      evaluation a sub-run `inner_steps/step-000001000` whose x axis is the inner step.
+    - `hparams` and the run's own configuration, in the tab "HParams".
+
+    A resumed run continues the old one: what was written after the checkpoint's step is removed,
+    so that every step is there once. After `kill -9` everything up to the last chunk is there.
+
+    Raises `FileExistsError` at the start of a run that does not resume, if `logdir` already holds
+    a run.
+    """
+
+    writes = True
+
+    def __init__(
+        self,
+        logdir: str | Path,
+        *,
+        every: int = 1,
+        hparams: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ):
+        check_int(every, "TensorBoard(every=...)", minimum=1, what="outer steps")
+        if not all(isinstance(key, str) for key in hparams or {}):
+            raise TypeError(
+                explain(
+                    "`TensorBoard(hparams=...)` has a key that is not a name.",
+                    list(hparams or {}),
+                    "a mapping from names to values",
+                )
+            )
+        self.logdir = Path(logdir)
+        self.hparams = dict(hparams or {})
+        self.name = name
+        self._thinning = every
+        self._file: EventFile | None = None
+
+    def on_fit_start(self, run: Run) -> None:
+        if run.resuming:
+            _rewind(self.logdir, run.start)
+        elif event_files(self.logdir):
+            raise FileExistsError(
+                explain(
+                    "`TensorBoard(logdir=...)` already holds a run.",
+                    f"'{self.logdir}'",
+                    "a folder without event files. Pass resume='auto' to continue the run, "
+                    "or choose another folder",
+                )
+            )
+        begun = bool(event_files(self.logdir))
+        self._file = EventFile(self.logdir)
+        self._curves: dict[str, int] = {}
+        self._inner: tuple[int, EventFile] | None = None
+        self._last_time = time.time()
+        if run.resuming:
+            # A TensorBoard that is running has the removed steps in memory: this makes it forget.
+            start = SessionLog(status=SessionLog.START)
+            self._file.add(Event(step=run.start + 1, wall_time=self._last_time, session_log=start))
+        if not begun:
+            self._add(0, _hparams_summary({**run.config, **self.hparams}))
+        self._file.flush()
+
+    def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
+        assert self._file is not None
+        names = [name for name in metrics if name != "step"]
+        steps = metrics["step"]
+        # A chunk arrives at once; its steps were taken since the one before.
+        now = time.time()
+        times = np.linspace(self._last_time, now, len(steps) + 1)[1:]
+        self._last_time = now
+        keep = steps % self._thinning == 0
+        if names and keep.any():
+            values = np.stack([metrics[name][keep].astype(np.float32) for name in names], axis=1)
+            tags = [f"train/{name}" for name in names]
+            self._file.add_scalars(tags, steps[keep], times[keep], values)
+        self._file.flush()
+
+    def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
+        assert self._file is not None
+        numbers: dict[str, float] = {}
+        for name, value in scalars.items():
+            if isinstance(value, Curve):
+                numbers |= self._curve(run.step, name, value)
+            elif isinstance(value, Image):
+                self._add(run.step, _image_summary(name, value.pixels))
+            else:
+                numbers[name] = float(value)
+        self._add(run.step, _scalars_summary(numbers))
+        curves = {name: len(v.mean) for name, v in scalars.items() if isinstance(v, Curve)}
+        if not curves.items() <= self._curves.items():
+            self._curves |= curves
+            self._add(0, _layout_summary(self._curves))
+        self._file.flush()
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        self._flush()
+
+    def on_fit_end(self, run: Run) -> None:
+        self._flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        # What a checkpoint's step has told must be in the file when the run resumes from it.
+        self._flush()
+        return {}
+
+    def _flush(self) -> None:
+        if self._file is not None:
+            self._file.flush(sync=True)
+
+    def _add(self, step: int, content: Summary) -> None:
+        assert self._file is not None
+        self._file.add(Event(step=step, wall_time=time.time(), summary=content))
+
+    def _curve(self, step: int, name: str, curve: Curve) -> dict[str, float]:
+        """The curve's values by tag; and the curve itself, in a sub-run of its own."""
+        low, high = curve.mean - curve.ci95, curve.mean + curve.ci95
+        if self._inner is None or self._inner[0] != step:
+            self._inner = (step, EventFile(self.logdir / "inner_steps" / f"step-{step:09d}"))
+        file = self._inner[1]
+        tags = [f"adaptation/{name}", f"adaptation/{name}_low", f"adaptation/{name}_high"]
+        inner_steps = np.arange(len(curve.mean))
+        times = np.full(len(inner_steps), time.time())
+        file.add_scalars(tags, inner_steps, times, np.stack([curve.mean, low, high], axis=1))
+        file.flush()
+        numbers = {}
+        for i in inner_steps:
+            after, lower, upper = _tags(name, i)
+            numbers |= {after: curve.mean[i], lower: low[i], upper: high[i]}
+        return numbers
+
+
+def _tags(name: str, inner_step: int) -> tuple[str, str, str]:
+    after = f"{name}/after_{inner_step}"
+    return after, f"ci95/{after}_low", f"ci95/{after}_high"
+
+
+def _rewind(logdir: Path, start: int) -> None:
+    """Remove what an earlier attempt wrote after the step `start` from which a run goes on."""
+    # A run that goes on from the beginning writes everything again, also what belongs to step 0.
+    last = start if start > 0 else -1
+    for path in event_files(logdir):
+        cut(path, last)
+    for folder in (logdir / "inner_steps").glob("step-*"):
+        step = folder.name.removeprefix("step-")
+        if step.isdecimal() and int(step) > last:
+            shutil.rmtree(folder)
+
+
+def _scalars_summary(numbers: Mapping[str, float]) -> Summary:
+    return Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()])
+
+
+def _hparams_summary(hparams: Mapping[str, Any]) -> Summary:
+    # Of tensorboardX's three summaries only the values. The declaration of metrics is left out:
+    # TensorBoard then offers all scalars, also those that nobody knows yet.
+    _, session_start, _ = summary.hparams({k: _plain(v) for k, v in hparams.items()}, {})
+    return session_start
+
+
+def _plain(value: Any) -> str | bool | int | float:
+    """What the HParams tab can show; anything else would be dropped there without a word."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if isinstance(value, str | bool | int | float) else str(value)
+
+
+def _layout_summary(curves: Mapping[str, int]) -> Summary:
+    """Charts with bands, one a curve. TensorBoard takes the newest layout of a run."""
+    margin = layout.MarginChartContent  # pyright: ignore[reportAttributeAccessIssue]
+    charts = []
+    for name, length in curves.items():
+        tags = [_tags(name, i) for i in range(length)]
+        series = [margin.Series(value=v, lower=low, upper=high) for v, low, high in tags]
+        charts.append(layout.Chart(title=name, margin=margin(series=series)))  # pyright: ignore[reportAttributeAccessIssue]
+    category = layout.Category(title="adaptation, 95% intervals", chart=charts)  # pyright: ignore[reportAttributeAccessIssue]
+    value = summary.custom_scalars({}).value[0]
+    content = layout.Layout(category=[category])  # pyright: ignore[reportAttributeAccessIssue]
+    value.tensor.string_val[0] = content.SerializeToString()
+    return Summary(value=[value])
+
+
+def _image_summary(name: str, pixels: np.ndarray) -> Summary:
+    height, width, _ = pixels.shape
+    png = _png(pixels)
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="images"))
+    return Summary(value=[Summary.Value(tag=name, image=image, metadata=metadata)])
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """PNG of uint8 `[height, width, 3]`, without an imaging library."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    height, width, _ = pixels.shape
+    lines = np.zeros((height, 1 + 3 * width), np.uint8)  # each line is led by its filter: none
+    lines[:, 1:] = pixels.reshape(height, 3 * width)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body

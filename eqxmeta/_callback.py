@@ -1,0 +1,145 @@
+"""What a callback is, and what it may publish. Concrete callbacks live in `eqxmeta.callbacks`."""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ._errors import explain
+from ._run import Run
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over inner steps 0..K, published with `run.log`: mean over tasks, and the
+    half-width of its 95% interval."""
+
+    mean: np.ndarray
+    ci95: np.ndarray
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture, published with `run.log`: uint8 `[height, width, 3]`."""
+
+    pixels: np.ndarray
+
+
+Published: TypeAlias = "float | Curve | Image"
+
+
+class Callback:
+    """Base of all callbacks: a plain host object with hooks, none of which need be filled in.
+
+    - `every`: `on_step_end` is called at the absolute outer steps that are multiples of it; the
+      compiled loop stops there. `None`: the callback needs no such stop.
+    - `name`: the key of the callback's state in a checkpoint, unique in a trainer. `None`: the
+      name of the class.
+    - `last`: run the hooks after those of all callbacks that do not say so. `Checkpoint` does,
+      so that what the others did at a step is part of what it saves.
+    - `writes`: the callback leaves files behind; `Trainer(fast_dev_run=...)` leaves it out.
+    """
+
+    every: int | None = None
+    name: str | None = None
+    last: bool = False
+    writes: bool = False
+
+    def on_fit_start(self, run: Run) -> None:
+        """Before the first step. `run.step` is not 0 if the run was resumed."""
+
+    def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
+        """After each dispatch of the compiled loop: every metric of the strategy, a row per
+        outer step. `metrics["step"]` holds the absolute steps (1 is the first)."""
+
+    def on_step_end(self, run: Run) -> None:
+        """At absolute multiples of `every`, after `on_chunk_end` has seen the step's row."""
+
+    def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
+        """When a callback publishes something with `run.log`."""
+
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        """When training ends by an error, before it reaches the caller of `fit`."""
+
+    def on_fit_end(self, run: Run) -> None:
+        """After the last step: also after a stop request, the time limit, or Ctrl-C."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: JSON values only. Called when a checkpoint is written, so
+        whatever the callback has buffered up to this step must reach its file here."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; called before `on_fit_start`."""
+
+    def resume_paths(self) -> Sequence[Path]:
+        """Checkpoints from which `fit(resume="auto")` may continue, the newest first."""
+        return ()
+
+
+HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+
+def name_of(callback: Callback) -> str:
+    return type(callback).__name__ if callback.name is None else callback.name
+
+
+def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
+    """The callbacks in the order in which their hooks run.
+
+    Raises `TypeError` for what is not a callback or has a hook of a wrong name or signature,
+    `ValueError` for two of the same name or a wrong `every`.
+    """
+    callbacks = tuple(callbacks)
+    names: dict[str, Callback] = {}
+    for position, callback in enumerate(callbacks):
+        where = f"`callbacks[{position}]`"
+        if not isinstance(callback, Callback):
+            instance = "an instance" if not isinstance(callback, type) else "an instance, not the class"
+            raise TypeError(
+                explain(f"{where} is not a callback.", repr(callback), f"{instance} of `eqxmeta.callbacks.Callback`")
+            )
+        _check_hooks(callback, where)
+        _check_every(callback, where)
+        name = name_of(callback)
+        if name in names:
+            raise ValueError(
+                explain(
+                    f"{where} has the name of an earlier callback.",
+                    f"{name!r} twice",
+                    "unique names: their states are stored under them. Set `.name` on one of the two",
+                )
+            )
+        names[name] = callback
+    return tuple(sorted(callbacks, key=lambda c: c.last))
+
+
+def _check_hooks(callback: Callback, where: str) -> None:
+    for name in dir(type(callback)):
+        if name.startswith("on_") and name not in HOOKS:
+            raise TypeError(
+                explain(f"{where} has a hook that does not exist.", f"`{type(callback).__name__}.{name}`", f"one of {', '.join(HOOKS)}")
+            )
+    for name in HOOKS:
+        wanted = len(inspect.signature(getattr(Callback, name)).parameters) - 1
+        hook = getattr(callback, name)
+        try:
+            inspect.signature(hook).bind(*[None] * wanted)
+        except TypeError as error:
+            expected = f"`{name}{inspect.signature(getattr(Callback, name))}`"
+            raise TypeError(
+                explain(f"{where} has a hook of a wrong signature.", f"`{name}{inspect.signature(hook)}`", expected)
+            ) from error
+
+
+def _check_every(callback: Callback, where: str) -> None:
+    every = callback.every
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        raise ValueError(explain(f"{where}.every is invalid.", repr(every), "a positive number of outer steps, or None"))
+    if every is None and type(callback).on_step_end is not Callback.on_step_end and "every" not in vars(callback):
+        raise ValueError(
+            explain(f"{where} has `on_step_end` but never says when.", "every=None", "`every`: call it at multiples of that many outer steps")
+        )

@@ -1,0 +1,116 @@
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+
+from ._errors import explain
+from ._inner_loop import InnerLoop
+from ._strategy import Strategy
+from ._task import Task
+
+# Central differences in float64: the truncation error is of order eps**2, rounding of order
+# 1e-16 / eps, and both are far below the tolerance.
+_EPS = 1e-5
+_DIRECTIONS = 3
+
+
+@dataclass(frozen=True)
+class MetaGradientCheck:
+    """Relative errors between three ways to the same meta-gradient, in float64.
+
+    - `mixed_vs_reverse`: `"mixed"` against `"reverse"`, over the whole gradient.
+    - `mixed_vs_finite_differences`, `reverse_vs_finite_differences`: the largest over some random
+      directions. These also fail where the loss hides a dependence (`stop_gradient`) on purpose,
+      or has a kink at the very parameters.
+    """
+
+    mixed_vs_reverse: float
+    mixed_vs_finite_differences: float
+    reverse_vs_finite_differences: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether `"mixed"` may be used: it agrees with `"reverse"`."""
+        return self.mixed_vs_reverse <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = (
+            "use gradient='mixed'"
+            if self.ok
+            else "use gradient='reverse': the inner loss's gradient is not a true gradient"
+        )
+        return (
+            f"mixed vs reverse               {self.mixed_vs_reverse:.1e}\n"
+            f"mixed vs finite differences    {self.mixed_vs_finite_differences:.1e}\n"
+            f"reverse vs finite differences  {self.reverse_vs_finite_differences:.1e}\n"
+            f"{verdict}"
+        )
+
+
+def check_meta_gradient(
+    strategy: Strategy,
+    model: PyTree,
+    task: Task,
+    *,
+    key: PRNGKeyArray | None = None,
+    tolerance: float = 1e-4,
+) -> MetaGradientCheck:
+    """Compare the modes of the meta-gradient with each other and with finite differences, on
+    your own model, loss, inner loop and one `task`.
+
+    The objective is MAML's, `loss(inner_adapt(model, support), query)`, in float64 whatever the
+    dtypes of `model` and `task`. Print the result, or assert its `.ok`.
+
+    Raises `TypeError` if `strategy` has no `InnerLoop` in its field `inner`.
+    """
+    if not isinstance(getattr(strategy, "inner", None), InnerLoop):
+        raise TypeError(
+            explain(
+                "`check_meta_gradient(strategy=...)` has no inner loop to differentiate.",
+                repr(strategy)[:200],
+                "a strategy with an `InnerLoop` in its field `inner`",
+            )
+        )
+    with jax.enable_x64(True):
+        model, task = _to_float64((model, task))
+        params, static = eqx.partition(model, eqx.is_inexact_array)
+
+        def objective(params: PyTree, mode: str):
+            chosen: Any = eqx.tree_at(lambda s: s.inner.gradient, strategy, mode)
+            adapted = chosen.inner_adapt(eqx.combine(params, static), task.support, key=key)
+            return chosen.loss(adapted, task.query, key)[0]
+
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        value = jax.jit(lambda x: objective(unravel(x), "reverse"))
+        gradients = {
+            mode: np.asarray(jax.jit(jax.grad(lambda x, m=mode: objective(unravel(x), m)))(flat))
+            for mode in ("mixed", "reverse")
+        }
+        directions = np.random.default_rng(0).standard_normal((_DIRECTIONS, flat.size))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        slopes = np.array(
+            [(value(flat + _EPS * d) - value(flat - _EPS * d)) / (2 * _EPS) for d in directions]
+        )
+        along = {mode: directions @ gradient for mode, gradient in gradients.items()}
+    return MetaGradientCheck(
+        _relative(gradients["mixed"], gradients["reverse"]),
+        _relative(along["mixed"], slopes),
+        _relative(along["reverse"], slopes),
+        tolerance,
+    )
+
+
+def _relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), np.finfo(np.float64).tiny))
+
+
+def _to_float64(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float64) if eqx.is_inexact_array(x) else x, tree
+    )

@@ -1,0 +1,200 @@
+"""Checkpoints of pytrees: the arrays go to a file, everything else stays with the code."""
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from . import _container
+from ._errors import CheckpointMismatch, explain
+
+_LIBRARIES = ("eqxmeta", "jax", "equinox", "optax", "numpy")
+
+
+def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | None = None) -> None:
+    """Save the arrays of `tree` (a model, a `TrainState`, any pytree), and `meta`, to one file.
+
+    Stored are JAX and NumPy arrays of any dtype that JAX has, and typed PRNG keys; other leaves are
+    left to `load`'s `like`. `meta` holds JSON values (NaN and infinities included; a tuple returns
+    as a list). Whatever happens while the file is written, `path` keeps its previous content.
+
+    Raises `TypeError` for an array of another dtype and for a `meta` that is not JSON,
+    `FileNotFoundError` if the folder does not exist.
+    """
+    path = Path(path)
+    meta = {} if meta is None else meta
+    if not isinstance(meta, dict):
+        raise TypeError(explain("`meta` is invalid.", repr(meta), "a dict of JSON values"))
+    _check_json(meta, "meta", 0)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            explain(f"Cannot save to {path}.", "a folder that does not exist", "an existing folder")
+        )
+    leaves = _array_leaves(tree)
+    # All of them before any is written, so that a wrong dtype is refused at once.
+    entries = [(_entry(name, leaf), leaf) for name, leaf in leaves.items()]
+    stored = ((entry, _to_numpy(leaf)) for entry, leaf in entries)
+    _container.write(path, stored, {"versions": _versions(), "meta": meta})
+
+
+def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
+    """`like`, with its arrays replaced by those of the file, as JAX arrays.
+
+    Every byte is checked. What JAX cannot hold at present (float64 without `jax_enable_x64`) comes
+    as a NumPy array rather than rounded.
+
+    Raises `CheckpointNotFound`, `CheckpointCorrupt` (any damage), `CheckpointTooNew`, and
+    `CheckpointMismatch` if `like` has not the same array leaves, by key path, shape and dtype.
+    """
+    path = Path(path)
+    leaves = _array_leaves(like)
+    wanted = {name: _entry(name, leaf) for name, leaf in leaves.items()}
+    with _container.reading(path) as reader:
+        found = {entry["path"]: entry for entry in reader.manifest["leaves"]}
+        _check_same(path, wanted, found)
+        arrays = [
+            _to_jax(reader.array(found[name], *_stored_form(leaf)), leaf)
+            for name, leaf in leaves.items()
+        ]
+    loaded = iter(arrays)
+    return jax.tree.map(lambda leaf: next(loaded) if eqx.is_array(leaf) else leaf, like)
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint says of itself: `"format"`, `"versions"`, `"meta"`, and `"leaves"`, each
+    with its key path, shape, dtype, size and sha256.
+
+    The manifest is checked, the arrays are not read: `load` does that.
+    Raises `CheckpointNotFound`, `CheckpointCorrupt`, `CheckpointTooNew`.
+    """
+    with _container.reading(Path(path)) as reader:
+        return reader.manifest
+
+
+def verify(path: str | os.PathLike[str]) -> None:
+    """Read the whole file. Raises `CheckpointCorrupt` if any of it is not what was written."""
+    with _container.reading(Path(path)) as reader:
+        for entry in reader.manifest["leaves"]:
+            reader.read(entry)
+
+
+def _array_leaves(tree: PyTree) -> dict[str, Any]:
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if eqx.is_array(leaf):
+            name = jax.tree_util.keystr(path)
+            if name in leaves:
+                raise ValueError(
+                    explain("The pytree has leaves of one name.", f"{name!r} twice", "unique paths")
+                )
+            leaves[name] = leaf
+    return leaves
+
+
+def _entry(name: str, leaf: Any) -> dict[str, Any]:
+    if _is_key(leaf):
+        dtype = f"key<{jax.random.key_impl(leaf)}>"
+    else:
+        dtype = leaf.dtype.name
+        # Kinds that JAX has, and its own like bfloat16 ("user-defined": 2). Not: objects, strings,
+        # records, dates, and the long doubles, whose bytes differ between machines.
+        wide = leaf.dtype.itemsize > (16 if leaf.dtype.kind == "c" else 8)
+        if leaf.dtype.isbuiltin != 2 and (leaf.dtype.kind not in "biufc" or wide):
+            raise TypeError(
+                explain(
+                    f"The leaf {name!r} cannot be stored.",
+                    f"an array of dtype {dtype}",
+                    "an array of a dtype that JAX has: numbers, booleans or PRNG keys",
+                )
+            )
+    return {"path": name, "shape": list(leaf.shape), "dtype": dtype}
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _stored_form(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype in the file: `.npy` knows neither keys nor bfloat16 and its kin."""
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    dtype = np.dtype(leaf.dtype)
+    return leaf.shape, np.dtype(f"u{dtype.itemsize}") if dtype.isbuiltin == 2 else dtype
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
+    return array.view(_stored_form(array)[1])
+
+
+def _to_jax(array: np.ndarray, like: Any) -> Any:
+    # jnp.array copies, so that the loop can be given (and overwrite) buffers that are JAX's own.
+    if _is_key(like):
+        return jax.random.wrap_key_data(jnp.array(array), impl=jax.random.key_impl(like))
+    if like.dtype.isbuiltin == 2:
+        array = array.view(like.dtype)
+    result = jnp.array(array)
+    return result if result.dtype == array.dtype else array.copy()
+
+
+def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    def form(entry: dict[str, Any]) -> str:
+        return f"{entry['dtype']}{entry['shape']}"
+
+    lines = [
+        *(f"only in the file: {k} {form(v)}" for k, v in found.items() if k not in wanted),
+        *(f"only in `like`: {k} {form(v)}" for k, v in wanted.items() if k not in found),
+        *(
+            f"different: {k} is {form(found[k])} in the file, {form(v)} in `like`"
+            for k, v in wanted.items()
+            if k in found and form(v) != form(found[k])
+        ),
+    ]
+    if lines:
+        shown = lines[:40] + [f"and {len(lines) - 40} more"] * (len(lines) > 40)
+        raise CheckpointMismatch(
+            explain(
+                f"Checkpoint {path} does not have the array leaves of `like`.",
+                "\n  " + "\n  ".join(shown),
+                "the same leaves: the model, strategy and optimizer with which it was saved",
+            )
+        )
+
+
+def _check_json(value: Any, where: str, depth: int) -> None:
+    if depth > 100:
+        raise TypeError(explain(f"`{where[:60]}...` is too deep.", "100 levels", "JSON values"))
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(explain(f"A key of `{where}` is not JSON.", repr(key), "a string"))
+            _check_json(item, f"{where}[{key!r}]", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_json(item, f"{where}[{index}]", depth + 1)
+    else:
+        raise TypeError(
+            explain(
+                f"`{where}` is not JSON.",
+                f"{value!r} of type {type(value).__name__}",
+                "None, a bool, int, float or str, or a list or dict of these",
+            )
+        )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:  # run from a folder, never installed
+            versions[library] = "unknown"
+    return versions

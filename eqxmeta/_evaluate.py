@@ -1,0 +1,144 @@
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from ._arguments import check_int, check_seed
+from ._errors import explain
+from ._model import check_model
+from ._sources import check_device_source
+from ._strategy import Strategy, can_roll_out, num_tasks as count_tasks, split_or_none
+from ._task import Task
+
+# Evaluation tasks are drawn from a stream of their own: the same seed for training and for
+# evaluation must not mean the same tasks.
+_STREAM = 0x6576616C
+
+# Tasks evaluated in parallel; the rest wait their turn inside the compiled program.
+_PARALLEL = 100
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Query metrics of every task at every inner step.
+
+    `values[name]`: `[num_tasks, inner_steps + 1]`; column 0 is before adaptation.
+    """
+
+    values: Mapping[str, np.ndarray]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    def mean(self, name: str = "loss") -> np.ndarray:
+        """Mean over tasks, `[inner_steps + 1]`."""
+        return self._of(name).mean(axis=0)
+
+    def ci95(self, name: str = "loss") -> np.ndarray:
+        """Half-width of the 95% interval, 1.96 standard errors of the mean over tasks,
+        `[inner_steps + 1]`."""
+        values = self._of(name)
+        return 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+
+    def _of(self, name: str) -> np.ndarray:
+        if name not in self.values:
+            raise KeyError(explain("There is no such metric.", repr(name), f"one of {self.metrics}"))
+        return np.asarray(self.values[name], np.float64)
+
+
+def evaluate(
+    strategy: Strategy,
+    model: PyTree,
+    tasks: Any,
+    *,
+    num_tasks: int = 600,
+    inner_steps: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """How well `strategy` adapts `model` (a `TrainState.model`) to tasks it has not seen.
+
+    - `tasks`: a task source, `sample(key) -> Task`, of which `num_tasks` tasks are drawn that
+      depend on `seed` only (task `i` not even on `num_tasks`); or a batch of tasks, which is then
+      used as it is.
+    - `inner_steps`: adaptation is measured after 0, 1, ..., `inner_steps` inner steps. `None`: as
+      many as the strategy trains with. A strategy without an `InnerLoop` in its field `inner` is
+      measured before and after.
+
+    The query loss is computed with `eqx.nn.inference_mode`, on one query example at a time: no
+    prediction depends on the other queries. Adaptation uses the model as it is (dropout is on).
+
+    Raises `ValueError` or `TypeError` for invalid arguments.
+    """
+    check_model(model, "evaluate(model=...)")
+    steps = _check_steps(strategy, inner_steps)
+    check_seed(seed, "evaluate(seed=...)")
+    if isinstance(tasks, Task):
+        num_tasks = count_tasks(tasks)
+    else:
+        check_device_source(tasks, "evaluate(tasks=...)")
+    check_int(num_tasks, "evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval")
+    root = jax.random.fold_in(jax.random.key(seed), _STREAM)
+    values = _evaluate(strategy, model, tasks, root, num_tasks, steps)
+    return Evaluation(jax.tree.map(np.asarray, values))
+
+
+@eqx.filter_jit
+def _evaluate(
+    strategy: Strategy, model: PyTree, tasks: Any, root: PRNGKeyArray, num_tasks: int, steps: int | None
+) -> dict[str, Array]:
+    def one(index: Array) -> dict[str, Array]:
+        task_key, key = jax.random.split(jax.random.fold_in(root, index))
+        is_batch = isinstance(tasks, Task)
+        task = jax.tree.map(lambda x: x[index], tasks) if is_batch else tasks.sample(task_key)
+        return adaptation_curve(strategy, model, task, steps=steps, key=key)
+
+    return jax.lax.map(one, jnp.arange(num_tasks), batch_size=min(num_tasks, _PARALLEL))
+
+
+def adaptation_curve(
+    strategy: Strategy, model: PyTree, task: Task, *, steps: int | None, key: PRNGKeyArray | None
+) -> dict[str, Array]:
+    """Query metrics of one task after 0, 1, ..., `steps` inner steps: `[steps + 1]` each."""
+    adapt_key, _ = split_or_none(key)
+
+    def measure(model: PyTree) -> dict[str, Array]:
+        loss, metrics = strategy.loss(eqx.nn.inference_mode(model), task.query, None)  # pyright: ignore
+        return {"loss": loss, **metrics}
+
+    if steps is not None and can_roll_out(strategy):
+        rollout = strategy.inner_rollout  # pyright: ignore
+        return rollout(model, task.support, steps=steps, observe=measure, key=adapt_key).observed
+    # Only `inner_adapt` is known: adapt once for every number of steps.
+    strategies = [strategy] if steps is None else [with_inner_steps(strategy, k + 1) for k in range(steps)]
+    models = [model] + [s.inner_adapt(model, task.support, key=adapt_key) for s in strategies]
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *map(measure, models))
+
+
+def with_inner_steps(strategy: Strategy, steps: int) -> Strategy:
+    """The same strategy, taking `steps` inner steps in `inner_adapt`."""
+    return eqx.tree_at(lambda s: s.inner.steps, strategy, steps)
+
+
+def _check_steps(strategy: Strategy, steps: int | None) -> int | None:
+    if not isinstance(strategy, Strategy):
+        raise TypeError(explain("`evaluate(strategy=...)` is invalid.", repr(strategy), "an instance of `Strategy`"))
+    inner = getattr(strategy, "inner", None)
+    if steps is None:
+        return getattr(inner, "steps", None)
+    check_int(steps, "evaluate(inner_steps=...)", minimum=1, what="inner steps, or None")
+    if not hasattr(inner, "steps"):
+        name = type(strategy).__name__
+        raise ValueError(
+            explain(
+                "`evaluate(inner_steps=...)` cannot be obeyed.",
+                f"{steps}, and `{name}`, which has no `InnerLoop` in a field `inner`",
+                "inner_steps=None: measured before and after `inner_adapt`",
+            )
+        )
+    return steps

@@ -1,0 +1,179 @@
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from ._callback import Callback, Published, name_of
+from ._chunk import Job, Report, finite_leaves, train_chunk
+from ._errors import NonFiniteError, explain
+from ._pace import Pace, next_stop
+from ._run import Run
+from ._signals import OnInterrupt
+from ._sources import Loaded, Sampled
+from ._state import TrainState
+from ._strategy import Strategy
+
+INTERRUPTED = "interrupted"
+
+
+class Loop:
+    """One run: dispatches chunks, reads their metrics one chunk behind, calls the hooks."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        state: TrainState,
+        *,
+        source: Callable[[int], Sampled | Loaded],
+        root: PRNGKeyArray,
+        pace: Pace,
+        callbacks: tuple[Callback, ...],
+        everys: Mapping[str, int],
+        run: Run,
+        deadline: float,
+    ):
+        self._strategy = strategy
+        self._state = copied(state)  # the loop consumes its state; this one is the user's
+        self._source = source
+        self._root = root
+        self._pace = pace
+        self._callbacks = callbacks
+        self._everys = everys
+        self._run = run
+        self._deadline = deadline
+        self._ahead = run.start  # steps dispatched; `run.step` counts those that have been seen
+        self._pending: tuple[int, int, Report, float] | None = None
+        self._ready = 0.0
+        self._snapshot: tuple[int, TrainState] | None = None
+        self._was_finite = jax.device_get(eqx.filter_jit(finite_leaves)(state.model))
+
+    def run(self) -> TrainState:
+        try:
+            with OnInterrupt(lambda: self._run.request_stop(INTERRUPTED)):
+                try:
+                    self._call("on_fit_start")
+                    self._train()
+                except KeyboardInterrupt:
+                    # From a hook. The state is whole, so that this ends the run like Ctrl-C does.
+                    if self._run.stop_reason == INTERRUPTED:
+                        raise
+                    self._run.request_stop(INTERRUPTED)
+                self._catch_up()
+                self._call("on_fit_end")
+        except BaseException as error:
+            self._report(error)
+            raise
+        return self._state
+
+    def snapshot(self) -> TrainState:
+        """A copy of the newest state, one per step however many callbacks ask."""
+        if self._snapshot is None or self._snapshot[0] != self._ahead:
+            self._snapshot = (self._ahead, copied(self._state))
+        return self._snapshot[1]
+
+    def publish(self, scalars: Mapping[str, Published]) -> None:
+        for callback in self._callbacks:
+            callback.on_log(self._run, scalars)
+
+    def callback_states(self) -> dict[str, dict[str, Any]]:
+        return {name_of(callback): callback.state_dict() for callback in self._callbacks}
+
+    def _train(self) -> None:
+        run = self._run
+        if self._ahead < run.steps and run.stop_reason is None:
+            self._dispatch(self._ahead)  # no step at all: compiles, so that the pace is not misled
+            jax.block_until_ready(self._state)
+            self._pending = None
+        while self._ahead < run.steps and run.stop_reason is None:
+            stop = next_stop(self._ahead, run.steps, self._everys.values())
+            before, self._snapshot = self._pending, None
+            self._dispatch(min(stop, self._ahead + self._pace.limit))
+            self._deliver(before)
+            due = [c for c in self._callbacks if self._is_due(c)]
+            if due:
+                self._catch_up()
+                for callback in due:
+                    callback.on_step_end(run)
+            if time.monotonic() > self._deadline:
+                run.request_stop("time limit")
+
+    def _is_due(self, callback: Callback) -> bool:
+        every = self._everys.get(name_of(callback))
+        return every is not None and self._ahead % every == 0
+
+    def _dispatch(self, stop: int) -> None:
+        start, self._ahead = self._ahead, stop
+        source = self._source(stop - start)
+        job = Job(self._strategy, source, self._root, jnp.int32(start), jnp.int32(stop))
+        began = time.monotonic()
+        self._state, report = train_chunk(job, self._state)
+        self._pending = (start, stop, report, began)
+
+    def _catch_up(self) -> None:
+        """Wait for the device, so that `run.step` is the step that `run.state` is of."""
+        before, self._pending = self._pending, None
+        self._deliver(before)
+
+    def _deliver(self, chunk: tuple[int, int, Report, float] | None) -> None:
+        if chunk is None:
+            return
+        start, stop, report, began = chunk
+        report = jax.device_get(report)
+        ready = time.monotonic()
+        self._pace.measured(stop - start, ready - max(began, self._ready))
+        self._ready = ready
+        metrics = {name: rows[: stop - start] for name, rows in report.metrics.items()}
+        self._check_finite(start, stop, metrics, report)
+        self._run.step = stop
+        metrics = {"step": np.arange(start + 1, stop + 1), **metrics}
+        for callback in self._callbacks:
+            callback.on_chunk_end(self._run, metrics)
+
+    def _check_finite(self, start: int, stop: int, metrics: dict[str, Any], report: Report) -> None:
+        bad = {name: np.flatnonzero(~np.isfinite(rows)) for name, rows in metrics.items()}
+        first = min(((rows[0], name) for name, rows in bad.items() if len(rows)), default=None)
+        if first is not None:
+            row, name = first
+            step = start + int(row) + 1
+            raise NonFiniteError(
+                explain(
+                    f"The metric {name!r} is not finite at step {step}.",
+                    float(metrics[name][row]),
+                    "finite metrics. A smaller inner or outer learning rate, or gradient clipping, may help",
+                ),
+                step=step,
+                name=name,
+            )
+        for index, (now, before) in enumerate(zip(report.finite, self._was_finite, strict=True)):
+            if before and not now:
+                leaves = jax.tree_util.tree_leaves_with_path(self._state.model)
+                paths = [path for path, leaf in leaves if eqx.is_inexact_array(leaf)]
+                name = "model" + jax.tree_util.keystr(paths[index])
+                raise NonFiniteError(
+                    explain(f"The parameter `{name}` is not finite after step {stop}.", "NaN or infinity", "finite parameters"),
+                    step=stop,
+                    name=name,
+                )
+
+    def _call(self, hook: str) -> None:
+        for callback in self._callbacks:
+            getattr(callback, hook)(self._run)
+
+    def _report(self, error: BaseException) -> None:
+        """Every callback hears of the error; one that fails over it does not silence the rest."""
+        for callback in self._callbacks:
+            try:
+                callback.on_exception(self._run, error)
+            except Exception as second:
+                error.add_note(f"{name_of(callback)}.on_exception failed as well: {second!r}")
+
+
+@eqx.filter_jit
+def copied(state: TrainState) -> TrainState:
+    """The same values in buffers of their own."""
+    return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, state)

@@ -1,0 +1,85 @@
+"""The gradient of an inner loss, in a form whose own derivative is cheap: the modes of
+`InnerLoop(gradient=...)`."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from ._errors import explain
+
+GradientMode: TypeAlias = Literal["mixed", "reverse", "first_order"]
+GRADIENT_MODES: tuple[GradientMode, ...] = get_args(GradientMode)
+
+InnerLoss: TypeAlias = Callable[[PyTree, PyTree], Float[Array, ""]]
+
+
+def value_and_grad(
+    fun: InnerLoss, mode: GradientMode, fast: PyTree, rest: PyTree
+) -> tuple[Float[Array, ""], PyTree]:
+    """Value of `fun(fast, rest)` and its gradient in `fast`, to be differentiated again by `mode`.
+
+    - `"mixed"`: forward over reverse. The second derivative needs no stored activations, only
+      `fast` and `rest` themselves (Kemaev et al. 2025, arXiv 2505.00793). Exact if `fun`'s
+      gradient is a true gradient, so that its Jacobian is symmetric.
+    - `"reverse"`: reverse over reverse, what JAX does by itself. Exact for every `fun`.
+    - `"first_order"`: the gradient counts as a constant (Finn et al. 2017, section 5.2).
+
+    `fast` is a pytree of inexact arrays; `rest` holds everything else, of which inexact arrays
+    are differentiated too. The value is for reporting: it counts as a constant in every mode.
+    """
+    if mode == "mixed":
+        value, grad = _mixed(fun, fast, rest)
+    else:
+        value, grad = jax.value_and_grad(fun)(fast, rest)
+        if mode == "first_order":
+            grad = jax.lax.stop_gradient(grad)
+    return jax.lax.stop_gradient(value), grad
+
+
+def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""], PyTree]:
+    _refuse_complex(fast)
+    # A custom_vjp must receive whatever it differentiates as an argument: closing over a tracer
+    # of an outer transformation fails. Only what is no array at all may stay in the closure.
+    smooth, rest = eqx.partition(rest, eqx.is_inexact_array)
+    discrete, static = eqx.partition(rest, eqx.is_array)
+
+    def loss(fast: PyTree, smooth: PyTree, discrete: PyTree) -> Float[Array, ""]:
+        return fun(fast, eqx.combine(smooth, discrete, static))
+
+    @jax.custom_vjp
+    def run(fast: PyTree, smooth: PyTree, discrete: PyTree):
+        return jax.value_and_grad(loss)(fast, smooth, discrete)
+
+    def forward(fast: PyTree, smooth: PyTree, discrete: PyTree):
+        # The residuals are the inputs alone: this is where the memory is saved.
+        return run(fast, smooth, discrete), (fast, smooth, discrete)
+
+    def backward(residuals: Any, cotangents: Any):
+        fast, smooth, discrete = residuals
+        _, direction = cotangents  # the value's cotangent is zero, see above
+
+        def gradients(fast: PyTree):
+            return jax.grad(loss, argnums=(0, 1))(fast, smooth, discrete)
+
+        # d/d(fast, smooth) <grad_fast, direction> = (H_ff v, H_sf v): because second derivatives
+        # commute, both are one directional derivative of the whole gradient along `fast`.
+        _, (along_fast, along_smooth) = jax.jvp(gradients, (fast,), (direction,))
+        return along_fast, along_smooth, None
+
+    run.defvjp(forward, backward)
+    return run(fast, smooth, discrete)
+
+
+def _refuse_complex(fast: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fast):
+        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.complexfloating):
+            raise TypeError(
+                explain(
+                    "`gradient='mixed'` differentiates real parameters only.",
+                    f"leaf `model{jax.tree_util.keystr(path)}` of dtype {leaf.dtype}",
+                    "real parameters, or `gradient='reverse'`",
+                )
+            )

@@ -1,0 +1,40 @@
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from ._errors import explain
+
+
+def check_model(model: PyTree, argument: str) -> None:
+    """Refuse what cannot be meta-learnt correctly. Raises `TypeError` or `ValueError`."""
+    if isinstance(model, type):
+        raise TypeError(
+            explain(f"`{argument}` is not a model.", f"the class {model!r}", "an instance of an Equinox module")
+        )
+    stateful = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_state)
+        if _is_state(leaf)
+    ]
+    if stateful:
+        # Running statistics would need a policy for whose they are: one task's, or the run's.
+        # Without one they would silently leak between tasks.
+        raise ValueError(
+            explain(
+                f"`{argument}` has layers with state (such as `eqx.nn.BatchNorm`).",
+                f"state at {', '.join('model' + path for path in stateful)}",
+                "a model without state: `eqx.nn.LayerNorm` or `eqx.nn.GroupNorm` instead",
+            )
+        )
+    if not any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(model)):
+        raise ValueError(
+            explain(f"`{argument}` has no parameters.", repr(model)[:200], "at least one floating-point array")
+        )
+
+
+def _is_state(x: object) -> bool:
+    return isinstance(x, eqx.nn.State | eqx.nn.StateIndex)
+
+
+def count_parameters(tree: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf))

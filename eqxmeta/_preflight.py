@@ -1,0 +1,88 @@
+"""What can be found wrong with a run before anything is compiled: shapes are traced, nothing runs."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from ._errors import explain
+from ._state import TrainState
+from ._strategy import Strategy
+from ._task import Task
+
+
+def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
+    """`strategy.loss`, if there is one, must return a scalar and a dict of scalars."""
+    loss = getattr(strategy, "loss", None)
+    if loss is None:
+        return
+    out = eqx.filter_eval_shape(loss, model, task.support, jax.random.key(0))
+    what = "`loss(model, batch, key)`"
+    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+        raise TypeError(
+            explain(f"{what} returned something else than a pair.", _show(out), "(scalar, dict of scalar metrics)")
+        )
+    value, metrics = out
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            explain(f"The first value of {what} is not a loss.", _show(value), "a floating-point scalar: a mean over examples")
+        )
+    _check_scalars(metrics, f"The metrics of {what}")
+
+
+def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> None:
+    """`strategy.outer_update` must give back the same kind of state, and scalar metrics."""
+    out = eqx.filter_eval_shape(
+        lambda s, t: strategy.outer_update(s, t, key=jax.random.key(0)), state, tasks
+    )
+    what = f"`{type(strategy).__name__}.outer_update`"
+    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
+        raise TypeError(explain(f"{what} returned something else than a pair.", _show(out), "(TrainState, metrics)"))
+    new, metrics = out
+    if not isinstance(metrics, dict):
+        raise TypeError(explain(f"The metrics of {what} are invalid.", _show(metrics), "a dict of scalars"))
+    _check_scalars(metrics, f"The metrics of {what}")
+    before, after = _layout(state), _layout(new)
+    if before != after:
+        changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        raise ValueError(
+            explain(
+                f"{what} changed the structure, a shape or a dtype of the state.",
+                "; ".join(f"{path}: {before.get(path)} -> {after.get(path)}" for path in changed),
+                "every leaf of the new state as in the old one",
+            )
+        )
+
+
+def check_init(strategy: Strategy, state: Any) -> None:
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            explain(f"`{type(strategy).__name__}.init` returned something else than a state.", _show(state), "an `eqxmeta.TrainState`")
+        )
+
+
+def _layout(state: TrainState) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path((state.model, state.opt_state))
+    names = {0: "model", 1: "opt_state"}
+    return {
+        names[path[0].idx] + jax.tree_util.keystr(path[1:]): f"{x.dtype.name}{list(x.shape)}"
+        for path, x in leaves
+        if hasattr(x, "dtype") and hasattr(x, "shape")
+    }
+
+
+def _check_scalars(metrics: dict[Any, Any], what: str) -> None:
+    for name, value in metrics.items():
+        if not isinstance(name, str) or getattr(value, "shape", None) != ():
+            raise ValueError(explain(f"{what} are invalid.", f"{name!r}: {_show(value)}", "scalar arrays under string names"))
+    if "step" in metrics:
+        raise ValueError(explain(f"{what} use a reserved name.", "'step'", "another name"))
+
+
+def _show(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype.name}{list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text[:200]}"

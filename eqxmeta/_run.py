@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._callback import Published
+    from ._state import TrainState
+    from ._strategy import Strategy
+
+
+class Run:
+    """What a callback sees of a run: a small view, not the trainer.
+
+    - `step`: outer steps taken so far, a host integer.
+    - `steps`: the step at which the run ends, if nothing ends it before.
+    - `start`: the step at which this call of `fit` began; 0 unless resumed.
+    - `resuming`: whether `fit` was asked to resume. Files of an earlier attempt are then
+      continued, from `start`; otherwise they belong to somebody else.
+    - `strategy`: the strategy that is being trained.
+    - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
+    - `state`: the `TrainState` after `step` steps. It is the callback's to keep: the loop
+      goes on with buffers of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: Strategy,
+        steps: int,
+        start: int,
+        resuming: bool,
+        config: Mapping[str, Any],
+        snapshot: Callable[[], TrainState],
+        publish: Callable[[Mapping[str, Published]], None],
+        callback_states: Callable[[], dict[str, dict[str, Any]]],
+    ):
+        self.strategy = strategy
+        self.step = start
+        self.steps = steps
+        self.start = start
+        self.resuming = resuming
+        self.config = dict(config)
+        self.stop_reason: str | None = None
+        self._snapshot = snapshot
+        self._publish = publish
+        self._callback_states = callback_states
+
+    @property
+    def state(self) -> TrainState:
+        return self._snapshot()
+
+    def log(self, scalars: Mapping[str, Published]) -> None:
+        """Publish values at the current step: every callback's `on_log` receives them."""
+        self._publish(scalars)
+
+    def request_stop(self, reason: str) -> None:
+        """End the run after this step; the first reason is the one that is told."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+
+    def callback_states(self) -> dict[str, dict[str, Any]]:
+        """`state_dict()` of every callback, by name: what a checkpoint holds beside the state."""
+        return self._callback_states()

@@ -1,0 +1,184 @@
+"""Where the tasks of an outer step come from: sampled on the device, or read by the host."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from ._errors import explain
+from ._task import Task
+
+# Steps of host data that travel to the device together. More of them hide the cost of a
+# dispatch, which stops mattering long before they fill the memory.
+_MAX_STEPS = 64
+_MAX_BYTES = 64 * 2**20
+
+
+class Sampled(eqx.Module):
+    """Tasks sampled inside the compiled loop."""
+
+    tasks: Any
+    meta_batch_size: int
+
+    def batch(self, slot: Int[Array, ""], key: PRNGKeyArray) -> Task:
+        return jax.vmap(self.tasks.sample)(jax.random.split(key, self.meta_batch_size))
+
+
+class Loaded(eqx.Module):
+    """Batches of tasks from the host, for up to as many steps as the leading axis is long."""
+
+    batches: PyTree[Array]
+
+    def batch(self, slot: Int[Array, ""], key: PRNGKeyArray) -> Task:
+        return jax.tree.map(lambda x: x[slot], self.batches)
+
+
+def is_device_source(tasks: object) -> bool:
+    return hasattr(tasks, "sample")
+
+
+def check_device_source(tasks: Any, argument: str) -> Task:
+    """The shapes of one sampled task. Raises `TypeError` or `ValueError`; compiles nothing."""
+    if isinstance(tasks, type) or not isinstance(tasks, eqx.Module) or not is_device_source(tasks):
+        raise TypeError(
+            explain(
+                f"`{argument}` is not a task source.",
+                repr(tasks)[:200],
+                "an `eqx.Module` with a method `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`",
+            )
+        )
+    task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
+    check_task(task, f"{argument}.sample(key)")
+    return task
+
+
+def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
+    if not isinstance(task, Task):
+        raise TypeError(explain(f"`{argument}` is not a task.", type(task).__name__, "an `eqxmeta.Task`"))
+    for name, field in (("support", task.support), ("query", task.query)):
+        leaves = jax.tree.leaves(field)
+        if not leaves:
+            raise ValueError(
+                explain(f"`{argument}` has no {name} set.", repr(field), "a pytree of arrays, such as (x, y)")
+            )
+        sizes = {leaf.shape[:1] for leaf in leaves}
+        if len(sizes) != 1 or () in sizes or (0,) in sizes:
+            raise ValueError(
+                explain(
+                    f"`{argument}.{name}` does not lead with one {leading} axis.",
+                    f"shapes {[tuple(leaf.shape) for leaf in leaves]}",
+                    f"the same leading {leading} axis, 1 or longer, in every array",
+                )
+            )
+
+
+class HostSource:
+    """Reads `source[step]`, `step = start, start + 1, ...`, on a thread ahead of the device.
+
+    `source[step]` is a batch of tasks in NumPy, `Task` with leading axes [tasks, examples]; the
+    same for the same step, so that a resumed run sees what an uninterrupted one would have.
+    """
+
+    def __init__(self, source: Any, *, start: int, steps: int, meta_batch_size: int):
+        self._source = source
+        self._meta_batch_size = meta_batch_size
+        length = len(source) if hasattr(source, "__len__") else None
+        if length is not None and length < steps:
+            raise ValueError(
+                explain("`tasks` is too short.", f"{length} batches", f"`tasks[step]` for steps 0 to {steps - 1}")
+            )
+        self._first = self._read(start, None)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._first))
+        self.capacity = max(1, min(_MAX_STEPS, _MAX_BYTES // max(size, 1)))
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=2 * self.capacity)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._work, args=(start, steps), name="eqxmeta-host-source", daemon=True
+        )
+
+    @property
+    def example(self) -> Task:
+        """The first batch, for its shapes."""
+        return self._first
+
+    def __enter__(self) -> "HostSource":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._thread.join()
+
+    def take(self, steps: int) -> Loaded:
+        """The batches of the next `steps` outer steps, padded to the one compiled size."""
+        batches = []
+        for _ in range(steps):
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            batches.append(item)
+        padding = [batches[-1]] * (self.capacity - steps)
+        return Loaded(jax.device_put(jax.tree.map(lambda *xs: np.stack(xs), *batches, *padding)))
+
+    def shapes(self) -> Loaded:
+        def padded(x: np.ndarray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.capacity, *x.shape), jax.dtypes.canonicalize_dtype(x.dtype))
+
+        return Loaded(jax.tree.map(padded, self._first))
+
+    def _work(self, start: int, steps: int) -> None:
+        for item in self._items(start, steps):
+            while not self._stop.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if self._stop.is_set() or isinstance(item, BaseException):
+                return
+
+    def _items(self, start: int, steps: int) -> Iterator[Any]:
+        # An error goes to the main thread in the place of the batch that it stands for.
+        try:
+            yield self._first
+            for step in range(start + 1, steps):
+                yield self._read(step, self._first)
+        except BaseException as error:
+            yield error
+
+    def _read(self, step: int, like: Task | None) -> Task:
+        try:
+            batch = self._source[step]
+        except (IndexError, KeyError) as error:
+            raise ValueError(
+                explain(f"`tasks[{step}]` does not exist.", repr(error), "a batch of tasks for every outer step")
+            ) from error
+        check_task(batch, f"tasks[{step}]", leading="task")
+        batch = jax.tree.map(np.asarray, batch)
+        if like is None:
+            size = jax.tree.leaves(batch)[0].shape[0]
+            if size != self._meta_batch_size:
+                raise ValueError(
+                    explain(f"`tasks[{step}]` has a wrong number of tasks.", size, f"meta_batch_size={self._meta_batch_size}")
+                )
+        elif _layout(batch) != _layout(like):
+            raise ValueError(
+                explain(
+                    f"`tasks[{step}]` differs from the first batch in shape or dtype.",
+                    _layout(batch),
+                    _layout(like),
+                )
+            )
+        return batch
+
+
+def _layout(task: Task) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(task)
+    return {jax.tree_util.keystr(path): f"{x.dtype.name}{list(x.shape)}" for path, x in leaves}

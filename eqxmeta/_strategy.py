@@ -1,0 +1,186 @@
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ._errors import explain
+from ._inner_loop import Adaptation
+from ._state import TrainState, init_state
+from ._task import Task
+from ._types import Loss
+
+Metrics = dict[str, Float[Array, ""]]
+
+# What `outer_update` adds to the metrics of the user's loss.
+RESERVED = ("loss", "loss_before", "grad_norm", "step")
+
+
+class Strategy(eqx.Module):
+    """A meta-algorithm: how a model adapts to a task, and how it learns to from many tasks.
+
+    Every strategy works without a `Trainer`:
+
+        state = strategy.init(model)
+        state, metrics = strategy.outer_update(state, tasks, key=key)
+        adapted = strategy.inner_adapt(state.model, support)
+
+    To write your own, subclass `GradientStrategy` if the outer step descends a gradient of the
+    query loss, this class otherwise. Decorate both methods with `eqx.filter_jit`.
+    """
+
+    @abc.abstractmethod
+    def init(self, model: PyTree) -> TrainState:
+        """State before the first outer step, for the user's `model`."""
+
+    @abc.abstractmethod
+    def inner_adapt(
+        self, model: PyTree, support: PyTree[Array], *, key: PRNGKeyArray | None = None
+    ) -> PyTree:
+        """A model of the user's own type, adapted to one task's `support` examples.
+
+        `model` is what `TrainState.model` holds; `key` is for dropout.
+        """
+
+    @abc.abstractmethod
+    def outer_update(
+        self, state: TrainState, tasks: Task, *, key: PRNGKeyArray | None
+    ) -> tuple[TrainState, Metrics]:
+        """One outer step on a batch of tasks (leading axis: tasks), and scalar metrics of it."""
+
+
+class GradientStrategy(Strategy):
+    """A strategy whose outer step descends the gradient, through `inner_adapt`, of the query
+    loss: the mean over tasks of `loss(inner_adapt(model, support), query)`.
+
+    A subclass adds fields `loss` and `optimizer` (the outer one) and the method `inner_adapt`.
+
+    Metrics: `loss` (query loss after adaptation), `loss_before` (before), `grad_norm`, those that
+    the loss reports (after, and as `<name>_before`), and `support_loss/<i>` for every inner step
+    if the subclass also has `inner_rollout`.
+    """
+
+    loss: eqx.AbstractVar[Loss]
+    optimizer: eqx.AbstractVar[optax.GradientTransformation]
+
+    def init(self, model: PyTree) -> TrainState:
+        return init_state(model, self.optimizer)
+
+    @eqx.filter_jit
+    def outer_update(
+        self, state: TrainState, tasks: Task, *, key: PRNGKeyArray | None
+    ) -> tuple[TrainState, Metrics]:
+        def task_loss(model: PyTree, task: Task, key: PRNGKeyArray | None):
+            adapt_key, query_key = split_or_none(key)
+            adapted, metrics = adapt_with_metrics(self, model, task.support, key=adapt_key)
+            loss, query_metrics = query_loss(self.loss, model, adapted, task.query, query_key)
+            return loss, metrics | query_metrics
+
+        return descend(task_loss, self.optimizer, state, tasks, key=key)
+
+
+def descend(
+    task_loss: Callable[[PyTree, Task, PRNGKeyArray | None], tuple[Float[Array, ""], Metrics]],
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    tasks: Task,
+    *,
+    key: PRNGKeyArray | None,
+) -> tuple[TrainState, Metrics]:
+    """One step of `optimizer` along the gradient of the mean over tasks of
+    `task_loss(model, task, key) -> (loss, metrics)`."""
+    params, static = eqx.partition(state.model, eqx.is_inexact_array)
+
+    def meta_loss(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
+        def one(task: Task, key: PRNGKeyArray | None):
+            return task_loss(eqx.combine(params, static), task, key)
+
+        return jax.tree.map(jnp.mean, over_tasks(one, tasks, key))
+
+    (loss, metrics), grads = jax.value_and_grad(meta_loss, has_aux=True)(params)
+    metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
+    return apply_gradient(optimizer, state, grads), metrics
+
+
+def apply_gradient(
+    optimizer: optax.GradientTransformation, state: TrainState, grads: PyTree
+) -> TrainState:
+    """The state after one step of the outer `optimizer` along `grads`."""
+    params, static = eqx.partition(state.model, eqx.is_inexact_array)
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
+    return TrainState(state.step + 1, eqx.combine(params, static), opt_state)
+
+
+def over_tasks(
+    fun: Callable[[Task, PRNGKeyArray | None], PyTree], tasks: Task, key: PRNGKeyArray | None
+) -> PyTree:
+    """`fun(task, key)` for every task of a batch, in parallel; results lead with the task axis."""
+    if key is None:
+        return jax.vmap(lambda task: fun(task, None))(tasks)
+    return jax.vmap(fun)(tasks, jax.random.split(key, num_tasks(tasks)))
+
+
+def num_tasks(tasks: Task) -> int:
+    return jax.tree.leaves(tasks)[0].shape[0]
+
+
+def query_loss(
+    loss: Loss, model: PyTree, adapted: PyTree, query: PyTree[Array], key: PRNGKeyArray | None
+) -> tuple[Float[Array, ""], Metrics]:
+    """Query loss after adaptation, and the metrics of before and after."""
+    # Stopped at its input, so that nothing of it is kept for the backward pass.
+    before, metrics_before = loss(stop_gradient(model), query, key)
+    after, metrics_after = loss(adapted, query, key)
+    check_metrics(metrics_after)
+    metrics = {"loss_before": before, **metrics_after}
+    return after, metrics | {f"{name}_before": value for name, value in metrics_before.items()}
+
+
+def adapt_with_metrics(
+    strategy: Strategy, model: PyTree, support: PyTree[Array], *, key: PRNGKeyArray | None
+) -> tuple[PyTree, Metrics]:
+    """The adapted model and, where the strategy can tell, the support loss at every step."""
+    if not can_roll_out(strategy):
+        return strategy.inner_adapt(model, support, key=key), {}
+    adaptation = strategy.inner_rollout(model, support, key=key)  # pyright: ignore
+    return adaptation.model, support_losses(adaptation)
+
+
+def support_losses(adaptation: Adaptation) -> Metrics:
+    return {f"support_loss/{i}": adaptation.losses[i] for i in range(adaptation.losses.shape[0])}
+
+
+def can_roll_out(strategy: Strategy) -> bool:
+    """Whether the strategy's `inner_rollout`, if it has one, does what its `inner_adapt` does.
+
+    `inner_rollout(model, support, *, key=None, steps=None, observe=None) -> Adaptation` is the
+    optional method by which a strategy shows its inner steps as it takes them. A subclass that
+    replaces `inner_adapt` alone has made the inherited one wrong.
+    """
+    for cls in type(strategy).__mro__:
+        if "inner_rollout" in vars(cls):
+            return True
+        if "inner_adapt" in vars(cls):
+            return False
+    return False
+
+
+def stop_gradient(model: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, model)
+
+
+def split_or_none(key: PRNGKeyArray | None) -> tuple[Any, Any]:
+    return (None, None) if key is None else tuple(jax.random.split(key))
+
+
+def check_metrics(metrics: Mapping[str, Any]) -> None:
+    clash = sorted(set(metrics) & set(RESERVED))
+    if clash:
+        raise ValueError(
+            explain("The loss reports a metric under a reserved name.", clash, f"names other than {RESERVED}")
+        )

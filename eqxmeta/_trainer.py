@@ -1,0 +1,242 @@
+import contextlib
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from ._arguments import check_int, check_seed
+from ._callback import Callback, attach, name_of
+from ._checkpoint import load, read_manifest
+from ._chunk import CAPACITY
+from ._errors import CheckpointCorrupt, CheckpointMismatch, explain
+from ._loop import Loop
+from ._model import check_model
+from ._pace import Pace
+from ._preflight import check_init, check_loss, check_outer_update
+from ._run import Run
+from ._sources import HostSource, Sampled, check_device_source, is_device_source
+from ._state import TrainState
+from ._strategy import Strategy
+from ._summary import describe, render
+from ._task import Task
+
+# A checkpoint of a run in which one of these differs is of another run.
+_IDENTITY = ("strategy", "inner_steps", "gradient", "meta_batch_size", "seed", "model")
+
+
+class Trainer:
+    """Meta-trains a model: `Trainer(strategy, ...).fit(model, tasks, steps)`.
+
+    - `strategy`: the meta-algorithm, for example `eqxmeta.MAML(...)`.
+    - `meta_batch_size`: tasks per outer step.
+    - `seed`: of everything random. Step `i` sees tasks and dropout that depend on (seed, i) only.
+    - `callbacks`: see `eqxmeta.callbacks`. The result of a run does not depend on them.
+    - `steps_per_execution`: the most outer steps per dispatch of the compiled loop, at most 1024;
+      `"auto"` aims at half a second. The result does not depend on it.
+    - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to.
+    - `fast_dev_run`: `True` or a number of steps (`True` is 3): a trial run of so few steps, at
+      the end of which every callback has its turn, except those that write files.
+    - `summary`: print what is about to be trained, and why a run ended early.
+
+    Raises `TypeError` or `ValueError` for invalid arguments.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        meta_batch_size: int,
+        seed: int = 0,
+        callbacks: Iterable[Callback] = (),
+        steps_per_execution: int | Literal["auto"] = "auto",
+        max_time: float | timedelta | None = None,
+        fast_dev_run: bool | int = False,
+        summary: bool = True,
+    ):
+        if not isinstance(strategy, Strategy):
+            raise TypeError(
+                explain("`Trainer(strategy=...)` is not a strategy.", repr(strategy), "an instance of `Strategy`, such as `eqxmeta.MAML(...)`")
+            )
+        check_int(meta_batch_size, "Trainer(meta_batch_size=...)", minimum=1, what="tasks")
+        check_seed(seed, "Trainer(seed=...)")
+        if steps_per_execution != "auto":
+            check_int(steps_per_execution, "Trainer(steps_per_execution=...)", minimum=1, what="steps, or 'auto'")
+        if not isinstance(fast_dev_run, bool):
+            check_int(fast_dev_run, "Trainer(fast_dev_run=...)", minimum=1, what="steps, or a bool")
+        self.strategy = strategy
+        self.meta_batch_size = meta_batch_size
+        self.seed = seed
+        self.callbacks = attach(callbacks)
+        self.steps_per_execution: int | Literal["auto"] = steps_per_execution
+        self.max_time = _seconds(max_time)
+        self.fast_dev_run = 3 if fast_dev_run is True else int(fast_dev_run)
+        self.summary = summary
+
+    def fit(
+        self,
+        model: PyTree,
+        tasks: Any,
+        steps: int,
+        *,
+        resume: Literal["auto"] | str | Path | None = None,
+    ) -> TrainState:
+        """Train until outer step `steps`, and return the state reached.
+
+        - `model`: an Equinox module, one example in, one output out. It is left as it is.
+        - `tasks`: an `eqx.Module` with `sample(key) -> Task`, or a host source:
+          `tasks[step]` is a batch of `meta_batch_size` tasks in NumPy.
+        - `steps`: counted from the very first, also when resuming.
+        - `resume`: `"auto"` continues from the newest sound checkpoint of an attached
+          `Checkpoint`, or starts if there is none; a path continues from that file; `None` starts.
+
+        The first Ctrl-C ends the run after the current chunk, with the hooks of a run's end (so
+        that `Checkpoint` saves), and the state is returned; a second one raises.
+
+        Raises `NonFiniteError` if a metric or parameter becomes NaN or infinite, `CheckpointError`
+        if a run cannot be resumed, `TypeError` or `ValueError` for invalid arguments.
+        """
+        check_int(steps, "fit(steps=...)", minimum=1, what="outer steps")
+        check_model(model, "fit(model=...)")
+        callbacks = self.callbacks
+        if self.fast_dev_run:
+            steps, resume = min(steps, self.fast_dev_run), None
+            callbacks = tuple(callback for callback in callbacks if not callback.writes)
+            everys = {name_of(c): steps for c in callbacks if c.every is not None}
+        else:
+            everys = {name_of(c): c.every for c in callbacks if c.every is not None}
+        deadline = time.monotonic() + self.max_time
+
+        state = self.strategy.init(model)
+        check_init(self.strategy, state)
+        config = describe(
+            self.strategy, model, state, tasks,
+            steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
+        )  # fmt: skip
+        restored = self._restore(resume, state, callbacks, config)
+        start = 0 if restored is None else int(restored.step)
+        if start > steps:
+            raise ValueError(explain("`fit(steps=...)` is before the checkpoint.", steps, f"{start} or more"))
+
+        with self._open(tasks, start, steps) as (source, example, capacity):
+            check_loss(self.strategy, model, jax.tree.map(_without_first_axis, example))
+            check_outer_update(self.strategy, state, example)
+            run = Run(
+                strategy=self.strategy,
+                steps=steps,
+                start=start,
+                resuming=resume is not None,
+                config=config,
+                snapshot=lambda: loop.snapshot(),
+                publish=lambda scalars: loop.publish(scalars),
+                callback_states=lambda: loop.callback_states(),
+            )
+            loop = Loop(
+                self.strategy,
+                state if restored is None else restored,
+                source=source,
+                root=jax.random.key(self.seed),
+                pace=Pace(self.steps_per_execution, capacity),
+                callbacks=callbacks,
+                everys=everys,
+                run=run,
+                deadline=deadline,
+            )
+            if self.summary:
+                print(render(config, callbacks, start=start), flush=True)
+            state = loop.run()
+        if self.summary and run.stop_reason is not None:
+            print(f"stopped at step {run.step:,} of {steps:,}: {run.stop_reason}", flush=True)
+        return state
+
+    @contextlib.contextmanager
+    def _open(self, tasks: Any, start: int, steps: int) -> Iterator[tuple[Any, Task, int]]:
+        """The source as `steps -> Sampled | Loaded`, the shapes of a batch of its tasks, and the
+        most steps it can serve at once."""
+        if is_device_source(tasks):
+            check_device_source(tasks, "fit(tasks=...)")
+            sampled = Sampled(tasks, self.meta_batch_size)
+            example = eqx.filter_eval_shape(lambda s: s.batch(0, jax.random.key(0)), sampled)
+            yield (lambda steps: sampled), example, CAPACITY
+        elif hasattr(tasks, "__getitem__"):
+            with HostSource(
+                tasks, start=min(start, steps - 1), steps=steps, meta_batch_size=self.meta_batch_size
+            ) as host:
+                yield host.take, host.example, host.capacity
+        else:
+            raise TypeError(
+                explain(
+                    "`fit(tasks=...)` is not a task source.",
+                    repr(tasks)[:200],
+                    "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch of tasks`",
+                )
+            )
+
+    def _restore(
+        self,
+        resume: Literal["auto"] | str | Path | None,
+        like: TrainState,
+        callbacks: tuple[Callback, ...],
+        config: dict[str, Any],
+    ) -> TrainState | None:
+        if resume is None:
+            return None
+        if resume != "auto":
+            return self._load(Path(resume), like, callbacks, config)
+        if not any(type(c).resume_paths is not Callback.resume_paths for c in callbacks):
+            raise ValueError(
+                explain("`fit(resume='auto')` has nothing to resume from.", "no callback that saves", "a `Checkpoint` among the callbacks")
+            )
+        paths = [path for callback in callbacks for path in callback.resume_paths()]
+        for path in paths:
+            try:
+                return self._load(path, like, callbacks, config)
+            except CheckpointCorrupt as error:
+                warnings.warn(f"Skipping a damaged checkpoint. {error}", RuntimeWarning, stacklevel=3)
+        if paths:
+            raise CheckpointCorrupt(
+                explain("No checkpoint is sound.", ", ".join(map(str, paths)), "at least one. Move them away to start anew")
+            )
+        return None
+
+    def _load(
+        self, path: Path, like: TrainState, callbacks: tuple[Callback, ...], config: dict[str, Any]
+    ) -> TrainState:
+        meta = read_manifest(path)["meta"]
+        saved = meta.get("config", {})
+        differ = [name for name in _IDENTITY if saved.get(name) != config[name]]
+        if differ:
+            raise CheckpointMismatch(
+                explain(
+                    f"`{path}` is of another run.",
+                    ", ".join(f"{name}={saved.get(name)!r}" for name in differ),
+                    ", ".join(f"{name}={config[name]!r}" for name in differ),
+                )
+            )
+        state = load(path, like)
+        states = dict(meta.get("callbacks", {}))
+        for callback in callbacks:
+            if name_of(callback) in states:
+                callback.load_state_dict(states.pop(name_of(callback)))
+        forgotten = [name for name, value in states.items() if value]
+        if forgotten:
+            warnings.warn(f"`{path}` holds the state of callbacks that are not attached: {forgotten}", RuntimeWarning, stacklevel=4)
+        return state
+
+
+def _without_first_axis(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+
+def _seconds(max_time: float | timedelta | None) -> float:
+    if max_time is None:
+        return float("inf")
+    seconds = max_time.total_seconds() if isinstance(max_time, timedelta) else max_time
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ValueError(explain("`Trainer(max_time=...)` is invalid.", repr(max_time), "a positive number of seconds, or a `timedelta`"))
+    return float(seconds)

@@ -1,0 +1,110 @@
+"""Losses of Equinox models that map one example to one output, with no batch axis.
+
+Each is a `Loss`: `loss(model, (x, y), key) -> (scalar, metrics)`, means over examples. They are
+computed in float32 at least: half-precision outputs are widened first.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ._errors import explain
+from ._types import Metrics
+
+
+def mse(
+    model: Callable, batch: PyTree, key: PRNGKeyArray | None
+) -> tuple[Float[Array, ""], Metrics]:
+    """Mean squared error, over examples and outputs. No further metrics.
+
+    `batch` is `(x, y)`, `x: [n, ...]`, `y: [n, ...]` of the shape of the predictions. Raises
+    `ValueError` if the shapes differ: `[n]` against `[n, 1]` would broadcast to `[n, n]`.
+    """
+    x, y = _examples(batch)
+    prediction = _array(predict(model, x, key), "Predictions")
+    if prediction.shape != y.shape:
+        raise ValueError(
+            explain(
+                "Predictions and targets differ in shape.",
+                f"predictions {prediction.shape}, targets {y.shape}",
+                "the same shape: one target for each output of each example",
+            )
+        )
+    return jnp.mean((_widened(prediction) - _widened(y)) ** 2), {}
+
+
+def cross_entropy(
+    model: Callable, batch: PyTree, key: PRNGKeyArray | None
+) -> tuple[Float[Array, ""], Metrics]:
+    """Cross-entropy in nats, mean over examples, of logits and integer labels; `accuracy` in
+    [0, 1] as a metric.
+
+    `batch` is `(x, y)`, `x: [n, ...]`, `y: [n]` of integers in `range(classes)`; the model maps
+    an example to `[classes]` logits. Raises `ValueError` or `TypeError` if shapes or dtypes are
+    others. A label outside the range makes the loss NaN: values are not known before the run.
+    """
+    x, y = _examples(batch)
+    logits = _array(predict(model, x, key), "Logits")
+    if logits.ndim != 2 or y.shape != logits.shape[:1]:
+        raise ValueError(
+            explain(
+                "Logits and labels do not match.",
+                f"logits {logits.shape}, labels {y.shape}",
+                "logits [n, classes] and labels [n]",
+            )
+        )
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(explain("Labels are not integers.", f"dtype {y.dtype}", "class numbers"))
+    labels = y.astype(jnp.int32)
+    # Optax gives NaN from `classes` up, but would count a negative label from the end.
+    labels = jnp.where(labels < 0, logits.shape[1], labels)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(_widened(logits), labels)
+    accuracy = jnp.mean(jnp.argmax(logits, axis=1).astype(jnp.int32) == labels)
+    return jnp.mean(losses), {"accuracy": accuracy}
+
+
+def predict(model: Callable, x: PyTree, key: PRNGKeyArray | None = None) -> Any:
+    """The model's output for each example of `x: [n, ...]`.
+
+    A model whose `__call__` takes `key=` is given one per example, unless `key` is `None`: then,
+    and for other models, it is called with the example alone.
+    """
+    if key is None or not _takes_key(model):
+        return jax.vmap(lambda example: model(example))(x)
+    keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+    return jax.vmap(lambda example, key: model(example, key=key))(x, keys)
+
+
+def _takes_key(model: Callable) -> bool:
+    try:
+        parameters = inspect.signature(model).parameters
+    except ValueError:  # Some built-in callables have no signature.
+        return False
+    kinds = {p.kind for p in parameters.values()}
+    named = "key" in parameters and parameters["key"].kind is not inspect.Parameter.POSITIONAL_ONLY
+    return named or inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _examples(batch: PyTree) -> tuple[PyTree, Array]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        received = str(jax.tree.structure(batch))
+        raise TypeError(explain("A batch is not a pair.", received, "`(x, y)`"))
+    x, y = batch
+    return x, _array(y, "Targets")
+
+
+def _array(x: Any, what: str) -> Array:
+    if not isinstance(x, jax.Array | np.ndarray | np.generic):
+        received = str(jax.tree.structure(x))
+        raise TypeError(explain(f"{what} are not an array.", received, "one array"))
+    return jnp.asarray(x)
+
+
+def _widened(x: Array) -> Array:
+    return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x

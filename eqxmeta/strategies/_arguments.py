@@ -1,0 +1,29 @@
+import optax
+
+from .._arguments import check_optimizer
+from .._errors import explain
+from .._inner_loop import InnerLoop
+from .._types import Loss
+
+
+def check_arguments(
+    strategy: str, loss: Loss, inner: InnerLoop, optimizer: optax.GradientTransformation
+) -> None:
+    """The three arguments that the built-in strategies share."""
+    if not callable(loss) or isinstance(loss, type):
+        raise TypeError(
+            explain(
+                f"`{strategy}(loss=...)` is not a loss.",
+                repr(loss),
+                "a function `loss(model, batch, key) -> (scalar, metrics)`, such as `eqxmeta.losses.mse`",
+            )
+        )
+    if not isinstance(inner, InnerLoop):
+        raise TypeError(
+            explain(
+                f"`{strategy}(inner=...)` is not an inner loop.",
+                repr(inner),
+                "an `eqxmeta.InnerLoop`, for example `InnerLoop(optax.sgd(0.01), steps=1)`",
+            )
+        )
+    check_optimizer(optimizer, f"{strategy}(optimizer=...)")

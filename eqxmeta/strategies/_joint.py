@@ -1,0 +1,68 @@
+import equinox as eqx
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from .._inner_loop import Adaptation, InnerLoop
+from .._state import TrainState, init_state
+from .._strategy import (
+    Metrics,
+    Strategy,
+    adapt_with_metrics,
+    descend,
+    query_loss,
+    split_or_none,
+    stop_gradient,
+)
+from .._task import Task
+from .._types import Loss
+from ._arguments import check_arguments
+
+
+class Joint(Strategy):
+    """The naive baseline: one model for the examples of all tasks, then fine-tuning.
+
+    The outer step descends the mean loss over support and query examples of all tasks together;
+    nothing in it knows of adaptation. `inner_adapt` fine-tunes with `inner`. On sinusoids it
+    learns their average ("pretrained" in Finn, Abbeel, Levine 2017, section 5.1).
+
+    Metrics as for `MAML`, so that the two can be compared, and `pooled_loss`, which is what is
+    descended. Arguments as for `MAML`; `inner.gradient` plays no part.
+    """
+
+    loss: Loss
+    inner: InnerLoop
+    optimizer: optax.GradientTransformation
+
+    def __init__(self, loss: Loss, inner: InnerLoop, optimizer: optax.GradientTransformation):
+        check_arguments("Joint", loss, inner, optimizer)
+        self.loss = loss
+        self.inner = inner
+        self.optimizer = optimizer
+
+    def init(self, model: PyTree) -> TrainState:
+        return init_state(model, self.optimizer)
+
+    @eqx.filter_jit
+    def inner_adapt(
+        self, model: PyTree, support: PyTree[Array], *, key: PRNGKeyArray | None = None
+    ) -> PyTree:
+        return self.inner_rollout(model, support, key=key).model
+
+    def inner_rollout(self, model: PyTree, support: PyTree[Array], **options) -> Adaptation:
+        return self.inner(self.loss, model, support, **options)
+
+    @eqx.filter_jit
+    def outer_update(
+        self, state: TrainState, tasks: Task, *, key: PRNGKeyArray | None
+    ) -> tuple[TrainState, Metrics]:
+        def task_loss(model: PyTree, task: Task, key: PRNGKeyArray | None):
+            pooled_key, report_key = split_or_none(key)
+            adapt_key, query_key = split_or_none(report_key)
+            pooled, _ = self.loss(model, task.pooled, pooled_key)
+            frozen = stop_gradient(model)  # the rest is for reporting
+            adapted, metrics = adapt_with_metrics(self, frozen, task.support, key=adapt_key)
+            after, query_metrics = query_loss(self.loss, frozen, adapted, task.query, query_key)
+            return pooled, {"loss_after": after, **metrics, **query_metrics}
+
+        state, metrics = descend(task_loss, self.optimizer, state, tasks, key=key)
+        return state, metrics | {"pooled_loss": metrics["loss"], "loss": metrics.pop("loss_after")}

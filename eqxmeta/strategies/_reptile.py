@@ -1,0 +1,156 @@
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from .._arguments import check_int
+from .._errors import explain
+from .._inner_loop import Adaptation, InnerLoop
+from .._state import TrainState, init_state
+from .._strategy import (
+    Metrics,
+    Strategy,
+    apply_gradient,
+    over_tasks,
+    query_loss,
+    split_or_none,
+    support_losses,
+)
+from .._task import Task
+from .._types import Loss
+from ._arguments import check_arguments
+
+
+class ReptileOptState(eqx.Module):
+    """`outer`: state of the outer optimizer. `inner`: of the inner one, if it is carried."""
+
+    outer: PyTree
+    inner: PyTree
+
+
+class Reptile(Strategy):
+    """Reptile: move the initialisation towards the weights that tasks adapt to.
+
+    Each task takes `inner.steps` steps on minibatches of all its examples, support and query
+    together, and the outer step is `θ ← θ + ε (mean(φ) - θ)`: Nichol, Achiam, Schulman 2018
+    (arXiv 1803.02999), algorithms 1 and 2. The step goes through optax: `optimizer` receives
+    `θ - mean(φ)` as if it were a gradient, so that `optax.sgd(ε)` is the paper's update and a
+    schedule for its learning rate anneals it.
+
+    - `loss`, `inner`, `optimizer`: as for `MAML`; `inner.gradient` plays no part. The paper's
+      inner optimizer is `optax.adam(rate, b1=0)`.
+    - `batch_size`: examples per inner step, drawn without replacement, reshuffled when the
+      task's examples are used up, as in the paper's code. `None`, or more than there are: all.
+    - `inner_state`: `"reset"` starts every task from a fresh inner optimizer; `"carry"` from the
+      state that the last outer step left (its mean over the meta-batch, counters excepted), as
+      the paper's code does. `inner_adapt` always starts fresh.
+
+    Metrics: `loss` and `loss_before` on the query set, `support_loss/<i>` (the minibatch loss at
+    each inner step), `grad_norm` (of `θ - mean(φ)`), and those of the loss.
+    """
+
+    loss: Loss
+    inner: InnerLoop
+    optimizer: optax.GradientTransformation
+    batch_size: int | None
+    inner_state: Literal["reset", "carry"]
+
+    def __init__(
+        self,
+        loss: Loss,
+        inner: InnerLoop,
+        optimizer: optax.GradientTransformation,
+        *,
+        batch_size: int | None = None,
+        inner_state: Literal["reset", "carry"] = "reset",
+    ):
+        check_arguments("Reptile", loss, inner, optimizer)
+        if batch_size is not None:
+            check_int(batch_size, "Reptile(batch_size=...)", minimum=1, what="examples, or None")
+        if inner_state not in ("reset", "carry"):
+            raise ValueError(
+                explain("`Reptile(inner_state=...)` is invalid.", repr(inner_state), "'reset' or 'carry'")
+            )
+        self.loss = loss
+        self.inner = inner
+        self.optimizer = optimizer
+        self.batch_size = batch_size
+        self.inner_state = inner_state
+
+    def init(self, model: PyTree) -> TrainState:
+        state = init_state(model, self.optimizer)
+        inner = self.inner.init(state.model) if self.inner_state == "carry" else None
+        return TrainState(state.step, state.model, ReptileOptState(state.opt_state, inner))
+
+    @eqx.filter_jit
+    def inner_adapt(
+        self, model: PyTree, support: PyTree[Array], *, key: PRNGKeyArray | None = None
+    ) -> PyTree:
+        return self.inner_rollout(model, support, key=key).model
+
+    def inner_rollout(
+        self,
+        model: PyTree,
+        support: PyTree[Array],
+        *,
+        key: PRNGKeyArray | None = None,
+        steps: int | None = None,
+        **options,
+    ) -> Adaptation:
+        steps = self.inner.steps if steps is None else steps
+        batch_key, key = split_or_none(key)
+        return self.inner(
+            self.loss,
+            model,
+            support,
+            key=key,
+            steps=steps,
+            minibatches=self._minibatches(support, steps, batch_key),
+            **options,
+        )
+
+    @eqx.filter_jit
+    def outer_update(
+        self, state: TrainState, tasks: Task, *, key: PRNGKeyArray | None
+    ) -> tuple[TrainState, Metrics]:
+        def adapt(task: Task, key: PRNGKeyArray | None):
+            adapt_key, query_key = split_or_none(key)
+            result = self.inner_rollout(
+                state.model, task.pooled, key=adapt_key, opt_state=state.opt_state.inner
+            )
+            loss, metrics = query_loss(self.loss, state.model, result.model, task.query, query_key)
+            adapted = eqx.filter(result.model, eqx.is_inexact_array)
+            return adapted, result.opt_state, {"loss": loss, **support_losses(result), **metrics}
+
+        adapted, inner_states, metrics = over_tasks(adapt, tasks, key)
+        params = eqx.filter(state.model, eqx.is_inexact_array)
+        towards = jax.tree.map(lambda p, a: p - jnp.mean(a, axis=0), params, adapted)
+
+        outer = TrainState(state.step, state.model, state.opt_state.outer)
+        outer = apply_gradient(self.optimizer, outer, towards)
+        inner = _merge(inner_states) if self.inner_state == "carry" else None
+        metrics = jax.tree.map(jnp.mean, metrics) | {"grad_norm": optax.tree.norm(towards)}
+        opt_state = ReptileOptState(outer.opt_state, inner)
+        return TrainState(outer.step, outer.model, opt_state), metrics
+
+    def _minibatches(
+        self, data: PyTree[Array], steps: int, key: PRNGKeyArray | None
+    ) -> Int[Array, "steps size"] | None:
+        examples = jax.tree.leaves(data)[0].shape[0]
+        if self.batch_size is None or self.batch_size >= examples or steps == 0:
+            return None
+        # Without a key, for `inner_adapt` on its own, the order is arbitrary but fixed.
+        key = jax.random.key(0) if key is None else key
+        epochs = -(-steps * self.batch_size // examples)
+        order = jax.vmap(lambda k: jax.random.permutation(k, examples))(jax.random.split(key, epochs))
+        return order.reshape(-1)[: steps * self.batch_size].reshape(steps, self.batch_size)
+
+
+def _merge(states: PyTree) -> PyTree:
+    """One inner optimizer state out of one per task: moments are averaged, counters agree."""
+    return jax.tree.map(
+        lambda x: jnp.mean(x, axis=0) if eqx.is_inexact_array(x) else x[0], states
+    )

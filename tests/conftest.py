@@ -1,0 +1,25 @@
+"""Annotations are checked wherever tests go: jaxtyping's shapes and dtypes, by beartype."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("eqxmeta", "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# Broadcasting between ranks is written out, or is a bug.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def strict_dtypes():
+    """Implicit dtype promotion is an error. Not for every test: optax's Adam relies on it."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """64-bit types are on."""
+    with jax.enable_x64(True):
+        yield

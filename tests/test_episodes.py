@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eqxmeta.tasks import Episodes
+from eqxmeta.tasks._distinct import distinct
+
+from .helpers import tree_allclose
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot28.npz"
+
+
+def coded(sizes, names=None, seed=0):
+    """A dataset whose images say what they are, `[class, example]`, in random order."""
+    pairs = np.array([(c, e) for c, size in enumerate(sizes) for e in range(size)], np.float32)
+    np.random.default_rng(seed).shuffle(pairs)
+    names = np.arange(len(sizes)) if names is None else np.asarray(names)
+    return pairs, names[pairs[:, 0].astype(int)]
+
+
+@eqx.filter_jit
+def draw(episodes, num_episodes, seed=0):
+    return jax.vmap(episodes.sample)(jax.random.split(jax.random.key(seed), num_episodes))
+
+
+def assert_chi_square(observed, expected):
+    """Counts agree with their expectation, to 5 standard deviations of the statistic."""
+    observed, expected = np.ravel(observed), np.ravel(np.broadcast_to(expected, observed.shape))
+    freedom = observed.size - 1
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    assert freedom - 5 * np.sqrt(2 * freedom) < statistic < freedom + 5 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(("n", "k"), [(5, 3), (4, 4), (7, 1), (60, 2), (2, 2)])
+def test_distinct_draws_every_ordered_choice_equally_often(n, k):
+    keys = jax.random.split(jax.random.key(n), 60_000)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: distinct(key, n, k)))(keys))
+    codes, observed = np.unique(drawn @ n ** np.arange(k), return_counts=True)
+    choices = np.prod([n - i for i in range(k)])
+    assert len(codes) == choices
+    assert_chi_square(observed, 60_000 / choices)
+
+
+@pytest.mark.parametrize(("n", "k"), [(33, 33), (40, 32), (100_000, 17), (1, 1)])
+def test_distinct_of_many(n, k):
+    keys = jax.random.split(jax.random.key(0), 300)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: distinct(key, n, k)))(keys))
+    assert drawn.min() >= 0 and drawn.max() < n
+    assert all(len(set(row)) == k for row in drawn)
+    # Each place of its own: 5 standard deviations of the mean of a uniform variable.
+    assert np.abs(drawn.mean(0) - (n - 1) / 2).max() <= 5 * n / np.sqrt(12 * 300)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data())
+def test_an_episode_has_distinct_classes_and_distinct_examples(data):
+    ways, shots, queries = (data.draw(st.integers(1, high)) for high in (4, 3, 4))
+    sizes = data.draw(st.lists(st.integers(shots + queries, 12), min_size=ways, max_size=7))
+    episodes = Episodes(*coded(sizes), ways, shots, queries)
+    task = episodes.sample(jax.random.key(data.draw(st.integers(0, 99))))
+    (support, support_y), (query, query_y) = jax.tree.map(np.asarray, (task.support, task.query))
+    assert support.shape == (ways * shots, 2) and query.shape == (ways * queries, 2)
+    assert support_y.dtype == query_y.dtype == np.int32
+    assert np.array_equal(np.bincount(support_y), [shots] * ways)
+    assert np.array_equal(np.bincount(query_y), [queries] * ways)
+    x, y = np.concatenate([support, query]), np.concatenate([support_y, query_y])
+    # The same label is the same class, in the support set and in the query set.
+    class_of = {label: set(x[y == label, 0]) for label in range(ways)}
+    assert all(len(classes) == 1 for classes in class_of.values())
+    assert len(set.union(*class_of.values())) == ways
+    assert len({tuple(pair) for pair in x}) == len(x)
+    assert all(example < sizes[int(c)] for c, example in x)
+
+
+def test_classes_and_examples_are_uniform():
+    sizes = [4, 9, 5, 30, 6]
+    task = draw(Episodes(*coded(sizes), ways=3, shots=1, queries=2), 20_000)
+    support, query = np.asarray(task.support[0], int), np.asarray(task.query[0], int)
+    # [episodes, ways]: ordered triples of classes.
+    triples = support[:, :, 0] @ 5 ** np.arange(3)
+    codes, observed = np.unique(triples, return_counts=True)
+    assert len(codes) == 60
+    assert_chi_square(observed, 20_000 / 60)
+    for examples in (support, query):
+        for c, size in enumerate(sizes):
+            observed = np.bincount(examples[examples[..., 0] == c, 1], minlength=size)
+            assert len(observed) == size
+            # Queries of one episode exclude each other, which only narrows the statistic.
+            assert ((observed - observed.mean()) ** 2 / observed.mean()).sum() < 3 * size + 10
+
+
+def test_one_huge_class_among_small_ones():
+    sizes = [100_000] + [10] * 20
+    task = draw(Episodes(*coded(sizes), ways=21, shots=3, queries=7), 200)
+    x = np.concatenate([task.support[0], task.query[0]], axis=1)
+    huge = x[x[..., 0] == 0, 1].reshape(200, 10)
+    assert all(len(set(row)) == 10 for row in huge)
+    assert huge.mean() == pytest.approx(50_000, rel=0.05)
+    assert np.median(huge) == pytest.approx(50_000, rel=0.08)
+    small = x[x[..., 0] == 7, 1].reshape(200, 10)
+    assert all(set(row) == set(range(10)) for row in small)
+
+
+@pytest.mark.parametrize("names", [[-7, 3, 10**9], ["b", "a", "ç"], np.array([0, 200, 9], np.uint8)])
+def test_labels_are_names_of_any_kind(names):
+    episodes = Episodes(*coded([3, 4, 5], names), ways=3, shots=2, queries=1)
+    task = draw(episodes, 20)
+    assert set(np.unique(task.support[0][..., 0])) == {0, 1, 2}
+    for x, y in zip(*task.query, strict=True):
+        assert len({(int(c), int(label)) for c, label in zip(x[:, 0], y, strict=True)}) == 3
+
+
+def test_uint8_stays_on_the_device_and_becomes_floats():
+    images = np.arange(256, dtype=np.uint8).reshape(128, 2, 1)
+    episodes = Episodes(images, np.arange(128), ways=128, shots=1, queries=1)
+    del episodes
+
+
+def test_the_data_are_arguments_of_the_compiled_program():
+    episodes = Episodes(*coded([5] * 6), ways=2, shots=1, queries=1)
+    assert len(jax.tree.leaves(episodes)) == 4
+    jaxpr = jax.make_jaxpr(lambda episodes, key: episodes.sample(key))(episodes, jax.random.key(0))
+    assert all(np.size(const) < 12 for const in jaxpr.consts)
+
+
+def test_the_same_key_gives_the_same_episode_inside_and_outside_of_loops():
+    episodes = Episodes(*coded([5, 6, 7]), ways=2, shots=1, queries=3)
+    keys = jax.random.split(jax.random.key(1), 4)
+    singly = [episodes.sample(key) for key in keys]
+
+    @eqx.filter_jit
+    def looped(episodes):
+        def body(i, x):
+            return x.at[i].set(episodes.sample(keys[i]).query[0])
+
+        return jax.lax.fori_loop(0, 4, body, jnp.zeros((4, 6, 2)))
+
+    assert tree_allclose(looped(episodes), jnp.stack([task.query[0] for task in singly]))
+    batched = jax.vmap(episodes.sample)(keys)
+    assert tree_allclose(batched, jax.tree.map(lambda *x: jnp.stack(x), *singly))
