@@ -34,16 +34,17 @@ class EarlyStopping(Callback):
         every: int | None = None,
         name: str | None = None,
     ):
-        if not isinstance(monitor, str) or not monitor:
-            raise ValueError(explain("`EarlyStopping(monitor=...)` is invalid.", repr(monitor), "a name"))
         check_int(patience, "EarlyStopping(patience=...)", minimum=1, what="observations")
-        if not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
-            expected = "a finite number, 0 or more"
-            raise ValueError(explain("`EarlyStopping(min_delta=...)` is invalid.", repr(min_delta), expected))
-        if mode not in ("min", "max"):
-            raise ValueError(explain("`EarlyStopping(mode=...)` is invalid.", repr(mode), "'min' or 'max'"))
         if every is not None:
             check_int(every, "EarlyStopping(every=...)", minimum=1, what="outer steps, or None")
+        for argument, value, valid, expected in (
+            ("monitor", monitor, isinstance(monitor, str) and monitor != "", "a name"),
+            ("min_delta", min_delta, 0 <= min_delta < math.inf, "a finite number, 0 or more"),
+            ("mode", mode, mode in ("min", "max"), "'min' or 'max'"),
+        ):
+            if not valid:
+                message = f"`EarlyStopping({argument}=...)` is invalid."
+                raise ValueError(explain(message, repr(value), expected))
         self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta
@@ -87,8 +88,8 @@ class EarlyStopping(Callback):
             return
         value = scalars[self.monitor]
         if isinstance(value, Image):
-            expected = "the name of a number or a curve"
-            raise TypeError(explain("`EarlyStopping(monitor=...)` is an image.", repr(self.monitor), expected))
+            message = "`EarlyStopping(monitor=...)` is an image."
+            raise TypeError(explain(message, repr(self.monitor), "the name of a number or a curve"))
         self._observe(run, float(value.mean[-1] if isinstance(value, Curve) else value))
 
     def on_fit_end(self, run: Run) -> None:
@@ -129,7 +130,7 @@ class EarlyStopping(Callback):
     def _stop_if_due(self, run: Run) -> None:
         # Also at the start: a run that had stopped does not go on because it was resumed.
         if self._waited >= self.patience:
-            best = "never finite" if self._best is None else f"{self._best:.6g} at step {self._best_step}"
+            best = "none" if self._best is None else f"{self._best:.6g} at step {self._best_step}"
             run.request_stop(
                 f"{self.monitor!r} has not improved for {self._waited} observations (best: {best})"
             )

@@ -33,7 +33,7 @@ class Evaluate(Callback):
         check_int(every, "Evaluate(every=...)", minimum=1, what="outer steps")
         check_int(num_tasks, "Evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval")
         if inner_steps is not None:
-            check_int(inner_steps, "Evaluate(inner_steps=...)", minimum=1, what="inner steps, or None")
+            check_int(inner_steps, "Evaluate(inner_steps=...)", minimum=1, what="inner steps")
         check_seed(seed, "Evaluate(seed=...)")
         if not isinstance(prefix, str) or not prefix:
             raise ValueError(explain("`Evaluate(prefix=...)` is invalid.", repr(prefix), "a name"))

@@ -8,8 +8,9 @@ import numpy as np
 
 from eqxmeta._arguments import check_int
 from eqxmeta._callback import Callback, Curve, Image, Published
+from eqxmeta._container import replacing
 from eqxmeta._errors import explain
-from eqxmeta._files import replace, write_at
+from eqxmeta._files import write_at
 from eqxmeta._run import Run
 
 
@@ -37,9 +38,10 @@ class JSONL(Callback):
         self.path = Path(path)
         self.name = name
         self._thinning = every
-        self._started = False
+        self._held: dict[str, Any] | None = None
 
     def on_fit_start(self, run: Run) -> None:
+        self._held = None
         if run.resuming:
             lines, held = _read(self.path, run.start)
         else:
@@ -57,9 +59,8 @@ class JSONL(Callback):
         self.path.touch()
         # The newest row is held back, because more may be published at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.
-        self._held: dict[str, Any] | None = held
+        self._held = held
         self._end = len(lines)
-        self._started = True
         self._ended = False
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
@@ -103,7 +104,7 @@ class JSONL(Callback):
             self._end += len(data)
 
     def _flush(self) -> None:
-        if self._started and self._held is not None:
+        if self._held is not None:
             write_at(self.path, self._end, _line(self._held), sync=True)
 
 
@@ -119,7 +120,8 @@ def _read(path: Path, last: int) -> tuple[bytes, dict[str, Any] | None]:
             rows.append(row)
     kept = b"".join(lines)
     if kept != data:
-        replace(path, kept)
+        with replacing(path) as file:
+            file.write(kept)
     return (b"".join(lines[:-1]), rows[-1]) if rows else (b"", None)
 
 

@@ -43,7 +43,7 @@ class Lambda(Callback):
         }
         hooks = {hook: function for hook, function in hooks.items() if function is not None}
         if not hooks:
-            raise ValueError(explain("`Lambda()` does nothing.", "no function", "at least one hook"))
+            raise ValueError(explain("`Lambda()` does nothing.", "no function", "one or more"))
         for hook, function in hooks.items():
             if not callable(function):
                 message = f"`Lambda({hook}=...)` is not a function."
@@ -53,7 +53,7 @@ class Lambda(Callback):
                 explain(
                     "`Lambda` has one of `every` and `on_step_end` without the other.",
                     f"every={every}, on_step_end={on_step_end}",
-                    "both: `on_step_end` is called at the outer steps that are multiples of `every`",
+                    "both: `on_step_end` is called at multiples of `every` outer steps",
                 )
             )
         if every is not None:

@@ -1,3 +1,5 @@
+import time
+from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,14 +11,18 @@ from eqxmeta._run import Run
 # More of what callbacks publish would leave no room for the bar.
 _SHOWN = 2
 
+# Chunks over which the speed is averaged: about ten seconds of them, if the trainer sets the pace.
+_CHUNKS = 20
+
 
 class ProgressBar(Callback):
     """Shows on stderr how far the run is, how fast it goes, and how well.
 
-         30%|###       | 6000/20000 [00:05<00:12, 1171.23step/s, 29.3k tasks/s, loss 0.712]
+         30%|###       | 6000/20000 [00:09, 00:12 left, 1.17k steps/s, 29.3k tasks/s, loss 0.712]
 
-    Speed and the time that is left are averages over the last chunks. Of what callbacks publish
-    the first two names are shown with their newest value, a curve over inner steps by its last.
+    Speed and the time that is left come from the last chunks and leave out compilation. Of what
+    callbacks publish the first two names are shown with their newest value, a curve over inner
+    steps by its last.
 
     - `disable`: `None` is quiet unless stderr is a terminal, `False` shows the bar anyway (in a
       notebook, for example), `True` never does.
@@ -31,6 +37,7 @@ class ProgressBar(Callback):
         self._close()
         self._loss: float | None = None
         self._published: dict[str, float] = {}
+        self._ends: deque[tuple[int, float]] = deque(maxlen=_CHUNKS)  # of chunks: step, time
         self._meta_batch_size: int | None = run.config.get("meta_batch_size")
         self._bar = tqdm(
             total=run.steps,
@@ -38,8 +45,8 @@ class ProgressBar(Callback):
             unit="step",
             disable=self.disable,
             dynamic_ncols=True,
-            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-            "[{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            miniters=1,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
@@ -47,8 +54,10 @@ class ProgressBar(Callback):
             return
         if "loss" in metrics:
             self._loss = float(metrics["loss"][-1])
-        self._bar.set_postfix_str(self._postfix(self._bar), refresh=False)
-        self._bar.update(int(metrics["step"][-1]) - self._bar.n)
+        step = int(metrics["step"][-1])
+        self._ends.append((step, time.perf_counter()))
+        self._bar.set_postfix_str(self._postfix(run.steps - step), refresh=False)
+        self._bar.update(step - self._bar.n)
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         if self._bar is None or self._bar.disable:
@@ -57,7 +66,7 @@ class ProgressBar(Callback):
             if not isinstance(value, Image):
                 last = value.mean[-1] if isinstance(value, Curve) else value
                 self._published[name] = float(last)
-        self._bar.set_postfix_str(self._postfix(self._bar))
+        self._bar.set_postfix_str(self._postfix(run.steps - run.step))
 
     def on_exception(self, run: Run, error: BaseException) -> None:
         self._close()
@@ -65,11 +74,15 @@ class ProgressBar(Callback):
     def on_fit_end(self, run: Run) -> None:
         self._close()
 
-    def _postfix(self, bar: tqdm) -> str:
+    def _postfix(self, steps_left: int) -> str:
         parts = []
-        rate = bar.format_dict["rate"]
-        if rate and self._meta_batch_size:
-            parts.append(f"{tqdm.format_sizeof(rate * self._meta_batch_size)} tasks/s")
+        if len(self._ends) > 1:
+            (first, begin), (last, end) = self._ends[0], self._ends[-1]
+            speed = (last - first) / max(end - begin, 1e-6)
+            parts.append(f"{tqdm.format_interval(steps_left / speed)} left")
+            parts.append(f"{tqdm.format_sizeof(speed)} steps/s")
+            if self._meta_batch_size:
+                parts.append(f"{tqdm.format_sizeof(speed * self._meta_batch_size)} tasks/s")
         if self._loss is not None:
             parts.append(f"loss {self._loss:.3g}")
         parts += [f"{name} {value:.3g}" for name, value in list(self._published.items())[:_SHOWN]]

@@ -9,14 +9,8 @@ from typing import Any
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.proto import layout_pb2 as layout
-from tensorboardX.proto.event_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
-    Event,
-    SessionLog,
-)
-from tensorboardX.proto.summary_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
-    Summary,
-    SummaryMetadata,
-)
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata  # pyright: ignore
 
 from eqxmeta._arguments import check_int
 from eqxmeta._callback import Callback, Curve, Image, Published
@@ -151,12 +145,12 @@ class TensorBoard(Callback):
             self._inner = (step, EventFile(self.logdir / "inner_steps" / f"step-{step:09d}"))
         file = self._inner[1]
         tags = [f"adaptation/{name}", f"adaptation/{name}_low", f"adaptation/{name}_high"]
-        inner_steps = np.arange(len(curve.mean))
-        times = np.full(len(inner_steps), time.time())
-        file.add_scalars(tags, inner_steps, times, np.stack([curve.mean, low, high], axis=1))
+        length = len(curve.mean)
+        times = np.full(length, time.time())
+        file.add_scalars(tags, np.arange(length), times, np.stack([curve.mean, low, high], axis=1))
         file.flush()
         numbers = {}
-        for i in inner_steps:
+        for i in range(length):
             after, lower, upper = _tags(name, i)
             numbers |= {after: curve.mean[i], lower: low[i], upper: high[i]}
         return numbers
@@ -199,15 +193,15 @@ def _plain(value: Any) -> str | bool | int | float:
 
 def _layout_summary(curves: Mapping[str, int]) -> Summary:
     """Charts with bands, one a curve. TensorBoard takes the newest layout of a run."""
-    margin = layout.MarginChartContent  # pyright: ignore[reportAttributeAccessIssue]
+    margin = layout.MarginChartContent  # pyright: ignore
     charts = []
     for name, length in curves.items():
         tags = [_tags(name, i) for i in range(length)]
         series = [margin.Series(value=v, lower=low, upper=high) for v, low, high in tags]
-        charts.append(layout.Chart(title=name, margin=margin(series=series)))  # pyright: ignore[reportAttributeAccessIssue]
-    category = layout.Category(title="adaptation, 95% intervals", chart=charts)  # pyright: ignore[reportAttributeAccessIssue]
+        charts.append(layout.Chart(title=name, margin=margin(series=series)))  # pyright: ignore
+    category = layout.Category(title="adaptation, 95% intervals", chart=charts)  # pyright: ignore
     value = summary.custom_scalars({}).value[0]
-    content = layout.Layout(category=[category])  # pyright: ignore[reportAttributeAccessIssue]
+    content = layout.Layout(category=[category])  # pyright: ignore
     value.tensor.string_val[0] = content.SerializeToString()
     return Summary(value=[value])
 
@@ -231,5 +225,6 @@ def _png(pixels: np.ndarray) -> bytes:
     lines = np.zeros((height, 1 + 3 * width), np.uint8)  # each line is led by its filter: none
     lines[:, 1:] = pixels.reshape(height, 3 * width)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+    data = zlib.compress(lines.tobytes())
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks

@@ -15,6 +15,7 @@ from ._evaluate import Evaluation as Evaluation
 from ._evaluate import evaluate as evaluate
 from ._inner_loop import Adaptation as Adaptation
 from ._inner_loop import InnerLoop as InnerLoop
+from ._plot_adaptation import plot_adaptation as plot_adaptation
 from ._run import Run as Run
 from ._state import TrainState as TrainState
 from ._strategy import GradientStrategy as GradientStrategy

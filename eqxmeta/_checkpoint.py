@@ -134,13 +134,13 @@ def _to_numpy(leaf: Any) -> np.ndarray:
 
 
 def _to_jax(array: np.ndarray, like: Any) -> Any:
-    # jnp.array copies, so that the loop can be given (and overwrite) buffers that are JAX's own.
+    # JAX may use the memory as it is, and overwrite it when donated: nobody else has it.
     if _is_key(like):
-        return jax.random.wrap_key_data(jnp.array(array), impl=jax.random.key_impl(like))
+        return jax.random.wrap_key_data(jax.device_put(array), impl=jax.random.key_impl(like))
     if like.dtype.isbuiltin == 2:
         array = array.view(like.dtype)
-    result = jnp.array(array)
-    return result if result.dtype == array.dtype else array.copy()
+    fits = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+    return jax.device_put(array) if fits else array.copy()
 
 
 def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:

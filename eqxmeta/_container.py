@@ -89,7 +89,7 @@ class Reader:
         self.manifest = self._read_manifest()
 
     def read(self, entry: dict[str, Any]) -> bytes:
-        """The bytes of one leaf. Raises `CheckpointCorrupt` if they are not as they were written."""
+        """The bytes of one leaf. Raises `CheckpointCorrupt` if they are not as written."""
         with _damage_of(self.path, entry["path"]):
             # Nothing is allocated for a size that the file cannot hold: see `_member_sizes`.
             data = self._archive.read(entry["file"])

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from tensorboardX.crc32c import CRC_TABLE, crc32c
-from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 
-from ._files import replace, write_at
+from ._container import replacing
+from ._files import write_at
 
 _TABLE = np.array(CRC_TABLE, np.uint32)
 
@@ -65,11 +66,12 @@ def event_files(folder: Path) -> list[Path]:
 def cut(path: Path, step: int) -> None:
     """Forget what `path` tells of outer steps after `step`, and a torn record at its end."""
     data = path.read_bytes()
-    kept = [data[a:b] for a, b in _records(data) if Event.FromString(data[a + 12 : b - 4]).step <= step]
+    kept = [data[a:b] for a, b in _records(data) if _step(data[a:b]) <= step]
     if not kept:
         path.unlink()
     elif sum(map(len, kept)) < len(data):
-        replace(path, b"".join(kept))
+        with replacing(path) as file:
+            file.write(b"".join(kept))
 
 
 def _create(folder: Path) -> Path:
@@ -147,6 +149,10 @@ def _checksums(rows: np.ndarray) -> np.ndarray:
     return ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
 
 
+def _step(record: bytes) -> int:
+    return Event.FromString(record[12:-4]).step
+
+
 def _records(data: bytes) -> list[tuple[int, int]]:
     """Where each record begins and ends, up to the first that is torn or damaged."""
     heads: dict[int, bytes] = {}
@@ -167,6 +173,6 @@ def _records(data: bytes) -> list[tuple[int, int]]:
         offsets = np.array(starts)
         events = array[offsets[:, None] + np.arange(12, 12 + size)]
         tails = array[offsets[:, None] + np.arange(12 + size, 16 + size)]
-        bad = offsets[_checksums(events) != tails.copy().view("<u4")[:, 0]]
-        damaged = min(damaged, *bad.tolist(), damaged)
+        bad = offsets[_checksums(events) != tails.view("<u4")[:, 0]]
+        damaged = min([damaged, *bad.tolist()])
     return [(a, b) for a, b in records if a < damaged]

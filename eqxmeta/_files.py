@@ -1,23 +1,5 @@
-"""Writing files so that a crash never leaves half a file behind."""
-
 import os
 from pathlib import Path
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Give `path` the content `data`: after a crash it holds the old content or the new."""
-    # In the same folder, because a rename does not cross file systems.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:
@@ -39,13 +21,3 @@ def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> Non
         file.truncate()
         if sync:
             os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is on disk only when the folder is. Windows cannot open folders.
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

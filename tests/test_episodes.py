@@ -59,13 +59,14 @@ def test_distinct_of_many(n, k):
     assert np.abs(drawn.mean(0) - (n - 1) / 2).max() <= 5 * n / np.sqrt(12 * 300)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.data())
 def test_an_episode_has_distinct_classes_and_distinct_examples(data):
     ways, shots, queries = (data.draw(st.integers(1, high)) for high in (4, 3, 4))
     sizes = data.draw(st.lists(st.integers(shots + queries, 12), min_size=ways, max_size=7))
     episodes = Episodes(*coded(sizes), ways, shots, queries)
-    task = episodes.sample(jax.random.key(data.draw(st.integers(0, 99))))
+    key = jax.random.key(data.draw(st.integers(0, 99)))
+    task = eqx.filter_jit(episodes.sample)(key)
     (support, support_y), (query, query_y) = jax.tree.map(np.asarray, (task.support, task.query))
     assert support.shape == (ways * shots, 2) and query.shape == (ways * queries, 2)
     assert support_y.dtype == query_y.dtype == np.int32
@@ -109,7 +110,9 @@ def test_one_huge_class_among_small_ones():
     assert all(set(row) == set(range(10)) for row in small)
 
 
-@pytest.mark.parametrize("names", [[-7, 3, 10**9], ["b", "a", "ç"], np.array([0, 200, 9], np.uint8)])
+@pytest.mark.parametrize(
+    "names", [[-7, 3, 10**9], ["b", "a", "ç"], np.array([0, 200, 9], np.uint8)]
+)
 def test_labels_are_names_of_any_kind(names):
     episodes = Episodes(*coded([3, 4, 5], names), ways=3, shots=2, queries=1)
     task = draw(episodes, 20)
@@ -118,10 +121,30 @@ def test_labels_are_names_of_any_kind(names):
         assert len({(int(c), int(label)) for c, label in zip(x[:, 0], y, strict=True)}) == 3
 
 
-def test_uint8_stays_on_the_device_and_becomes_floats():
-    images = np.arange(256, dtype=np.uint8).reshape(128, 2, 1)
-    episodes = Episodes(images, np.arange(128), ways=128, shots=1, queries=1)
-    del episodes
+def test_uint8_stays_on_the_device_and_becomes_floats_in_the_episode():
+    images = np.linspace(0, 255, 48).astype(np.uint8).reshape(12, 2, 2)
+    episodes = Episodes(images, np.repeat(np.arange(4), 3), ways=4, shots=1, queries=2)
+    assert episodes.images.dtype == jnp.uint8
+    task = draw(episodes, 1)
+    x = np.concatenate([task.support[0][0], task.query[0][0]])
+    assert x.dtype == np.float32 and x.min() == 0 and x.max() == 1
+    assert {image.tobytes() for image in np.rint(255 * x).astype(np.uint8)} == {
+        image.tobytes() for image in images
+    }
+
+
+def test_floats_are_taken_as_they_are():
+    images = jnp.linspace(-300, 300, 8).astype(jnp.bfloat16)
+    task = Episodes(images, [0, 0, 0, 0, 1, 1, 1, 1], 2, 2, 2).sample(jax.random.key(0))
+    x = jnp.concatenate([task.support[0], task.query[0]])
+    assert tree_allclose(jnp.sort(x), images, rtol=0, atol=0)
+
+
+def test_default_float_dtype_is_followed(x64):
+    episodes = Episodes(np.full((4, 3), 51, np.uint8), [0, 0, 1, 1], 2, 1, 1)
+    x, y = episodes.sample(jax.random.key(0)).query
+    assert x.dtype == jnp.float64 and y.dtype == jnp.int32
+    np.testing.assert_array_equal(x, np.full((2, 3), 0.2))
 
 
 def test_the_data_are_arguments_of_the_compiled_program():
@@ -134,7 +157,8 @@ def test_the_data_are_arguments_of_the_compiled_program():
 def test_the_same_key_gives_the_same_episode_inside_and_outside_of_loops():
     episodes = Episodes(*coded([5, 6, 7]), ways=2, shots=1, queries=3)
     keys = jax.random.split(jax.random.key(1), 4)
-    singly = [episodes.sample(key) for key in keys]
+    sample = eqx.filter_jit(episodes.sample)
+    singly = [sample(key) for key in keys]
 
     @eqx.filter_jit
     def looped(episodes):
@@ -146,3 +170,63 @@ def test_the_same_key_gives_the_same_episode_inside_and_outside_of_loops():
     assert tree_allclose(looped(episodes), jnp.stack([task.query[0] for task in singly]))
     batched = jax.vmap(episodes.sample)(keys)
     assert tree_allclose(batched, jax.tree.map(lambda *x: jnp.stack(x), *singly))
+
+
+GOOD = {
+    "images": np.zeros((6, 2)),
+    "labels": [3, 3, 3, 8, 8, 8],
+    "ways": 2,
+    "shots": 1,
+    "queries": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"images": np.float32(1)}, ValueError, "`images`.*scalar"),
+        ({"images": np.zeros((6, 2), np.int32)}, TypeError, "`images`.*int32.*uint8"),
+        ({"images": np.zeros((5, 2))}, ValueError, r"`labels`.*\(6,\).*5 images"),
+        ({"labels": np.zeros((6, 1), int)}, ValueError, r"`labels`.*\(6, 1\)"),
+        ({"labels": np.zeros(6)}, TypeError, "`labels`.*float64"),
+        ({"ways": 3}, ValueError, "`labels`.*`ways`.*2 classes.*ways=3"),
+        ({"queries": 3}, ValueError, "2 of 2 classes.*class 3 has 3, 8 has 3.*at least 4 examples"),
+        ({"labels": [3, 3, 3, 3, 8, 8]}, ValueError, "1 of 2 classes.*class 8 has 2.*at least 3"),
+        ({"labels": list("aaabbc"), "ways": 1}, ValueError, "'b' has 2, 'c' has 1.*at least 3"),
+        ({"ways": 0}, ValueError, "`ways`"),
+        ({"shots": True}, TypeError, "`shots`"),
+        ({"queries": -2}, ValueError, "`queries`"),
+    ],
+)
+def test_wrong_arguments_are_named(changed, error, said):
+    Episodes(**GOOD)
+    with pytest.raises(error, match=f"(?s){said}") as caught:
+        Episodes(**(GOOD | changed))
+    assert "\nReceived: " in str(caught.value) and "\nExpected: " in str(caught.value)
+
+
+def centroid_accuracy(task, ways):
+    """Nearest class mean in pixels, in NumPy: what can be had without learning anything."""
+    (x, y), (query, query_y) = jax.tree.map(np.asarray, (task.support, task.query))
+    x, query = x.reshape(len(x), -1), query.reshape(len(query), -1)
+    means = np.stack([x[y == label].mean(0) for label in range(ways)])
+    distance = ((query[:, None] - means[None]) ** 2).sum(-1)
+    return np.mean(distance.argmin(1) == query_y)
+
+
+@pytest.mark.skipif(not OMNIGLOT.exists(), reason=f"no {OMNIGLOT.name} beside the repository")
+@pytest.mark.parametrize(
+    ("ways", "shots", "floor", "ci95"),
+    [(5, 1, 0.408, 0.011), (5, 5, 0.679, 0.011), (20, 1, 0.22, 0.005)],
+)
+def test_pixel_centroid_floor_of_omniglot(ways, shots, floor, ci95):
+    with np.load(OMNIGLOT) as file:
+        images = file["images"][file["vinyals"] == "test"]
+    labels = np.repeat(np.arange(len(images)), 20)
+    episodes = Episodes(images.reshape(-1, 28, 28), labels, ways, shots, queries=15)
+    sample = eqx.filter_jit(episodes.sample)
+    keys = jax.random.split(jax.random.key(0), 400)
+    accuracy = [centroid_accuracy(sample(key), ways) for key in keys]
+    own_ci95 = 1.96 * np.std(accuracy) / np.sqrt(len(keys))
+    # Two estimates of the same quantity: their difference is wider than either.
+    assert abs(np.mean(accuracy) - floor) < 1.3 * np.hypot(ci95, own_ci95)

@@ -10,7 +10,7 @@ from eqxmeta.losses import cross_entropy, mse, predict
 from .helpers import tiny_mlp, tree_allclose
 
 KEY = jax.random.key(0)
-THREE_PARTS = r"(?s).+\nReceived: .+\nExpected: .+"
+THREE_PARTS = r"[^\n]+\nReceived: (.|\n)+\nExpected: (.|\n)+"
 
 
 def normal(*shape, seed=0):
@@ -52,7 +52,9 @@ def test_cross_entropy_and_accuracy(dtype):
     value, metrics = jax.jit(lambda batch: cross_entropy(identity, batch, None))(batch)
     assert value.shape == () and value.dtype == jnp.float32
     assert float(value) == pytest.approx(reference_cross_entropy(logits, labels), rel=1e-5)
-    right = sum(max(range(5), key=row.__getitem__) == y for row, y in zip(logits, labels, strict=True))
+    right = sum(
+        max(range(5), key=row.__getitem__) == y for row, y in zip(logits, labels, strict=True)
+    )
     assert set(metrics) == {"accuracy"}
     assert float(metrics["accuracy"]) == pytest.approx(right / 40)
 
@@ -100,7 +102,7 @@ def test_a_batch_is_a_pair(batch):
 
 
 def test_a_model_of_several_outputs_is_an_error():
-    with pytest.raises(TypeError, match="Predictions are not an array" + THREE_PARTS):
+    with pytest.raises(TypeError, match="Predictions are not an " + THREE_PARTS):
         mse(lambda x: (x, x), (jnp.ones(3), jnp.ones(3)), None)
 
 
@@ -108,7 +110,8 @@ def test_bfloat16_parameters_with_float32_data():
     model = tiny_mlp(KEY)
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), model)
     x, y = jnp.asarray(normal(8, 1)), jnp.asarray(normal(8, 1, seed=1))
-    (value, _), grads = eqx.filter_value_and_grad(mse, has_aux=True)(half, (x, y), None)
+    step = eqx.filter_jit(eqx.filter_value_and_grad(mse, has_aux=True))
+    (value, _), grads = step(half, (x, y), None)
     assert value.dtype == jnp.float32
     assert float(value) == pytest.approx(float(mse(model, (x, y), None)[0]), rel=0.05)
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}

@@ -12,7 +12,7 @@ def distinct(key: PRNGKeyArray, n: int | Int[Array, ""], k: int) -> Int[Array, "
     and there is no loop. (A top-k of random scores would cost as much as the largest `n`.)
     """
     step = jnp.arange(k, dtype=jnp.int32)
-    target = jax.random.randint(key, (k,), step, n)
+    target = jax.random.randint(key, (k,), step, n, dtype=jnp.int32)
     # What a step finds at a place was put there by the last earlier step that aimed at it, if
     # any; otherwise the place still holds its own number.
     own = _last_hit(target, step)

@@ -1,4 +1,5 @@
 import math
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -8,6 +9,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._arguments import check_int
 from .._errors import explain
 from .._task import Task
+
+# Run-time type checkers do not take an int for a float.
+Range: TypeAlias = tuple[float | int, float | int]
 
 
 class Sinusoid(eqx.Module):
@@ -39,9 +43,9 @@ class Sinusoid(eqx.Module):
         self,
         shots: int,
         queries: int,
-        amplitude: tuple[float, float] = (0.1, 5.0),
-        phase: tuple[float, float] = (-math.pi, math.pi),
-        x_range: tuple[float, float] = (-5.0, 5.0),
+        amplitude: Range = (0.1, 5.0),
+        phase: Range = (-math.pi, math.pi),
+        x_range: Range = (-5.0, 5.0),
     ):
         check_int(shots, "shots", minimum=1, what="support examples a task")
         check_int(queries, "queries", minimum=1, what="query examples a task")
@@ -54,19 +58,18 @@ class Sinusoid(eqx.Module):
     def sample(self, key: PRNGKeyArray) -> Task:
         """A task: support `x, y: [shots, 1]`, query `x, y: [queries, 1]`, in the default float
         dtype. Pure, for use inside `jit`, `vmap` and loops."""
-        amplitude_key, phase_key, x_key = jax.random.split(key, 3)
-        amplitude = _uniform(amplitude_key, (), self.amplitude)
-        phase = _uniform(phase_key, (), self.phase)
-        x = _uniform(x_key, (self.shots + self.queries, 1), self.x_range)
+        # One draw for everything: on a small model, hashing keys takes a good part of a step.
+        draws = jax.random.uniform(key, (2 + self.shots + self.queries,))
+        amplitude = _stretch(draws[0], self.amplitude)
+        phase = _stretch(draws[1], self.phase)
+        x = _stretch(draws[2:, None], self.x_range)
         y = amplitude * jnp.sin(x - phase)
         return Task((x[: self.shots], y[: self.shots]), (x[self.shots :], y[self.shots :]))
 
 
-def _uniform(
-    key: PRNGKeyArray, shape: tuple[int, ...], interval: tuple[float, float]
-) -> Float[Array, "..."]:
+def _stretch(unit: Float[Array, "*shape"], interval: tuple[float, float]) -> Float[Array, "*shape"]:
     low, high = interval
-    return jax.random.uniform(key, shape, minval=low, maxval=high)
+    return low + (high - low) * unit
 
 
 def _checked_range(value: object, argument: str) -> tuple[float, float]:

@@ -1,0 +1,232 @@
+import math
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from eqxmeta._arguments import check_int
+from eqxmeta._callback import Callback, Curve, Image, Published, name_of
+from eqxmeta._checkpoint import read_manifest, save, verify
+from eqxmeta._container import remove_leftovers
+from eqxmeta._errors import CheckpointError, explain
+from eqxmeta._run import Run
+
+_NAME = re.compile(r"step-(\d{9,})\.ckpt")
+
+
+class Checkpoint(Callback):
+    """Saves the run every `every` outer steps and at its end, as `folder/step-000001000.ckpt`.
+
+    `fit(resume="auto")` continues from the newest sound file.
+
+    - `keep`: how many of the newest files stay; `None` keeps all.
+    - `monitor`: the file of the best value stays as well. A name published with `run.log` at the
+      step that is saved, such as `"eval/loss"` of `Evaluate` (of a curve over inner steps the last
+      point counts), or a training metric such as `"loss"`, as it was in that very step.
+    - `mode`: `"min"` if less is better, `"max"` if more is. Of equals the first is the best.
+
+    Removed are only files that this run has written (before it was resumed included), and only
+    once the newer file has been read back. A run that is not resumed refuses a folder with
+    checkpoints (`FileExistsError`); one that is resumed from an earlier step renames the later
+    files to `*.ckpt.stale`. Warns at the end of the run if `monitor` had no value at any save.
+    """
+
+    last = True
+    writes = True
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        every: int,
+        keep: int | None = 3,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        name: str | None = None,
+    ):
+        check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
+        if keep is not None:
+            check_int(keep, "Checkpoint(keep=...)", minimum=1, what="files, or None to keep all")
+        if monitor is not None and (not isinstance(monitor, str) or not monitor):
+            expected = "the name of a published value, or None"
+            received = repr(monitor)
+            raise ValueError(explain("`Checkpoint(monitor=...)` is invalid.", received, expected))
+        if mode not in ("min", "max"):
+            expected = "'min' or 'max'"
+            raise ValueError(explain("`Checkpoint(mode=...)` is invalid.", repr(mode), expected))
+        self.folder = Path(folder)
+        self.every = every
+        self.keep = keep
+        self.monitor = monitor
+        self.mode = mode
+        self.name = name
+        self._restored: dict[str, Any] = {}
+        self._forget()
+
+    @property
+    def last_path(self) -> Path | None:
+        """The newest file of this run."""
+        return self._path(max(self._mine)) if self._mine else None
+
+    @property
+    def best_path(self) -> Path | None:
+        """The file of this run with the best value of `monitor`."""
+        return None if self._best is None else self._path(self._best[0])
+
+    def resume_paths(self) -> Sequence[Path]:
+        return [path for _, path in sorted(self._files().items(), reverse=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        step, value = (None, None) if self._best is None else self._best
+        return {
+            "run": self._id,
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "best_step": step,
+            "best_value": value,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._restored = dict(state)
+
+    def on_fit_start(self, run: Run) -> None:
+        restored, self._restored = self._restored, {}
+        self._forget()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder, "step-*.ckpt")
+        if not run.resuming:
+            self._refuse_others()
+            return
+        self._set_aside(after=run.start)
+        if restored:
+            self._id = restored["run"]
+            self._mine = {step for step, path in self._files().items() if self._is_mine(path)}
+            step, value = restored["best_step"], restored["best_value"]
+            # Of another monitor, or a file that has gone: then the best is yet to come.
+            same = (restored["monitor"], restored["mode"]) == (self.monitor, self.mode)
+            if same and step in self._mine:
+                self._best = (step, value)
+
+    def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
+        step = int(metrics["step"][-1])
+        self._observe(step, {name: rows[-1] for name, rows in metrics.items() if name != "step"})
+
+    def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
+        self._observe(run.step, scalars)
+
+    def on_step_end(self, run: Run) -> None:
+        self._save(run)
+
+    def on_fit_end(self, run: Run) -> None:
+        if run.step > run.start and run.step not in self._mine:
+            self._save(run)
+        if self.monitor is not None and self._best is None and run.step > run.start:
+            warnings.warn(
+                explain(
+                    f"`Checkpoint(monitor={self.monitor!r})` had no value at any save.",
+                    ", ".join(sorted(self._seen)) or "nothing was published",
+                    "the name of a number or curve, published at multiples of "
+                    f"`Checkpoint(every={self.every})`",
+                ),
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _forget(self) -> None:
+        # In every file of the run: what tells it from files of others in the same folder.
+        self._id = secrets.token_hex(8)
+        self._mine: set[int] = set()
+        self._best: tuple[int, float] | None = None
+        self._value: tuple[int, float] | None = None
+        self._seen: set[str] = set()
+
+    def _observe(self, step: int, values: Mapping[str, Any]) -> None:
+        self._seen.update(name for name, value in values.items() if not isinstance(value, Image))
+        value = None if self.monitor is None else values.get(self.monitor)
+        if value is not None and not isinstance(value, Image):
+            self._value = (step, float(value.mean[-1] if isinstance(value, Curve) else value))
+
+    def _is_best(self, step: int) -> bool:
+        if self._value is None or self._value[0] != step or math.isnan(self._value[1]):
+            return False
+        if self._best is None:
+            return True
+        new, best = self._value[1], self._best[1]
+        return new < best if self.mode == "min" else new > best
+
+    def _save(self, run: Run) -> None:
+        step, path, best = run.step, self._path(run.step), self._best
+        if path.exists():
+            expected = "a folder into which nobody else writes meanwhile"
+            raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
+        if self._is_best(step):
+            self._best = self._value
+        try:
+            meta = {
+                "step": step,
+                "seed": run.config["seed"],
+                "config": run.config,
+                "callbacks": run.callback_states(),  # ours too, so it knows already of this file
+            }
+            save(path, run.state, meta=meta)
+        except BaseException:
+            self._best = best
+            raise
+        self._mine.add(step)
+        verify(path)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        if self.keep is None:
+            return
+        stay = set(sorted(self._mine)[-self.keep :]) | ({self._best[0]} if self._best else set())
+        for step in sorted(self._mine - stay):
+            try:
+                self._path(step).unlink(missing_ok=True)
+            except OSError as error:  # tried again at the next save
+                message = f"An old checkpoint could not be removed: {error}"
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+            else:
+                self._mine.discard(step)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09}.ckpt"
+
+    def _files(self) -> dict[int, Path]:
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        matches = ((_NAME.fullmatch(path.name), path) for path in paths)
+        return {int(match[1]): path for match, path in matches if match and path.is_file()}
+
+    def _is_mine(self, path: Path) -> bool:
+        try:
+            states = read_manifest(path)["meta"].get("callbacks", {})
+        except CheckpointError:
+            return False
+        return states.get(name_of(self), {}).get("run") == self._id
+
+    def _refuse_others(self) -> None:
+        files = self._files()
+        if files:
+            raise FileExistsError(
+                explain(
+                    f"The folder {self.folder} holds the checkpoints of an earlier run.",
+                    f"{len(files)} of them, the newest {files[max(files)].name}",
+                    '`fit(..., resume="auto")` to continue that run, or another folder',
+                )
+            )
+
+    def _set_aside(self, *, after: int) -> None:
+        """The run is to write files of these steps again, and these may be all that is left."""
+        for step, path in sorted(self._files().items()):
+            if step > after:
+                stale, count = path.with_name(f"{path.name}.stale"), 1
+                while stale.exists():
+                    stale, count = path.with_name(f"{path.name}.stale-{count}"), count + 1
+                path.rename(stale)
+                message = f"The run continues from step {after}: {path} is now {stale.name}."
+                warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -1,0 +1,178 @@
+"""A figure of adaptation to one-dimensional regression tasks. Needs matplotlib, when called."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ._arguments import check_int, check_seed
+from ._errors import explain
+from ._evaluate import with_inner_steps
+from ._sources import check_device_source
+from ._strategy import Strategy
+from ._task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Query points with which a source that lets us choose their number draws a smooth curve.
+_DENSE = 400
+
+_INK, _FAINT = "#333333", "#8a8a8a"
+_TASK = {"color": _INK, "lw": 1.5, "ls": (0, (1, 1.2)), "label": "the task", "zorder": 5}
+_SUPPORT = {"color": "#d1495b", "edgecolors": "white", "label": "support", "zorder": 6}
+_BEFORE = {"color": "#8d99ae", "lw": 1.6, "ls": "--", "label": "before adapting", "zorder": 2}
+
+
+def plot_adaptation(
+    learners: Mapping[str, tuple[Strategy, PyTree]],
+    tasks: Any,
+    *,
+    inner_steps: Sequence[int] = (1, 10),
+    num_tasks: int = 3,
+    seed: int = 0,
+    title: str = "",
+) -> "Figure":
+    """How learners adapt to the same one-dimensional regression tasks, side by side.
+
+        figure = plot_adaptation({"MAML": (maml, maml_state.model),
+                                  "Joint": (joint, joint_state.model)}, tasks)
+        figure.savefig("adaptation.png")
+
+    - `learners`: `(strategy, TrainState.model)` by name. With several, each is a column and each
+      task a row; with one, the tasks are side by side.
+    - the others: see `AdaptationPlot`.
+
+    The figure is a plain `matplotlib.figure.Figure`: no display, and nothing of pyplot's.
+    The numbers in a panel are mean squared errors on the task's query examples.
+    """
+    check_plot(tasks, inner_steps, num_tasks, seed, "plot_adaptation")
+    from matplotlib.figure import Figure
+
+    if not learners:
+        message = "`plot_adaptation(learners=...)` is empty."
+        raise ValueError(explain(message, learners, "one learner or more"))
+    steps = (0, *sorted(inner_steps))
+    sampled = _sample(tasks, num_tasks, seed)
+    drawn = jax.tree.map(np.asarray, sampled)
+    alone = len(learners) == 1
+    rows, columns = (1, num_tasks) if alone else (num_tasks, len(learners))
+    size = (3.6 * columns, 2.9 * rows + 0.6)
+    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
+    # One scale for all: a small task is a small matter.
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    # The tasks set it: a prediction that runs away should be seen to leave.
+    truth = np.concatenate([drawn.support[1], drawn.query[1]], axis=1)
+    margin = 0.3 * np.ptp(truth) + 1e-3
+    panels[0, 0].set_ylim(truth.min() - margin, truth.max() + margin)
+    for i, (name, (strategy, model)) in enumerate(learners.items()):
+        predictions = [_predictions(_taking(strategy, k), model, sampled) for k in steps]
+        for j in range(num_tasks):
+            panel = panels[0, j] if alone else panels[j, i]
+            task = jax.tree.map(lambda leaf, j=j: leaf[j].ravel(), drawn)
+            curves = {k: np.asarray(y[j]) for k, y in zip(steps, predictions, strict=True)}
+            _draw(panel, task, curves)
+            if not alone and j == 0:
+                panel.set_title(name, color=_INK, fontsize=12, pad=18)
+    for panel in panels[-1]:
+        panel.set_xlabel("x", color=_INK)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("y", color=_INK)
+    lines, labels = panels[0, 0].get_legend_handles_labels()
+    legend = {"loc": "outside lower center", "frameon": False, "labelcolor": _INK, "fontsize": 9}
+    figure.legend(lines, labels, ncols=3 * columns - 1, **legend)
+    if title:
+        figure.suptitle(title, color=_INK, fontsize=12)
+    return figure
+
+
+def _draw(panel: "Axes", task: Task, curves: Mapping[int, np.ndarray]) -> None:
+    """One task. `curves`: predictions at the inputs of `task.pooled`, by number of inner steps."""
+    from matplotlib import colormaps
+
+    x, y = task.pooled
+    support_x, support_y = task.support
+    order = np.argsort(x)
+    panel.plot(x[order], y[order], **_TASK)
+    panel.scatter(support_x, support_y, s=46, linewidths=0.9, **_SUPPORT)
+    colours = iter(colormaps["Blues"](np.linspace(0.45, 0.95, len(curves) - 1)))
+    for k, prediction in curves.items():
+        after = {"lw": 2.2, "label": f"after {k} step{'s' * (k > 1)}", "zorder": 3}
+        style = {"color": next(colours), **after} if k else _BEFORE
+        panel.plot(x[order], prediction[order], **style)
+    query = slice(len(support_x), None)
+    errors = [np.mean((prediction[query] - y[query]) ** 2) for prediction in curves.values()]
+    text = "mse  " + " → ".join(f"{error:.2g}" for error in errors)
+    panel.text(0, 1.02, text, transform=panel.transAxes, fontsize=9, color=_FAINT)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(_FAINT)
+    panel.tick_params(color=_FAINT, labelcolor=_INK, labelsize=9)
+
+
+@eqx.filter_jit
+def _predictions(strategy: Strategy, model: PyTree, tasks: Task) -> Array:
+    """Of the adapted models, at all support and query inputs: `[tasks, support + query]`."""
+
+    def one(task: Task) -> Array:
+        adapted = strategy.inner_adapt(model, task.support, key=None)
+        x, _ = task.pooled
+        return jax.vmap(eqx.nn.inference_mode(adapted))(x).ravel()
+
+    return jax.vmap(one)(tasks)
+
+
+def _taking(strategy: Strategy, steps: int) -> Strategy:
+    if not hasattr(getattr(strategy, "inner", None), "steps"):
+        raise ValueError(
+            explain(
+                "An adaptation cannot be drawn step by step.",
+                f"`{type(strategy).__name__}`, which has no `InnerLoop` in a field `inner`",
+                "a strategy that has one",
+            )
+        )
+    return with_inner_steps(strategy, steps)
+
+
+def _sample(tasks: Any, num_tasks: int, seed: int) -> Task:
+    """A batch of tasks, with many query points if the source lets us choose."""
+    source = tasks
+    if dataclasses.is_dataclass(tasks) and hasattr(tasks, "queries"):
+        source = dataclasses.replace(tasks, queries=max(_DENSE, tasks.queries))  # pyright: ignore
+    sample = source.sample  # pyright: ignore
+    return jax.vmap(sample)(jax.random.split(jax.random.key(seed), num_tasks))
+
+
+def check_plot(
+    tasks: Any, inner_steps: Sequence[int], num_tasks: int, seed: int, caller: str
+) -> None:
+    """Raises `ImportError`, `TypeError` or `ValueError` before anything is computed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        message = explain(
+            f"`{caller}` cannot draw.", "no matplotlib", "pip install 'eqxmeta[examples]'"
+        )
+        raise ImportError(message) from error
+    check_int(num_tasks, f"{caller}(num_tasks=...)", minimum=1, what="tasks")
+    check_seed(seed, f"{caller}(seed=...)")
+    if not isinstance(inner_steps, Sequence) or not inner_steps:
+        message = f"`{caller}(inner_steps=...)` is invalid."
+        raise TypeError(explain(message, repr(inner_steps), "one or more numbers, such as (1, 10)"))
+    for steps in inner_steps:
+        check_int(steps, f"{caller}(inner_steps=...)", minimum=1, what="inner steps")
+    task = check_device_source(tasks, f"{caller}(tasks=...)")
+    for examples in (task.support, task.query):
+        shapes = [leaf.shape for leaf in jax.tree.leaves(examples)]
+        if not isinstance(examples, tuple) or [shape[1:] for shape in shapes] != [(1,), (1,)]:
+            raise ValueError(
+                explain(
+                    f"`{caller}(tasks=...)` is not one-dimensional regression.",
+                    f"examples of shapes {shapes}",
+                    "(x, y) with x, y: [examples, 1]",
+                )
+            )
