@@ -22,6 +22,7 @@ from ._strategy import GradientStrategy as GradientStrategy
 from ._strategy import Strategy as Strategy
 from ._task import Task as Task
 from ._trainer import Trainer as Trainer
+from ._types import Loss as Loss
 from .strategies import FOMAML as FOMAML
 from .strategies import MAML as MAML
 from .strategies import Joint as Joint
