@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from eqxmeta._arguments import check_int
-from eqxmeta._callback import Callback, Curve, Image, Published, name_of
+from eqxmeta._callback import Callback, Curve, Image, Published
 from eqxmeta._checkpoint import read_manifest, save, verify
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import CheckpointError, explain
+from eqxmeta._files import set_aside
 from eqxmeta._run import Run
 
 _NAME = re.compile(r"step-(\d{9,})\.ckpt")
@@ -84,7 +85,6 @@ class Checkpoint(Callback):
     def state_dict(self) -> dict[str, Any]:
         step, value = (None, None) if self._best is None else self._best
         return {
-            "run": self._id,
             "monitor": self.monitor,
             "mode": self.mode,
             "best_step": step,
@@ -104,8 +104,11 @@ class Checkpoint(Callback):
             return
         self._set_aside(after=run.start)
         if restored:
-            self._id = restored["run"]
-            self._mine = {step for step, path in self._files().items() if self._is_mine(path)}
+            # Not part of the state: two runs that are the same but for their id are the same.
+            source = run.resumed_from
+            if source is not None and source.resolve().parent == self.folder.resolve():
+                self._id = self._id_of(source) or self._id
+            self._mine = {s for s, path in self._files().items() if self._id_of(path) == self._id}
             step, value = restored["best_step"], restored["best_value"]
             # Of another monitor, or a file that has gone: then the best is yet to come.
             same = (restored["monitor"], restored["mode"]) == (self.monitor, self.mode)
@@ -170,6 +173,7 @@ class Checkpoint(Callback):
             meta = {
                 "step": step,
                 "seed": run.config["seed"],
+                "run": self._id,
                 "config": run.config,
                 "callbacks": run.callback_states(),  # ours too, so it knows already of this file
             }
@@ -202,12 +206,11 @@ class Checkpoint(Callback):
         matches = ((_NAME.fullmatch(path.name), path) for path in paths)
         return {int(match[1]): path for match, path in matches if match and path.is_file()}
 
-    def _is_mine(self, path: Path) -> bool:
+    def _id_of(self, path: Path) -> str | None:
         try:
-            states = read_manifest(path)["meta"].get("callbacks", {})
+            return read_manifest(path)["meta"].get("run")
         except CheckpointError:
-            return False
-        return states.get(name_of(self), {}).get("run") == self._id
+            return None
 
     def _refuse_others(self) -> None:
         files = self._files()
@@ -224,9 +227,6 @@ class Checkpoint(Callback):
         """The run is to write files of these steps again, and these may be all that is left."""
         for step, path in sorted(self._files().items()):
             if step > after:
-                stale, count = path.with_name(f"{path.name}.stale"), 1
-                while stale.exists():
-                    stale, count = path.with_name(f"{path.name}.stale-{count}"), count + 1
-                path.rename(stale)
+                stale = set_aside(path)
                 message = f"The run continues from step {after}: {path} is now {stale.name}."
                 warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -10,7 +10,7 @@ from eqxmeta._arguments import check_int
 from eqxmeta._callback import Callback, Curve, Image, Published
 from eqxmeta._container import replacing
 from eqxmeta._errors import explain
-from eqxmeta._files import write_at
+from eqxmeta._files import set_aside, write_at
 from eqxmeta._run import Run
 
 
@@ -26,7 +26,7 @@ class JSONL(Callback):
     for is one of the strings "NaN", "Infinity", "-Infinity", which `float` understands.
 
     A resumed run continues the file: lines of steps after the checkpoint's, and a torn last line,
-    are removed. After `kill -9` all steps before the last chunk's last one are there.
+    are removed; if there was no checkpoint yet, the old file is renamed to `*.stale`. After `kill -9` all steps before the last chunk's last one are there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty.
     """
@@ -43,6 +43,9 @@ class JSONL(Callback):
     def on_fit_start(self, run: Run) -> None:
         self._held = None
         if run.resuming:
+            if run.start == 0 and self.path.exists() and self.path.stat().st_size > 0:
+                # Nothing of that attempt can be continued, and no checkpoint says whose it is.
+                set_aside(self.path)
             lines, held = _read(self.path, run.start)
         else:
             lines, held = b"", None

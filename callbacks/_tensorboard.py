@@ -16,6 +16,7 @@ from eqxmeta._arguments import check_int
 from eqxmeta._callback import Callback, Curve, Image, Published
 from eqxmeta._errors import explain
 from eqxmeta._event_file import EventFile, cut, event_files
+from eqxmeta._files import set_aside
 from eqxmeta._run import Run
 
 
@@ -31,7 +32,8 @@ class TensorBoard(Callback):
     - `hparams` and the run's own configuration, in the tab "HParams".
 
     A resumed run continues the old one: what was written after the checkpoint's step is removed,
-    so that every step is there once. After `kill -9` everything up to the last chunk is there.
+    so that every step is there once; if there was no checkpoint yet, the old files are renamed to
+    `*.stale`. After `kill -9` everything up to the last chunk is there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `logdir` already holds
     a run.
@@ -163,13 +165,16 @@ def _tags(name: str, inner_step: int) -> tuple[str, str, str]:
 
 def _rewind(logdir: Path, start: int) -> None:
     """Remove what an earlier attempt wrote after the step `start` from which a run goes on."""
-    # A run that goes on from the beginning writes everything again, also what belongs to step 0.
-    last = start if start > 0 else -1
+    if start == 0:
+        # Nothing of that attempt can be continued, and no checkpoint says whose it is.
+        for path in logdir.rglob("*tfevents*"):
+            set_aside(path, path.name.replace("tfevents", "events"))  # TensorBoard reads it not
+        return
     for path in event_files(logdir):
-        cut(path, last)
+        cut(path, start)
     for folder in (logdir / "inner_steps").glob("step-*"):
         step = folder.name.removeprefix("step-")
-        if step.isdecimal() and int(step) > last:
+        if step.isdecimal() and int(step) > start:
             shutil.rmtree(folder)
 
 

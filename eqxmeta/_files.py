@@ -21,3 +21,12 @@ def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> Non
         file.truncate()
         if sync:
             os.fsync(file.fileno())
+
+
+def set_aside(path: Path, name: str | None = None) -> Path:
+    """Rename `path`, whose place a run is about to take, to `<name>.stale`; nothing is lost."""
+    stale = first = path.with_name(f"{name or path.name}.stale")
+    count = 1
+    while stale.exists():
+        stale, count = first.with_name(f"{first.name}-{count}"), count + 1
+    return path.rename(stale)

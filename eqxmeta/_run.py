@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ class Run:
     - `start`: the step at which this call of `fit` began; 0 unless resumed.
     - `resuming`: whether `fit` was asked to resume. Files of an earlier attempt are then
       continued, from `start`; otherwise they belong to somebody else.
+    - `resumed_from`: the checkpoint from which it goes on, if there was one.
     - `strategy`: the strategy that is being trained.
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
     - `state`: the `TrainState` after `step` steps. It is the callback's to keep: the loop
@@ -34,12 +36,14 @@ class Run:
         snapshot: Callable[[], TrainState],
         publish: Callable[[Mapping[str, Published]], None],
         callback_states: Callable[[], dict[str, dict[str, Any]]],
+        resumed_from: Path | None = None,
     ):
         self.strategy = strategy
         self.step = start
         self.steps = steps
         self.start = start
         self.resuming = resuming
+        self.resumed_from = resumed_from
         self.config = dict(config)
         self.stop_reason: str | None = None
         self._snapshot = snapshot

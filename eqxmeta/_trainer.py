@@ -118,7 +118,7 @@ class Trainer:
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
         )  # fmt: skip
-        restored = self._restore(resume, state, callbacks, config)
+        origin, restored = self._restore(resume, state, callbacks, config) or (None, None)
         start = 0 if restored is None else int(restored.step)
         if start > steps:
             raise ValueError(explain("`fit(steps=...)` is before the checkpoint.", steps, f"{start} or more"))
@@ -131,6 +131,7 @@ class Trainer:
                 steps=steps,
                 start=start,
                 resuming=resume is not None,
+                resumed_from=origin,
                 config=config,
                 snapshot=lambda: loop.snapshot(),
                 publish=lambda scalars: loop.publish(scalars),
@@ -183,11 +184,12 @@ class Trainer:
         like: TrainState,
         callbacks: tuple[Callback, ...],
         config: dict[str, Any],
-    ) -> TrainState | None:
+    ) -> tuple[Path, TrainState] | None:
         if resume is None:
             return None
         if resume != "auto":
-            return self._load(Path(resume), like, callbacks, config)
+            path = Path(resume)
+            return path, self._load(path, like, callbacks, config)
         if not any(type(c).resume_paths is not Callback.resume_paths for c in callbacks):
             raise ValueError(
                 explain("`fit(resume='auto')` has nothing to resume from.", "no callback that saves", "a `Checkpoint` among the callbacks")
@@ -195,7 +197,7 @@ class Trainer:
         paths = [path for callback in callbacks for path in callback.resume_paths()]
         for path in paths:
             try:
-                return self._load(path, like, callbacks, config)
+                return path, self._load(path, like, callbacks, config)
             except CheckpointCorrupt as error:
                 warnings.warn(f"Skipping a damaged checkpoint. {error}", RuntimeWarning, stacklevel=3)
         if paths:

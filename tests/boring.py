@@ -11,10 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from eqxmeta.callbacks import Callback
 from jaxtyping import Array
 
 import eqxmeta as em
-from eqxmeta.callbacks import Callback
 
 
 class BoringModel(eqx.Module):
@@ -54,9 +54,7 @@ class BoringStrategy(em.Strategy):
     nan_optimizer: int = -1
 
     def init(self, model):
-        return em.TrainState(
-            jnp.zeros((), jnp.int32), model, jax.tree.map(jnp.zeros_like, model)
-        )
+        return em.TrainState(jnp.zeros((), jnp.int32), model, jax.tree.map(jnp.zeros_like, model))
 
     def loss(self, model, batch, key):
         return em.losses.mse(model, batch, key)
@@ -140,7 +138,7 @@ class Recorder(Callback):
         return {k: np.concatenate([rows[k] for rows in self.rows]) for k in self.rows[0]}
 
     def steps_of(self, hook: str) -> list[int]:
-        return [step for _, name, step in self.events if name == hook]
+        return [s for name, h, s in self.events if (name, h) == (self.name, hook)]
 
 
 def boring_fit(steps, *, strategy=None, model=None, tasks=None, resume=None, **options):

@@ -59,6 +59,7 @@ def fit(checkpoint, steps, *, resume=None, loss=None, logs=None, others=(), stop
         steps=steps,
         start=start,
         resuming=resume is not None,
+        resumed_from=resume,
         config={"seed": 5, "lr": 0.1},
         snapshot=lambda: state_at(run.step),
         publish=lambda scalars: [c.on_log(run, scalars) for c in callbacks] and None,

@@ -120,9 +120,7 @@ def test_a_chunk_longer_than_the_buffer_is_cut():
 def test_one_program_for_all_cadences_and_no_more_for_the_next_runs():
     strategy = BoringStrategy(noise=0.125)  # not used elsewhere: its program is not cached yet
     everys = {"a": 7, "b": 10, "c": 50, "d": 33, "e": 64}
-    trainer = em.Trainer(
-        strategy, meta_batch_size=2, callbacks=recorders(everys)[1], summary=False
-    )
+    trainer = em.Trainer(strategy, meta_batch_size=2, callbacks=recorders(everys)[1], summary=False)
     with compilations() as first:
         trainer.fit(BoringModel(), BoringTasks(), 300)
     assert len(first) == 1

@@ -1,0 +1,627 @@
+"""What ends a run, and what a run says: limits, stops, Ctrl-C, errors, the summary."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from eqxmeta.callbacks import (
+    JSONL,
+    AdaptationPlot,
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    Evaluate,
+    ProgressBar,
+    TensorBoard,
+)
+
+import eqxmeta as em
+
+from .boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_fit, host_batch
+from .helpers import tree_allclose
+
+ROOT = Path(__file__).parent.parent
+HOOKS_OF_A_RUN = ("on_fit_start", "on_chunk_end", "on_step_end", "on_fit_end")
+
+
+@pytest.fixture
+def sigint():
+    """Python's own handler is in place: not so if the tests were started in the background."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def at(hook, step, action):
+    """For `Recorder(act=...)`: `action(run)` at the first call of `hook` at `step` or later."""
+    done = []
+
+    def act(hook_now, step_now, run):
+        if hook_now == hook and step_now >= step and not done:
+            done.append(step_now)
+            action(run)
+
+    return act
+
+
+def test_fit_ends_at_steps_and_returns_that_state():
+    recorder = Recorder()
+    state = boring_fit(37, callbacks=[recorder])
+    assert isinstance(state, em.TrainState)
+    assert int(state.step) == 37
+    assert recorder.steps_of("on_fit_end") == [37]
+    assert recorder.stop_reason is None
+    assert recorder.errors == []
+
+
+# Trial runs.
+
+
+def test_fast_dev_run_gives_every_callback_its_turn_but_writes_nothing(tmp_path):
+    recorder, never = Recorder(every=1000), Recorder("never")
+    evaluate = Evaluate(BoringTasks(), every=1000, num_tasks=3)
+    callbacks = [
+        recorder,
+        never,
+        evaluate,
+        ProgressBar(),
+        EarlyStopping("eval/loss", patience=1),
+        TensorBoard(tmp_path / "board"),
+        JSONL(tmp_path / "log.jsonl"),
+        Checkpoint(tmp_path / "saved", every=1000),
+        AdaptationPlot(em.tasks.Sinusoid(3, 3), tmp_path / "plot.png", every=1000),
+    ]
+    state = boring_fit(10_000, callbacks=callbacks, fast_dev_run=True, resume="auto")
+    assert int(state.step) == 3
+    assert recorder.steps_of("on_step_end") == recorder.steps_of("on_fit_end") == [3]
+    assert recorder.metrics["step"].tolist() == [1, 2, 3]
+    assert never.steps_of("on_step_end") == []
+    assert evaluate.result is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fast_dev_run", "steps", "taken"), [(5, 100, 5), (5, 2, 2), (False, 9, 9)]
+)
+def test_fast_dev_run_takes_that_many_steps(fast_dev_run, steps, taken):
+    recorder = Recorder(every=1)
+    assert int(boring_fit(steps, callbacks=[recorder], fast_dev_run=fast_dev_run).step) == taken
+    everys = range(1, taken + 1) if fast_dev_run is False else [taken]
+    assert recorder.steps_of("on_step_end") == list(everys)
+
+
+def test_fast_dev_run_neither_resumes_nor_touches_a_run_that_is_there(tmp_path):
+    boring_fit(10, callbacks=[Checkpoint(tmp_path, every=5)])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    state = boring_fit(10, callbacks=[Checkpoint(tmp_path, every=5)], fast_dev_run=2, resume="auto")
+    assert int(state.step) == 2
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# Ends before the last step.
+
+
+@pytest.mark.parametrize("as_timedelta", [False, True])
+def test_max_time(as_timedelta):
+    class Slow(Callback):
+        every = 1
+
+        def on_step_end(self, run):
+            time.sleep(0.02)
+
+    boring_fit(1)  # compiled: the time is not that of compiling
+    recorder = Recorder()
+    limit = timedelta(seconds=0.3) if as_timedelta else 0.3
+    begin = time.monotonic()
+    state = boring_fit(10_000, callbacks=[Slow(), recorder], max_time=limit)
+    assert 0 < int(state.step) <= 15
+    assert time.monotonic() - begin < 5
+    assert recorder.stop_reason == "time limit"
+    assert recorder.steps_of("on_fit_end") == [int(state.step)]
+    assert recorder.metrics["step"].tolist() == list(range(1, int(state.step) + 1))
+
+
+def test_max_time_that_is_not_reached():
+    recorder = Recorder()
+    assert int(boring_fit(5, callbacks=[recorder], max_time=600).step) == 5
+    assert recorder.stop_reason is None
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "end"),
+    [
+        ("on_fit_start", 0, 0),
+        ("on_chunk_end", 8, 12),  # the next chunk is under way by then
+        ("on_chunk_end", 10, 10),  # a stop of the host's: it is not
+        ("on_step_end", 20, 20),
+        ("on_log", 20, 20),
+        ("on_fit_end", 50, 50),
+    ],
+)
+def test_request_stop_from_each_hook(hook, step, end):
+    class Stopper(Recorder):
+        def on_log(self, run, scalars):
+            self._record("on_log", run.step, run)
+
+        def on_step_end(self, run):
+            super().on_step_end(run)
+            run.log({"something": 1.0})
+
+    stopper = Stopper("stopper", every=10, act=at(hook, step, lambda run: run.request_stop("why")))
+    other = Recorder("other", every=4)
+    state = boring_fit(50, callbacks=[stopper, other], steps_per_execution=4)
+    assert int(state.step) == end
+    for recorder in stopper, other:
+        assert recorder.steps_of("on_fit_start") == [0]
+        assert recorder.steps_of("on_fit_end") == [end]
+        assert recorder.errors == []
+        rows = recorder.metrics["step"].tolist() if recorder.rows else []
+        assert rows == list(range(1, end + 1))
+    # A stop that others are due at is still theirs.
+    assert other.steps_of("on_step_end") == [s for s in range(1, end + 1) if s % 4 == 0]
+    assert stopper.steps_of("on_step_end") == [s for s in range(1, end + 1) if s % 10 == 0]
+    assert other.stop_reason == "why"
+
+
+def test_the_first_reason_to_stop_is_told(capsys):
+    def stop(run):
+        run.request_stop("the first reason")
+        run.request_stop("the second reason")
+
+    state = boring_fit(
+        50, callbacks=[Recorder(every=10, act=at("on_step_end", 20, stop))], summary=True
+    )
+    assert int(state.step) == 20
+    assert capsys.readouterr().out.endswith("stopped at step 20 of 50: the first reason\n")
+
+
+# Ctrl-C.
+
+
+def interrupt(run=None):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("hook", HOOKS_OF_A_RUN)
+def test_ctrl_c_ends_the_run_with_everything_saved(hook, tmp_path, sigint):
+    recorder = Recorder(every=10, act=at(hook, 0 if hook == "on_fit_start" else 20, interrupt))
+    callbacks = [recorder, Checkpoint(tmp_path, every=1000)]
+    state = boring_fit(40, callbacks=callbacks, steps_per_execution=5)
+    end = int(state.step)
+    assert end == {"on_fit_start": 0, "on_fit_end": 40}.get(hook, 20)
+    assert recorder.steps_of("on_fit_end") == [end]
+    assert recorder.errors == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if end:
+        (path,) = tmp_path.iterdir()
+        assert path.name == f"step-{end:09}.ckpt"
+        assert tree_allclose(em.load(path, state), state, rtol=0, atol=0)
+        assert recorder.metrics["step"].tolist() == list(range(1, end + 1))
+
+
+def test_ctrl_c_while_the_device_works(tmp_path, sigint):
+    # Not from a hook: at whatever line the main thread is, most likely waiting for the device.
+    timer = threading.Timer(0.5, interrupt)
+    recorder = Recorder(act=lambda hook, step, run: timer.start() if step == 0 else None)
+    state = boring_fit(10**9, callbacks=[recorder, Checkpoint(tmp_path, every=10**9)])
+    timer.join()
+    end = int(state.step)
+    assert recorder.stop_reason == "interrupted"
+    assert recorder.metrics["index"].tolist() == list(range(end))
+    assert [path.name for path in tmp_path.iterdir()] == [f"step-{end:09}.ckpt"]
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(state.model))
+
+
+@pytest.mark.parametrize("hook", HOOKS_OF_A_RUN[:3])
+def test_keyboard_interrupt_raised_in_a_hook(hook, tmp_path):
+    def interrupted(run):
+        raise KeyboardInterrupt
+
+    first = Recorder(
+        "first", every=10, act=at(hook, 0 if hook == "on_fit_start" else 20, interrupted)
+    )
+    second = Recorder("second", every=10)
+    callbacks = [first, second, Checkpoint(tmp_path, every=1000)]
+    state = boring_fit(40, callbacks=callbacks, steps_per_execution=5)
+    end = int(state.step)
+    assert end == (0 if hook == "on_fit_start" else 20)
+    assert first.steps_of("on_fit_end") == second.steps_of("on_fit_end") == [end]
+    assert first.errors == second.errors == []
+    assert first.stop_reason == "interrupted"
+    assert len(list(tmp_path.iterdir())) == (1 if end else 0)
+
+
+@pytest.mark.parametrize("step", [10, 13])
+def test_keyboard_interrupt_in_a_hook_takes_no_rows_from_the_others(step):
+    def interrupted(run):
+        raise KeyboardInterrupt
+
+    first = Recorder("first", every=10, act=at("on_chunk_end", step, interrupted))
+    second = Recorder("second")
+    state = boring_fit(40, callbacks=[first, second], steps_per_execution=3)
+    assert second.metrics["step"].tolist() == list(range(1, int(state.step) + 1))
+
+
+def test_a_second_ctrl_c_raises(sigint):
+    def twice(run):
+        interrupt()
+        interrupt()
+
+    recorder = Recorder(every=10, act=at("on_step_end", 20, twice))
+    with pytest.raises(KeyboardInterrupt):
+        boring_fit(40, callbacks=[recorder])
+    assert [type(error) for error in recorder.errors] == [KeyboardInterrupt]
+    assert recorder.steps_of("on_fit_end") == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_handler_of_ctrl_c_is_that_from_before(failing, sigint):
+    def handler(number, frame):
+        raise AssertionError("not while a run is on")
+
+    signal.signal(signal.SIGINT, handler)
+    if failing:
+        with pytest.raises(em.NonFiniteError):
+            boring_fit(10, strategy=BoringStrategy(nan_loss=3))
+    else:
+        boring_fit(10)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(sigint):
+    # `nohup` and background jobs: the terminal's Ctrl-C is meant for somebody else.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    recorder = Recorder(every=10, act=at("on_step_end", 10, interrupt))
+    assert int(boring_fit(40, callbacks=[recorder]).step) == 40
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_real_ctrl_c_from_outside(tmp_path, again):
+    folder = tmp_path / "saved"
+    command = [sys.executable, "-m", "tests.interrupt_run", str(folder), *["again"] * again]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    lines = []
+
+    def wait_for(word):
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(word):
+                return
+        raise AssertionError(f"never said {word!r}: {lines[-5:]}, {process.stderr.read()}")
+
+    try:
+        wait_for("running")
+        wait_for("running")
+        process.send_signal(signal.SIGINT)
+        if again:
+            wait_for("ending")
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    out = "".join(lines) + out
+    if again:
+        assert process.returncode != 0
+        assert "KeyboardInterrupt" in err
+        assert "returned" not in out
+        return
+    assert process.returncode == 0, err
+    assert err == ""
+    found = re.search(
+        r"stopped at step ([\d,]+) of 1,000,000,000: interrupted\nreturned (\d+) True$",
+        out.rstrip(),
+    )
+    assert found is not None, out[-500:]
+    step = int(found[2])
+    assert int(found[1].replace(",", "")) == step > 0
+    assert [path.name for path in folder.iterdir()] == [f"step-{step:09}.ckpt"]
+    assert em.load(next(folder.iterdir()), boring_fit(1)).step == step
+
+
+def test_fit_from_another_thread():
+    # Python allows signal handlers in the main thread only.
+    states = []
+    thread = threading.Thread(target=lambda: states.append(boring_fit(20)))
+    thread.start()
+    thread.join()
+    assert tree_allclose(states[0], boring_fit(20), rtol=0, atol=0)
+
+
+def test_fit_inside_a_hook():
+    inner = []
+    recorder = Recorder(
+        every=10, act=at("on_step_end", 10, lambda run: inner.append(boring_fit(7)))
+    )
+    state = boring_fit(20, callbacks=[recorder])
+    assert int(inner[0].step) == 7
+    assert tree_allclose(state, boring_fit(20), rtol=0, atol=0)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("hook", HOOKS_OF_A_RUN)
+def test_an_error_in_a_hook_reaches_everybody(hook):
+    error = RuntimeError("mine")
+
+    def fail(run):
+        raise error
+
+    failing = Recorder("failing", every=10, act=at(hook, 0, fail))
+    before, after = Recorder("before"), Recorder("after")
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        boring_fit(30, callbacks=[before, failing, after])
+    assert caught.value is error
+    for recorder in before, failing, after:
+        assert recorder.errors == [error]
+        assert recorder.events[-1][1] == "on_exception"
+    assert signal.getsignal(signal.SIGINT) is not None
+
+
+def test_a_hook_that_fails_over_an_error_does_not_silence_the_rest():
+    class Clumsy(Callback):
+        def on_exception(self, run, error):
+            raise OSError("disk full")
+
+    recorder = Recorder(every=1, act=at("on_step_end", 1, lambda run: 1 / 0))
+    last = Recorder("last")
+    with pytest.raises(ZeroDivisionError) as caught:
+        boring_fit(3, callbacks=[Clumsy(), recorder, last])
+    assert last.errors == [caught.value]
+    (note,) = caught.value.__notes__
+    assert "Clumsy.on_exception" in note
+    assert "disk full" in note
+
+
+def test_the_trainer_is_usable_after_an_error():
+    failing = Recorder(every=5, act=at("on_step_end", 10, lambda run: 1 / 0))
+    trainer = em.Trainer(BoringStrategy(), meta_batch_size=2, callbacks=[failing], summary=False)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(BoringModel(), BoringTasks(), 20)
+    state = trainer.fit(BoringModel(), BoringTasks(), 20)  # `at` fails once
+    assert tree_allclose(state, boring_fit(20), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 64])
+@pytest.mark.parametrize("step", [1, 37, 50])
+def test_a_loss_that_becomes_nan(step, limit, tmp_path):
+    recorder = Recorder(every=10)
+    checkpoint = Checkpoint(tmp_path, every=10, keep=None)
+    with pytest.raises(
+        em.NonFiniteError, match=f"'loss'.* step {step}\\.\nReceived: nan"
+    ) as caught:
+        boring_fit(
+            50,
+            strategy=BoringStrategy(nan_loss=step),
+            callbacks=[recorder, checkpoint],
+            steps_per_execution=limit,
+        )
+    assert (caught.value.step, caught.value.name) == (step, "loss")
+    assert recorder.errors == [caught.value]
+    assert recorder.steps_of("on_fit_end") == []
+    sound = list(range(10, step, 10))
+    assert recorder.steps_of("on_step_end") == sound
+    assert sorted(int(path.stem.split("-")[1]) for path in tmp_path.iterdir()) == sound
+
+
+def test_the_steps_before_the_nan_are_logged(tmp_path):
+    # A loss curve that ends a chunk before the trouble does not show it.
+    recorder, log = Recorder(), JSONL(tmp_path / "log.jsonl")
+    with pytest.raises(em.NonFiniteError):
+        boring_fit(
+            50,
+            strategy=BoringStrategy(nan_loss=37),
+            callbacks=[recorder, log],
+            steps_per_execution=64,
+        )
+    assert recorder.rows, "no row was delivered"
+    steps = recorder.metrics["step"].tolist()
+    assert steps[:36] == list(range(1, 37))
+    assert len(log.path.read_text().splitlines()) == len(steps)
+
+
+def test_parameters_that_become_infinite(tmp_path):
+    # At the last step of a chunk, so that no metric could tell; the other leaf stays finite.
+    recorder = Recorder(every=20)
+    with pytest.raises(em.NonFiniteError, match=r"`model\.bias`.* step 20") as caught:
+        boring_fit(
+            50,
+            strategy=BoringStrategy(inf_model=20),
+            callbacks=[recorder, Checkpoint(tmp_path, every=20)],
+        )
+    assert (caught.value.step, caught.value.name) == (20, "model.bias")
+    assert recorder.errors == [caught.value]
+    assert recorder.steps_of("on_step_end") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_that_become_infinite_within_a_chunk():
+    # Then the loss of the next step tells.
+    with pytest.raises(em.NonFiniteError) as caught:
+        boring_fit(50, strategy=BoringStrategy(inf_model=20), steps_per_execution=50)
+    assert (caught.value.step, caught.value.name) == (21, "loss")
+
+
+def test_no_checkpoint_holds_an_optimizer_that_is_not_finite(tmp_path):
+    # The model is still finite at step 20: resuming from there could never succeed.
+    with pytest.raises(em.NonFiniteError):
+        boring_fit(
+            50,
+            strategy=BoringStrategy(nan_optimizer=20),
+            callbacks=[Checkpoint(tmp_path, every=10)],
+        )
+    for path in tmp_path.iterdir():
+        state = em.load(path, boring_fit(1))
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state)), path.name
+
+
+def test_the_first_bad_step_is_named_whichever_metric_it_is():
+    class Two(BoringStrategy):
+        @eqx.filter_jit
+        def outer_update(self, state, tasks, *, key):
+            new, metrics = BoringStrategy.outer_update(self, state, tasks, key=key)
+            early = jnp.where(new.step >= 5, -jnp.inf, 0.0)
+            late = jnp.where(new.step >= 6, jnp.nan, 0.0)
+            return new, {"a_late": late, "z_early": early, "flag": late > 0, **metrics}
+
+    with pytest.raises(em.NonFiniteError, match="Received: -inf") as caught:
+        boring_fit(50, strategy=Two(), steps_per_execution=50)
+    assert (caught.value.step, caught.value.name) == (5, "z_early")
+
+
+def test_half_precision_metrics_and_all_callbacks(tmp_path):
+    class Half(BoringStrategy):
+        @eqx.filter_jit
+        def outer_update(self, state, tasks, *, key):
+            new, metrics = BoringStrategy.outer_update(self, state, tasks, key=key)
+            return new, {
+                **metrics,
+                "loss": metrics["loss"].astype(jnp.bfloat16),
+                "better": metrics["loss"] < 1,
+            }
+
+    callbacks = [
+        ProgressBar(),
+        TensorBoard(tmp_path / "board"),
+        JSONL(tmp_path / "log.jsonl"),
+        EarlyStopping("loss", patience=100, every=5),
+        Checkpoint(tmp_path / "saved", every=10, monitor="loss"),
+    ]
+    assert int(boring_fit(20, strategy=Half(), callbacks=callbacks).step) == 20
+    with pytest.raises(em.NonFiniteError):
+        boring_fit(20, strategy=Half(nan_loss=12))
+
+
+# What is printed.
+
+
+def test_the_summary(capsys):
+    strategy = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.1), steps=5), optax.sgd(0.1))
+    seen = []
+
+    class First(Callback):
+        def on_fit_start(self, run):
+            seen.append(capsys.readouterr().out)  # before anything else is written
+            run.request_stop("seen enough")
+
+    boring_fit(
+        20_000, strategy=strategy, callbacks=[First()], meta_batch_size=25, seed=3, summary=True
+    )
+    assert seen == [
+        "strategy    MAML, 5 inner steps\n"
+        "model       BoringModel, 4 parameters\n"
+        "learns      4 meta-parameters\n"
+        "meta-batch  25 tasks a step\n"
+        "run         20,000 steps, seed 3\n"
+        "callbacks   First\n"
+    ]
+    assert capsys.readouterr().out == "stopped at step 0 of 20,000: seen enough\n"
+
+
+def test_the_summary_counts_what_the_strategy_adds_and_where_it_resumes(capsys, tmp_path):
+    class Learner(eqx.Module):
+        model: BoringModel
+        rates: jax.Array
+
+    class Rates(BoringStrategy):
+        def init(self, model):
+            inner = BoringStrategy.init(self, model)
+            return em.TrainState(inner.step, Learner(model, jnp.ones(7)), inner.opt_state)
+
+        @eqx.filter_jit
+        def outer_update(self, state, tasks, *, key):
+            inner = em.TrainState(state.step, state.model.model, state.opt_state)
+            new, metrics = BoringStrategy.outer_update(self, inner, tasks, key=key)
+            return em.TrainState(
+                new.step, Learner(new.model, state.model.rates), new.opt_state
+            ), metrics
+
+    for steps in (1200, 1201):
+        capsys.readouterr()
+        boring_fit(
+            steps,
+            strategy=Rates(),
+            callbacks=[Checkpoint(tmp_path, every=600)],
+            resume="auto",
+            summary=True,
+        )
+    out = capsys.readouterr().out
+    assert "strategy    Rates\n" in out
+    assert "model       BoringModel, 4 parameters\n" in out
+    assert "learns      11 meta-parameters\n" in out
+    assert "run         1,201 steps, seed 0, resumed at step 1,200\n" in out
+    assert "callbacks   Checkpoint\n" in out
+
+
+def test_no_summary(capsys):
+    boring_fit(
+        3, callbacks=[Recorder(act=at("on_fit_start", 0, lambda run: run.request_stop("x")))]
+    )
+    assert capsys.readouterr().out == ""
+
+
+def test_what_a_run_tells_its_callbacks():
+    seen = []
+    strategy = BoringStrategy()
+    look = Recorder(act=lambda hook, step, run: seen.append(run))
+    boring_fit(9, strategy=strategy, callbacks=[look], seed=4)
+    run = seen[0]
+    assert all(other is run for other in seen)
+    assert (run.steps, run.start, run.resuming) == (9, 0, False)
+    assert run.strategy is strategy
+    assert run.config["seed"] == 4
+    assert run.config["meta_batch_size"] == 2
+    assert run.callback_states() == {"recorder": {}}
+
+
+def test_published_values_reach_every_callback_in_its_own_hook():
+    class Listener(Callback):
+        def __init__(self, name):
+            self.name = name
+            self.heard = []
+
+        def on_log(self, run, scalars):
+            self.heard.append((run.step, dict(scalars)))
+
+    before, after = Listener("before"), Listener("after")
+
+    def tell(hook, step, run):
+        if hook == "on_step_end":
+            run.log({"value": step / 2})
+
+    boring_fit(20, callbacks=[before, Recorder(every=8, act=tell), after])
+    assert before.heard == after.heard == [(8, {"value": 4.0}), (16, {"value": 8.0})]
+
+
+def test_stop_by_early_stopping_and_host_source_at_once():
+    class Never(em.Strategy):
+        """Never improves."""
+
+        init = BoringStrategy.init
+        inner_adapt = BoringStrategy.inner_adapt
+
+        @eqx.filter_jit
+        def outer_update(self, state, tasks, *, key):
+            step = state.step.astype(jnp.float32)
+            return em.TrainState(state.step, state.model, state.opt_state), {"loss": step}
+
+    tasks = [host_batch(step) for step in range(100)]
+    stop = EarlyStopping("loss", patience=3, every=10)
+    assert int(boring_fit(100, strategy=Never(), tasks=tasks, callbacks=[stop]).step) == 40
