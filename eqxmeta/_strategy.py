@@ -12,9 +12,7 @@ from ._errors import explain
 from ._inner_loop import Adaptation
 from ._state import TrainState, init_state
 from ._task import Task
-from ._types import Loss
-
-Metrics = dict[str, Float[Array, ""]]
+from ._types import Loss, Metrics
 
 # What `outer_update` adds to the metrics of the user's loss.
 RESERVED = ("loss", "loss_before", "grad_norm", "step")

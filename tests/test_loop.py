@@ -479,6 +479,19 @@ def test_the_step_is_the_trainers():
     assert recorder.metrics["index"].tolist() == list(range(10))
 
 
+@pytest.mark.parametrize("step", [0, 5, np.int32(5), jnp.int32(5), jnp.zeros(())])
+def test_the_step_is_the_trainers_from_the_start(step):
+    # It is what the keys of the tasks are folded from.
+    class Elsewhere(BoringStrategy):
+        def init(self, model):
+            return eqx.tree_at(lambda s: s.step, BoringStrategy.init(self, model), step)
+
+    recorder = Recorder()
+    state = boring_fit(10, strategy=Elsewhere(), callbacks=[recorder])
+    assert recorder.metrics["index"].tolist() == list(range(10))
+    assert same_bits(state, boring_fit(10))
+
+
 def test_in_64_bits(x64):
     states = [boring_fit(20, steps_per_execution=limit) for limit in (3, 20)]
     assert states[0].model.weight.dtype == jnp.float64

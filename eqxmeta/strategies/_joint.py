@@ -5,7 +5,6 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from .._inner_loop import Adaptation, InnerLoop
 from .._state import TrainState, init_state
 from .._strategy import (
-    Metrics,
     Strategy,
     adapt_with_metrics,
     descend,
@@ -14,7 +13,7 @@ from .._strategy import (
     stop_gradient,
 )
 from .._task import Task
-from .._types import Loss
+from .._types import Loss, Metrics
 from ._arguments import check_arguments
 
 

@@ -11,7 +11,6 @@ from .._errors import explain
 from .._inner_loop import Adaptation, InnerLoop
 from .._state import TrainState, init_state
 from .._strategy import (
-    Metrics,
     Strategy,
     apply_gradient,
     over_tasks,
@@ -20,7 +19,7 @@ from .._strategy import (
     support_losses,
 )
 from .._task import Task
-from .._types import Loss
+from .._types import Loss, Metrics
 from ._arguments import check_arguments
 
 

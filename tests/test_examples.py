@@ -1,0 +1,68 @@
+"""The examples run, briefly, as a user would start them; and are as short as promised."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, *arguments, cwd):
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_at_most_120_lines(path):
+    assert len(path.read_text().splitlines()) < 120
+
+
+def test_sinusoid(tmp_path):
+    out = run("sinusoid.py", "--steps", 100, cwd=tmp_path)
+    assert re.search(r"one sine: MSE \d+\.\d+ before", out)
+    for name in ("Joint", "MAML", "FOMAML", "Reptile"):
+        assert len(re.findall(rf"^{name} .*(?:\d+\.\d+ ± \d+\.\d+ *){{4}}$", out, re.MULTILINE)) == 1
+        folder = tmp_path / "runs/sinusoid" / name.lower()
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 100
+        assert (folder / "adaptation.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "checkpoints/step-000000100.ckpt").is_file()
+    # Finn et al. 2017: 4.25 for the zero predictor; 3.01 for the best that does not look.
+    zero, blind = (float(re.search(rf"^{n} +(\S+)", out, re.MULTILINE)[1]) for n in ("zero", "task-blind"))
+    assert abs(zero - 4.25) < 0.15 and abs(blind - 3.01) < 0.15
+    assert (tmp_path / "runs/sinusoid/adaptation.png").is_file()
+    again = run("sinusoid.py", "--steps", 100, cwd=tmp_path)
+    assert "resumed at step 100" in again
+    assert out[out.index("MSE over") :] == again[again.index("MSE over") :]
+
+
+def test_sinusoid_in_the_papers_setting(tmp_path):
+    out = run("sinusoid.py", "--paper", "--steps", 20, cwd=tmp_path)
+    assert out.count("MSE over 600 tasks") == 3
+
+
+def test_custom_strategy(tmp_path):
+    out = run("custom_strategy.py", "--steps", 300, cwd=tmp_path)
+    before, after = re.search(r"MSE (\S+) before, (\S+) ±", out).groups()
+    assert float(after) < 0.6 * float(before)
+
+
+def test_custom_callback(tmp_path):
+    out = run("custom_callback.py", "--steps", 1000, cwd=tmp_path)
+    assert re.search(r"stopped at step \d+ of 1,000: moved only", out)
+
+
+def test_omniglot(tmp_path):
+    # Drawings that differ by class, in the format of the real file.
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 256, (24, 1, 28, 28))
+    images = np.clip(classes + rng.integers(-20, 20, (24, 20, 28, 28)), 0, 255).astype(np.uint8)
+    splits = np.repeat(["train", "val", "test"], 8)
+    np.savez(tmp_path / "data.npz", images=images, vinyals=splits)
+    out = run("omniglot.py", "--data", "data.npz", "--steps", 4, "--width", 8, cwd=tmp_path)
+    assert re.search(r"test accuracy .* over 600 tasks", out)

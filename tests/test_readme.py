@@ -1,0 +1,60 @@
+"""Every block of code in the README runs as it stands there, but for the number of steps."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "readme"}
+    for block in blocks("python"):
+        shorter = re.sub(r"steps=(20_000|2_000)\b", "steps=120", block)
+        shorter = re.sub(r"every=1000\b", "every=60", shorter).replace("num_tasks=600", "num_tasks=20")
+        exec(compile(shorter, "README.md", "exec"), namespace)
+    out = capsys.readouterr().out
+    assert "after 10 steps:" in out and "use gradient='mixed'" in out
+    assert sorted(path.name for path in (tmp_path / "checkpoints/sine").iterdir()) == [
+        "step-000000060.ckpt",
+        "step-000000120.ckpt",
+    ]
+    assert list((tmp_path / "runs/sine").glob("*tfevents*"))
+    task = namespace["Lines"]().sample(namespace["jax"].random.key(0))
+    assert [leaf.shape for leaf in (*task.support, *task.query)] == [(10, 1)] * 4
+
+
+@pytest.mark.parametrize("marker", ["run", "test"])
+def test_commands_name_what_exists(marker):
+    _, _, rest = README.partition(f"<!-- command: {marker} -->\n```bash\n")
+    command, _, _ = rest.partition("\n```")
+    assert "\n" not in command
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for part in command.split(" && "):
+        words = shlex.split(part)
+        if words[0].endswith("pip"):
+            assert re.fullmatch(r"\.\[(\w+)\]", words[-1])[1] in extras
+        for word in words:
+            if word.endswith(".py"):
+                assert (ROOT / word).is_file()
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)|`(examples/\w+\.py)", README))
+def test_links_lead_somewhere(link):
+    assert (ROOT / "".join(link)).exists()
+
+
+@pytest.mark.parametrize("name", ["custom_strategy", "custom_callback"])
+def test_examples_read_in_the_readme_are_the_examples(name):
+    source = (ROOT / f"examples/{name}.py").read_text()
+    (body,) = re.findall(r"^class .*?(?=^def main)", source, re.DOTALL | re.MULTILINE)
+    assert body.strip() in README

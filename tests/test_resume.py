@@ -1,0 +1,448 @@
+"""A run that is broken off and resumed is the run that never was: its state, callbacks, files."""
+
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+import eqxmeta as em
+from eqxmeta._checkpoint import read_manifest
+from eqxmeta.callbacks import JSONL, Checkpoint, EarlyStopping, Evaluate, TensorBoard
+
+from .boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_fit
+from .helpers import tree_allclose
+from .resume_run import everything, parts
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(folder, steps, *flags, hash_seed=0):
+    """A process of its own; what it prints goes to `folder/out`."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "tests.resume_run", str(folder), str(steps), *flags]
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+    with open(folder / "out", "w") as out:
+        return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=environment)
+
+
+def finish(folder, process, steps):
+    assert process.wait(timeout=120) == 0, (folder / "out").read_text()
+    assert (folder / "out").read_text().rstrip().endswith(f"finished {steps}")
+
+
+def leaves_of(path):
+    """The digest of every leaf in a checkpoint, by name."""
+    return {leaf["path"]: leaf["sha256"] for leaf in read_manifest(path)["leaves"]}
+
+
+def states_of(path):
+    """What the callbacks left in a checkpoint; the name that a `Checkpoint` gives its run is
+    drawn anew by every run, on purpose."""
+    states = read_manifest(path)["meta"]["callbacks"]
+    assert set(states["Checkpoint"]) > {"run"}
+    return {**states, "Checkpoint": {k: v for k, v in states["Checkpoint"].items() if k != "run"}}
+
+
+def events_of(folder):
+    """`(step, tag, value)` of every scalar in the event files as they are, repetitions and all."""
+    found = []
+    for path in sorted(folder.glob("*tfevents*")):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack_from("<Q", data)
+            event = Event.FromString(data[12 : 12 + size])
+            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+            data = data[16 + size :]
+    return [entry for entry in found if not entry[1].startswith(("custom_scalars", "_hparams_"))]
+
+
+def check_same_run(resumed, straight, steps):
+    """The files that two runs left agree: byte by byte where they hold no time and no name."""
+    name = f"step-{steps:09}.ckpt"
+    assert leaves_of(resumed / "saved" / name) == leaves_of(straight / "saved" / name)
+    states = states_of(resumed / "saved" / name)
+    assert states == states_of(straight / "saved" / name)
+    assert states["Counter"]["rows"] == steps
+    assert states["EarlyStopping"]["best"] is not None
+    saved = [sorted(path.name for path in (run / "saved").iterdir()) for run in (resumed, straight)]
+    assert saved[0] == saved[1]
+
+    log = (resumed / "log.jsonl").read_bytes()
+    assert log == (straight / "log.jsonl").read_bytes()
+    assert [json.loads(line)["step"] for line in log.splitlines()] == list(range(1, steps + 1))
+
+    events = events_of(resumed / "board")
+    assert sorted(events) == sorted(events_of(straight / "board"))
+    losses = [step for step, tag, _ in events if tag == "train/loss"]
+    assert losses == list(range(1, steps + 1))
+    curves = [
+        sorted(p.name for p in (run / "board").rglob("step-*")) for run in (resumed, straight)
+    ]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == steps // 20
+
+
+@pytest.fixture(scope="module")
+def broken_once(tmp_path_factory):
+    """`(resumed, straight)`: fit(100), a new process, fit(200); and fit(200)."""
+    resumed, straight = tmp_path_factory.mktemp("resumed"), tmp_path_factory.mktemp("straight")
+    # Hashes of strings differ between processes, and with them the order of any set.
+    whole = start(straight, 200, hash_seed=1)
+    finish(resumed, start(resumed, 100, hash_seed=2), 100)
+    finish(straight, whole, 200)
+    finish(resumed, start(resumed, 200, hash_seed=3), 200)
+    return resumed, straight
+
+
+def test_fit_200_equals_fit_100_and_a_new_process(broken_once):
+    resumed, straight = broken_once
+    assert "resumed at step 100" in (resumed / "out").read_text()
+    assert "resumed" not in (straight / "out").read_text()
+    check_same_run(resumed, straight, 200)
+
+
+def test_a_run_in_this_process_equals_those_in_others(broken_once, tmp_path):
+    strategy, model, tasks = parts(boring=False)
+    trainer = em.Trainer(strategy, meta_batch_size=3, seed=1, steps_per_execution=9, summary=False)
+    state = trainer.fit(model, tasks, 200)
+    saved = em.load(broken_once[0] / "saved" / "step-000000200.ckpt", state)
+    assert tree_allclose(saved, state, rtol=0, atol=0)
+
+
+def test_tensorboard_itself_reads_every_step_once(broken_once):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    scalars = []
+    for folder in broken_once:
+        board = accumulator.EventAccumulator(str(folder / "board"), size_guidance={"scalars": 0})
+        board.Reload()
+        scalars.append(
+            {
+                tag: [(event.step, event.value) for event in board.Scalars(tag)]
+                for tag in board.Tags()["scalars"]
+            }
+        )
+    assert scalars[0] == scalars[1]
+    assert [step for step, _ in scalars[0]["train/loss"]] == list(range(1, 201))
+    assert [step for step, _ in scalars[0]["eval/loss/after_2"]] == list(range(20, 201, 20))
+
+
+STEPS = 3000
+
+
+@pytest.fixture(scope="module")
+def straight_boring(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    finish(folder, start(folder, STEPS, "--boring"), STEPS)
+    return folder
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_moments(straight_boring, tmp_path, seed):
+    draw, kills, newest = random.Random(seed), 0, []
+    for attempt in range(3):
+        process = start(tmp_path, STEPS, "--boring", hash_seed=attempt)
+        try:
+            deadline = time.monotonic() + 60
+            while "running" not in (tmp_path / "out").read_text():
+                assert process.poll() is None, (tmp_path / "out").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0.0, 0.8))
+        finally:
+            process.kill()
+        kills += process.wait() < 0
+        newest += [max(path.name for path in (tmp_path / "saved").iterdir())]
+    assert kills, "each attempt was over before it was killed: raise STEPS"
+    finish(tmp_path, start(tmp_path, STEPS, "--boring"), STEPS)
+    check_same_run(tmp_path, straight_boring, STEPS)
+
+
+# In this process, for what needs no other.
+
+
+def saving(folder, every=10, **options):
+    return Checkpoint(folder, every=every, **options)
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_resume_from_an_explicit_path(tmp_path):
+    boring_fit(50, callbacks=[saving(tmp_path / "a", keep=None)])
+    straight = boring_fit(50)
+    before = contents(tmp_path)
+    for path in (tmp_path / "a" / "step-000000020.ckpt", str(tmp_path / "a/step-000000030.ckpt")):
+        recorder = Recorder()
+        with pytest.warns(RuntimeWarning, match="not attached"):
+            state = boring_fit(50, callbacks=[recorder], resume=path)
+        assert recorder.metrics["step"].tolist() == list(range(int(str(path)[-7:-5]) + 1, 51))
+        assert tree_allclose(state, straight, rtol=0, atol=0)
+    assert contents(tmp_path) == before
+
+
+def test_resume_auto_without_a_checkpoint_starts(tmp_path):
+    seen = []
+    recorder = Recorder(act=lambda hook, step, run: seen.append((run.start, run.resuming)))
+    state = boring_fit(30, callbacks=[saving(tmp_path / "new"), recorder], resume="auto")
+    assert tree_allclose(state, boring_fit(30), rtol=0, atol=0)
+    assert set(seen) == {(0, True)}
+
+
+def test_resuming_a_run_that_is_over_changes_nothing(tmp_path):
+    def fit():
+        folder = tmp_path / "run"
+        return boring_fit(40, callbacks=everything(folder, BoringTasks()), resume="auto", seed=1)
+
+    first, before = fit(), contents(tmp_path)
+    again = fit()
+    assert tree_allclose(first, again, rtol=0, atol=0)
+    after = contents(tmp_path)
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    # TensorBoard marks each start of a process.
+    assert all("tfevents" in path.name for path in changed)
+    assert events_of(tmp_path / "run" / "board").count((40, "train/loss", 0.0)) <= 1
+
+
+def test_states_of_callbacks_come_back_before_the_run_starts(tmp_path):
+    class Stateful(Recorder):
+        def state_dict(self):
+            return {"seen": len(self.events), "nested": {"a": [1, None, "x", 1.5]}}
+
+        def load_state_dict(self, state):
+            self.events.append((self.name, "load_state_dict", state))
+
+    boring_fit(20, callbacks=[Stateful("s"), saving(tmp_path)], steps_per_execution=10)
+    stateful = Stateful("s")
+    boring_fit(30, callbacks=[stateful, saving(tmp_path)], resume="auto")
+    # At step 20 it had seen the start and two chunks.
+    state = {"seen": 3, "nested": {"a": [1, None, "x", 1.5]}}
+    assert stateful.events[:2] == [("s", "load_state_dict", state), ("s", "on_fit_start", 20)]
+
+
+def test_early_stopping_goes_on_counting(tmp_path):
+    class Worse(BoringStrategy):
+        @eqx.filter_jit
+        def outer_update(self, state, tasks, *, key):
+            new, metrics = BoringStrategy.outer_update(self, state, tasks, key=key)
+            return new, {**metrics, "loss": state.step.astype(float)}
+
+    def fit(steps):
+        callbacks = [EarlyStopping("loss", patience=5, every=10), saving(tmp_path)]
+        return int(boring_fit(steps, strategy=Worse(), callbacks=callbacks, resume="auto").step)
+
+    assert fit(30) == 30
+    assert fit(1000) == 60  # the best was at 10
+    assert fit(1000) == 60  # what has stopped does not go on because it is resumed
+
+
+def test_a_callback_that_joins_later_starts_fresh(tmp_path):
+    boring_fit(20, callbacks=[saving(tmp_path)])
+    late = EarlyStopping("loss", patience=5, every=10)
+    assert int(boring_fit(30, callbacks=[saving(tmp_path), late], resume="auto").step) == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 7}, "seed=0.*seed=7"),
+        ({"meta_batch_size": 4}, "meta_batch_size=2.*meta_batch_size=4"),
+        (
+            {"strategy": em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))},
+            "strategy='BoringStrategy'.*strategy='MAML'",
+        ),
+        ({"model": BoringModel(size=5)}, r"\.model\.weight is float32\[3\].*float32\[5\]"),
+        (
+            {"model": eqx.nn.Linear(3, 1, key=jax.random.key(0))},
+            "model='BoringModel'.*model='Linear'",
+        ),
+        ({"seed": 7, "meta_batch_size": 4}, "meta_batch_size=2, seed=0"),
+    ],
+)
+def test_the_checkpoint_of_another_run(tmp_path, change, named):
+    boring_fit(20, callbacks=[saving(tmp_path)])
+    before = contents(tmp_path)
+    recorder = Recorder()
+    if "model" in change:
+        change = {"tasks": WideTasks(), **change} if "size" in named or "[5]" in named else change
+    with pytest.raises(em.CheckpointMismatch, match=f"(?s){named}"):
+        boring_fit(30, callbacks=[saving(tmp_path), recorder], resume="auto", **change)
+    assert recorder.events == []
+    assert contents(tmp_path) == before
+
+
+class WideTasks(eqx.Module):
+    """Five inputs instead of three."""
+
+    def sample(self, key):
+        task = BoringTasks().sample(key)
+        return jax.tree.map(lambda x: x if x.shape[1] == 1 else x[:, [0, 1, 2, 0, 1]], task)
+
+
+@pytest.mark.parametrize(
+    ("inner", "named"),
+    [
+        (em.InnerLoop(optax.sgd(0.1), 2), "inner_steps=1.*inner_steps=2"),
+        (em.InnerLoop(optax.sgd(0.1), 1, "reverse"), "gradient='mixed'.*gradient='reverse'"),
+    ],
+)
+def test_the_checkpoint_of_another_inner_loop(tmp_path, inner, named):
+    def fit(inner, resume):
+        strategy = em.Reptile(em.losses.mse, inner, optax.sgd(0.1))
+        return boring_fit(2, strategy=strategy, callbacks=[saving(tmp_path)], resume=resume)
+
+    fit(em.InnerLoop(optax.sgd(0.1), 1), None)
+    with pytest.raises(em.CheckpointMismatch, match=named):
+        fit(inner, "auto")
+
+
+def test_the_checkpoint_of_another_outer_optimizer(tmp_path):
+    def fit(optimizer, resume):
+        inner = em.InnerLoop(optax.sgd(0.1), 1)
+        strategy = em.Joint(em.losses.mse, inner, optimizer)
+        return boring_fit(2, strategy=strategy, callbacks=[saving(tmp_path)], resume=resume)
+
+    fit(optax.sgd(0.1), None)
+    with pytest.raises(em.CheckpointMismatch, match="opt_state"):
+        fit(optax.adam(0.1), "auto")
+
+
+def test_a_file_that_was_not_saved_by_a_run(tmp_path):
+    em.save(tmp_path / "model", boring_fit(5))
+    with pytest.raises(em.CheckpointMismatch, match="strategy=None"):
+        boring_fit(10, resume=tmp_path / "model")
+    with pytest.raises(em.CheckpointNotFound):
+        boring_fit(10, resume=tmp_path / "nothing")
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    if how == "flipped":
+        middle = len(data) // 3
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    else:
+        path.write_bytes(data[: {"truncated": len(data) // 2, "empty": 0}[how]])
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, how):
+    boring_fit(30, callbacks=[saving(tmp_path)])
+    damage(tmp_path / "step-000000030.ckpt", how)
+    recorder = Recorder()
+    with pytest.warns(RuntimeWarning) as warned:
+        state = boring_fit(40, callbacks=[saving(tmp_path), recorder], resume="auto")
+    assert any("damaged" in str(w.message) and "000000030" in str(w.message) for w in warned)
+    assert recorder.events[0] == ("recorder", "on_fit_start", 20)
+    assert tree_allclose(state, boring_fit(40), rtol=0, atol=0)
+    # The damaged file is set aside, not overwritten: it may be all that is left of something.
+    assert (tmp_path / "step-000000030.ckpt.stale").exists()
+    assert tree_allclose(em.load(tmp_path / "step-000000040.ckpt", state), state, rtol=0, atol=0)
+
+
+def test_only_damaged_checkpoints(tmp_path):
+    boring_fit(30, callbacks=[saving(tmp_path)])
+    for path in tmp_path.iterdir():
+        damage(path, "flipped")
+    before = contents(tmp_path)
+    recorder = Recorder()
+    with pytest.warns(RuntimeWarning, match="damaged"), pytest.raises(em.CheckpointCorrupt):
+        boring_fit(40, callbacks=[saving(tmp_path), recorder], resume="auto")
+    assert recorder.events == []
+    assert contents(tmp_path) == before
+
+
+def test_an_explicit_path_that_is_damaged(tmp_path):
+    boring_fit(20, callbacks=[saving(tmp_path)])
+    path = tmp_path / "step-000000020.ckpt"
+    damage(path, "flipped")
+    with pytest.raises(em.CheckpointCorrupt):
+        boring_fit(40, resume=path)
+
+
+def writers(folder):
+    return {
+        "checkpoint": lambda: saving(folder / "saved"),
+        "jsonl": lambda: JSONL(folder / "log.jsonl"),
+        "tensorboard": lambda: TensorBoard(folder / "board"),
+    }
+
+
+@pytest.mark.parametrize("which", [["checkpoint"], ["jsonl"], ["tensorboard"], None])
+def test_a_fresh_run_does_not_touch_what_an_earlier_one_left(tmp_path, which):
+    make = writers(tmp_path)
+    callbacks = [make[name]() for name in which or make]
+    boring_fit(20, callbacks=[*callbacks, Evaluate(BoringTasks(), every=10, num_tasks=2)])
+    before = contents(tmp_path)
+    assert before
+    # New objects, and those that wrote the files.
+    for again in ([make[name]() for name in which or make], callbacks):
+        recorder = Recorder()
+        with pytest.raises(FileExistsError, match="(?s)Received:.*Expected:.*resume"):
+            boring_fit(20, callbacks=[*again, recorder])
+        assert recorder.rows == []
+        assert contents(tmp_path) == before
+
+
+def test_a_fresh_run_that_is_refused_leaves_no_new_files_either(tmp_path):
+    # Else the next attempt, with another folder for the checkpoints, is refused over the log.
+    boring_fit(20, callbacks=[saving(tmp_path / "saved")])
+    before = contents(tmp_path)
+    for _ in range(2):
+        callbacks = [make() for make in writers(tmp_path).values()]
+        with pytest.raises(FileExistsError, match="saved"):
+            boring_fit(20, callbacks=callbacks)
+    moved = {**writers(tmp_path), "checkpoint": lambda: saving(tmp_path / "elsewhere")}
+    boring_fit(20, callbacks=[make() for make in moved.values()])
+    assert {path: contents(tmp_path)[path] for path in before} == before
+
+
+def test_the_resumed_trainer_may_be_the_same_object(tmp_path):
+    callbacks = everything(tmp_path, BoringTasks())
+    trainer = em.Trainer(BoringStrategy(), meta_batch_size=2, callbacks=callbacks, summary=False)
+    trainer.fit(BoringModel(), BoringTasks(), 30)
+    state = trainer.fit(BoringModel(), BoringTasks(), 60, resume="auto")
+    assert tree_allclose(state, boring_fit(60), rtol=0, atol=0)
+    log = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log == list(range(1, 61))
+    losses = [step for step, tag, _ in events_of(tmp_path / "board") if tag == "train/loss"]
+    assert losses == list(range(1, 61))
+
+
+@pytest.mark.parametrize("end", [30, 33])
+def test_a_run_that_was_interrupted_is_resumed_where_it_ended(tmp_path, end):
+    # Its last file is not at a multiple of `every`, and the next ones are again.
+    def stop(hook, step, run):
+        if hook == "on_step_end" and step == end:
+            raise KeyboardInterrupt
+
+    callbacks = [*everything(tmp_path, BoringTasks()), Recorder(every=3, act=stop)]
+    assert int(boring_fit(60, callbacks=callbacks).step) == end
+    state = boring_fit(60, callbacks=everything(tmp_path, BoringTasks()), resume="auto")
+    assert tree_allclose(state, boring_fit(60), rtol=0, atol=0)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert [row["step"] for row in rows if "eval/loss" in row] == [20, 40, 60]
+    saved = sorted(path.name for path in (tmp_path / "saved").glob("*.ckpt"))
+    assert saved[-2:] == ["step-000000050.ckpt", "step-000000060.ckpt"]
+
+
+def test_a_resumed_run_may_end_at_the_same_step_by_a_stop(tmp_path):
+    # No step is taken: nothing is saved over the file that it came from.
+    boring_fit(20, callbacks=[saving(tmp_path)])
+    before = contents(tmp_path)
+    stop = Recorder(act=lambda hook, step, run: run.request_stop("at once"))
+    state = boring_fit(50, callbacks=[stop, saving(tmp_path)], resume="auto")
+    assert int(state.step) == 20
+    assert contents(tmp_path) == before
+    assert np.all(np.isfinite(state.model.weight))
