@@ -26,7 +26,8 @@ class JSONL(Callback):
     for is one of the strings "NaN", "Infinity", "-Infinity", which `float` understands.
 
     A resumed run continues the file: lines of steps after the checkpoint's, and a torn last line,
-    are removed; if there was no checkpoint yet, the old file is renamed to `*.stale`. After `kill -9` all steps before the last chunk's last one are there.
+    are removed; if there was no checkpoint yet, the old file is renamed to `*.stale`. After
+    `kill -9` all steps before the last chunk's last one are there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty.
     """

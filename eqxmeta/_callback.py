@@ -98,9 +98,15 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     for position, callback in enumerate(callbacks):
         where = f"`callbacks[{position}]`"
         if not isinstance(callback, Callback):
-            instance = "an instance" if not isinstance(callback, type) else "an instance, not the class"
+            instance = (
+                "an instance" if not isinstance(callback, type) else "an instance, not the class"
+            )
             raise TypeError(
-                explain(f"{where} is not a callback.", repr(callback), f"{instance} of `eqxmeta.callbacks.Callback`")
+                explain(
+                    f"{where} is not a callback.",
+                    repr(callback),
+                    f"{instance} of `eqxmeta.callbacks.Callback`",
+                )
             )
         _check_hooks(callback, where)
         _check_every(callback, where)
@@ -110,7 +116,7 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
                 explain(
                     f"{where} has the name of an earlier callback.",
                     f"{name!r} twice",
-                    "unique names: their states are stored under them. Set `.name` on one of the two",
+                    "unique names, under which states are stored: set `.name` on one",
                 )
             )
         names[name] = callback
@@ -121,7 +127,11 @@ def _check_hooks(callback: Callback, where: str) -> None:
     for name in dir(type(callback)):
         if name.startswith("on_") and name not in HOOKS:
             raise TypeError(
-                explain(f"{where} has a hook that does not exist.", f"`{type(callback).__name__}.{name}`", f"one of {', '.join(HOOKS)}")
+                explain(
+                    f"{where} has a hook that does not exist.",
+                    f"`{type(callback).__name__}.{name}`",
+                    f"one of {', '.join(HOOKS)}",
+                )
             )
     for name in HOOKS:
         wanted = len(inspect.signature(getattr(Callback, name)).parameters) - 1
@@ -131,15 +141,33 @@ def _check_hooks(callback: Callback, where: str) -> None:
         except TypeError as error:
             expected = f"`{name}{inspect.signature(getattr(Callback, name))}`"
             raise TypeError(
-                explain(f"{where} has a hook of a wrong signature.", f"`{name}{inspect.signature(hook)}`", expected)
+                explain(
+                    f"{where} has a hook of a wrong signature.",
+                    f"`{name}{inspect.signature(hook)}`",
+                    expected,
+                )
             ) from error
 
 
 def _check_every(callback: Callback, where: str) -> None:
     every = callback.every
     if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ValueError(explain(f"{where}.every is invalid.", repr(every), "a positive number of outer steps, or None"))
-    if every is None and type(callback).on_step_end is not Callback.on_step_end and "every" not in vars(callback):
         raise ValueError(
-            explain(f"{where} has `on_step_end` but never says when.", "every=None", "`every`: call it at multiples of that many outer steps")
+            explain(
+                f"{where}.every is invalid.",
+                repr(every),
+                "a positive number of outer steps, or None",
+            )
+        )
+    if (
+        every is None
+        and type(callback).on_step_end is not Callback.on_step_end
+        and "every" not in vars(callback)
+    ):
+        raise ValueError(
+            explain(
+                f"{where} has `on_step_end` but never says when.",
+                "every=None",
+                "`every`: call it at multiples of that many outer steps",
+            )
         )

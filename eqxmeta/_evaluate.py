@@ -12,7 +12,8 @@ from ._arguments import check_int, check_seed
 from ._errors import explain
 from ._model import check_model
 from ._sources import check_device_source
-from ._strategy import Strategy, can_roll_out, num_tasks as count_tasks, split_or_none
+from ._strategy import Strategy, can_roll_out, split_or_none
+from ._strategy import num_tasks as count_tasks
 from ._task import Task
 
 # Evaluation tasks are drawn from a stream of their own: the same seed for training and for
@@ -48,7 +49,9 @@ class Evaluation:
 
     def _of(self, name: str) -> np.ndarray:
         if name not in self.values:
-            raise KeyError(explain("There is no such metric.", repr(name), f"one of {self.metrics}"))
+            raise KeyError(
+                explain("There is no such metric.", repr(name), f"one of {self.metrics}")
+            )
         return np.asarray(self.values[name], np.float64)
 
 
@@ -90,7 +93,12 @@ def evaluate(
 
 @eqx.filter_jit
 def _evaluate(
-    strategy: Strategy, model: PyTree, tasks: Any, root: PRNGKeyArray, num_tasks: int, steps: int | None
+    strategy: Strategy,
+    model: PyTree,
+    tasks: Any,
+    root: PRNGKeyArray,
+    num_tasks: int,
+    steps: int | None,
 ) -> dict[str, Array]:
     def one(index: Array) -> dict[str, Array]:
         task_key, key = jax.random.split(jax.random.fold_in(root, index))
@@ -115,7 +123,9 @@ def adaptation_curve(
         rollout = strategy.inner_rollout  # pyright: ignore
         return rollout(model, task.support, steps=steps, observe=measure, key=adapt_key).observed
     # Only `inner_adapt` is known: adapt once for every number of steps.
-    strategies = [strategy] if steps is None else [with_inner_steps(strategy, k + 1) for k in range(steps)]
+    strategies = (
+        [strategy] if steps is None else [with_inner_steps(strategy, k + 1) for k in range(steps)]
+    )
     models = [model] + [s.inner_adapt(model, task.support, key=adapt_key) for s in strategies]
     return jax.tree.map(lambda *xs: jnp.stack(xs), *map(measure, models))
 
@@ -127,7 +137,11 @@ def with_inner_steps(strategy: Strategy, steps: int) -> Strategy:
 
 def _check_steps(strategy: Strategy, steps: int | None) -> int | None:
     if not isinstance(strategy, Strategy):
-        raise TypeError(explain("`evaluate(strategy=...)` is invalid.", repr(strategy), "an instance of `Strategy`"))
+        raise TypeError(
+            explain(
+                "`evaluate(strategy=...)` is invalid.", repr(strategy), "an instance of `Strategy`"
+            )
+        )
     inner = getattr(strategy, "inner", None)
     if steps is None:
         return getattr(inner, "steps", None)

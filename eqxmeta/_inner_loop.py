@@ -59,7 +59,9 @@ class InnerLoop(eqx.Module):
         if gradient not in GRADIENT_MODES:
             expected = ", ".join(map(repr, GRADIENT_MODES))
             raise ValueError(
-                explain("`InnerLoop(gradient=...)` is invalid.", repr(gradient), f"one of {expected}")
+                explain(
+                    "`InnerLoop(gradient=...)` is invalid.", repr(gradient), f"one of {expected}"
+                )
             )
         self.optimizer = optimizer
         self.steps = steps
@@ -108,7 +110,9 @@ class InnerLoop(eqx.Module):
             step_key = None if key is None else jax.random.fold_in(key, index)
             batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
             before = seen(fast)
-            value, grads = value_and_grad(inner_loss, self.gradient, fast, (frozen, batch, step_key))
+            value, grads = value_and_grad(
+                inner_loss, self.gradient, fast, (frozen, batch, step_key)
+            )
             updates, opt_state = update(grads, opt_state, fast)
             new = (optax.apply_updates(fast, updates), opt_state)
             # Optimizers may compute in a wider type (a schedule's float32 rate on bfloat16

@@ -144,7 +144,7 @@ class Loop:
                 explain(
                     f"The metric {name!r} is not finite at step {step}.",
                     float(metrics[name][row]),
-                    "finite metrics. A smaller inner or outer learning rate, or gradient clipping, may help",
+                    "finite metrics. A smaller learning rate or gradient clipping may help",
                 ),
                 step=step,
                 name=name,
@@ -155,7 +155,11 @@ class Loop:
                 paths = [path for path, leaf in leaves if eqx.is_inexact_array(leaf)]
                 name = "model" + jax.tree_util.keystr(paths[index])
                 raise NonFiniteError(
-                    explain(f"The parameter `{name}` is not finite after step {stop}.", "NaN or infinity", "finite parameters"),
+                    explain(
+                        f"The parameter `{name}` is not finite after step {stop}.",
+                        "NaN or infinity",
+                        "finite parameters",
+                    ),
                     step=stop,
                     name=name,
                 )

@@ -9,7 +9,11 @@ def check_model(model: PyTree, argument: str) -> None:
     """Refuse what cannot be meta-learnt correctly. Raises `TypeError` or `ValueError`."""
     if isinstance(model, type):
         raise TypeError(
-            explain(f"`{argument}` is not a model.", f"the class {model!r}", "an instance of an Equinox module")
+            explain(
+                f"`{argument}` is not a model.",
+                f"the class {model!r}",
+                "an instance of an Equinox module",
+            )
         )
     stateful = [
         jax.tree_util.keystr(path)
@@ -28,7 +32,11 @@ def check_model(model: PyTree, argument: str) -> None:
         )
     if not any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(model)):
         raise ValueError(
-            explain(f"`{argument}` has no parameters.", repr(model)[:200], "at least one floating-point array")
+            explain(
+                f"`{argument}` has no parameters.",
+                repr(model)[:200],
+                "at least one floating-point array",
+            )
         )
 
 

@@ -1,4 +1,4 @@
-"""What can be found wrong with a run before anything is compiled: shapes are traced, nothing runs."""
+"""What can be found wrong with a run before anything is compiled: only shapes are traced."""
 
 from typing import Any
 
@@ -22,12 +22,20 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
     what = "`loss(model, batch, key)`"
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         raise TypeError(
-            explain(f"{what} returned something else than a pair.", _show(out), "(scalar, dict of scalar metrics)")
+            explain(
+                f"{what} returned something else than a pair.",
+                _show(out),
+                "(scalar, dict of scalar metrics)",
+            )
         )
     value, metrics = out
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
-            explain(f"The first value of {what} is not a loss.", _show(value), "a floating-point scalar: a mean over examples")
+            explain(
+                f"The first value of {what} is not a loss.",
+                _show(value),
+                "a floating-point scalar: a mean over examples",
+            )
         )
     _check_scalars(metrics, f"The metrics of {what}")
 
@@ -39,14 +47,22 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> No
     )
     what = f"`{type(strategy).__name__}.outer_update`"
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
-        raise TypeError(explain(f"{what} returned something else than a pair.", _show(out), "(TrainState, metrics)"))
+        raise TypeError(
+            explain(
+                f"{what} returned something else than a pair.", _show(out), "(TrainState, metrics)"
+            )
+        )
     new, metrics = out
     if not isinstance(metrics, dict):
-        raise TypeError(explain(f"The metrics of {what} are invalid.", _show(metrics), "a dict of scalars"))
+        raise TypeError(
+            explain(f"The metrics of {what} are invalid.", _show(metrics), "a dict of scalars")
+        )
     _check_scalars(metrics, f"The metrics of {what}")
     before, after = _layout(state), _layout(new)
     if before != after:
-        changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        changed = sorted(
+            path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
+        )
         raise ValueError(
             explain(
                 f"{what} changed the structure, a shape or a dtype of the state.",
@@ -59,7 +75,11 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> No
 def check_init(strategy: Strategy, state: Any) -> None:
     if not isinstance(state, TrainState):
         raise TypeError(
-            explain(f"`{type(strategy).__name__}.init` returned something else than a state.", _show(state), "an `eqxmeta.TrainState`")
+            explain(
+                f"`{type(strategy).__name__}.init` returned something else than a state.",
+                _show(state),
+                "an `eqxmeta.TrainState`",
+            )
         )
 
 
@@ -76,7 +96,13 @@ def _layout(state: TrainState) -> dict[str, str]:
 def _check_scalars(metrics: dict[Any, Any], what: str) -> None:
     for name, value in metrics.items():
         if not isinstance(name, str) or getattr(value, "shape", None) != ():
-            raise ValueError(explain(f"{what} are invalid.", f"{name!r}: {_show(value)}", "scalar arrays under string names"))
+            raise ValueError(
+                explain(
+                    f"{what} are invalid.",
+                    f"{name!r}: {_show(value)}",
+                    "scalar arrays under string names",
+                )
+            )
     if "step" in metrics:
         raise ValueError(explain(f"{what} use a reserved name.", "'step'", "another name"))
 

@@ -49,7 +49,7 @@ def check_device_source(tasks: Any, argument: str) -> Task:
             explain(
                 f"`{argument}` is not a task source.",
                 repr(tasks)[:200],
-                "an `eqx.Module` with a method `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`",
+                "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`",
             )
         )
     task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
@@ -59,12 +59,18 @@ def check_device_source(tasks: Any, argument: str) -> Task:
 
 def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
     if not isinstance(task, Task):
-        raise TypeError(explain(f"`{argument}` is not a task.", type(task).__name__, "an `eqxmeta.Task`"))
+        raise TypeError(
+            explain(f"`{argument}` is not a task.", type(task).__name__, "an `eqxmeta.Task`")
+        )
     for name, field in (("support", task.support), ("query", task.query)):
         leaves = jax.tree.leaves(field)
         if not leaves:
             raise ValueError(
-                explain(f"`{argument}` has no {name} set.", repr(field), "a pytree of arrays, such as (x, y)")
+                explain(
+                    f"`{argument}` has no {name} set.",
+                    repr(field),
+                    "a pytree of arrays, such as (x, y)",
+                )
             )
         sizes = {leaf.shape[:1] for leaf in leaves}
         if len(sizes) != 1 or () in sizes or (0,) in sizes:
@@ -90,7 +96,11 @@ class HostSource:
         length = len(source) if hasattr(source, "__len__") else None
         if length is not None and length < steps:
             raise ValueError(
-                explain("`tasks` is too short.", f"{length} batches", f"`tasks[step]` for steps 0 to {steps - 1}")
+                explain(
+                    "`tasks` is too short.",
+                    f"{length} batches",
+                    f"`tasks[step]` for steps 0 to {steps - 1}",
+                )
             )
         self._first = self._read(start, None)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._first))
@@ -129,7 +139,9 @@ class HostSource:
 
     def shapes(self) -> Loaded:
         def padded(x: np.ndarray) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((self.capacity, *x.shape), jax.dtypes.canonicalize_dtype(x.dtype))
+            return jax.ShapeDtypeStruct(
+                (self.capacity, *x.shape), jax.dtypes.canonicalize_dtype(x.dtype)
+            )
 
         return Loaded(jax.tree.map(padded, self._first))
 
@@ -158,7 +170,11 @@ class HostSource:
             batch = self._source[step]
         except (IndexError, KeyError) as error:
             raise ValueError(
-                explain(f"`tasks[{step}]` does not exist.", repr(error), "a batch of tasks for every outer step")
+                explain(
+                    f"`tasks[{step}]` does not exist.",
+                    repr(error),
+                    "a batch of tasks for every outer step",
+                )
             ) from error
         check_task(batch, f"tasks[{step}]", leading="task")
         batch = jax.tree.map(np.asarray, batch)
@@ -166,7 +182,11 @@ class HostSource:
             size = jax.tree.leaves(batch)[0].shape[0]
             if size != self._meta_batch_size:
                 raise ValueError(
-                    explain(f"`tasks[{step}]` has a wrong number of tasks.", size, f"meta_batch_size={self._meta_batch_size}")
+                    explain(
+                        f"`tasks[{step}]` has a wrong number of tasks.",
+                        size,
+                        f"meta_batch_size={self._meta_batch_size}",
+                    )
                 )
         elif _layout(batch) != _layout(like):
             raise ValueError(

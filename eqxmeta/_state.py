@@ -27,6 +27,8 @@ def strong(tree: PyTree) -> PyTree:
 
 def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """State before the first outer step: `optimizer` looks after the inexact arrays of `model`."""
-    model = strong(jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, model))
+    model = strong(
+        jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, model)
+    )
     opt_state = strong(optimizer.init(eqx.filter(model, eqx.is_inexact_array)))
     return TrainState(jnp.zeros((), jnp.int32), model, opt_state)

@@ -180,5 +180,9 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
     clash = sorted(set(metrics) & set(RESERVED))
     if clash:
         raise ValueError(
-            explain("The loss reports a metric under a reserved name.", clash, f"names other than {RESERVED}")
+            explain(
+                "The loss reports a metric under a reserved name.",
+                clash,
+                f"names other than {RESERVED}",
+            )
         )

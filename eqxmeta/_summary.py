@@ -12,7 +12,14 @@ from ._strategy import Strategy
 
 
 def describe(
-    strategy: Strategy, model: PyTree, state: TrainState, tasks: Any, *, steps: int, seed: int, meta_batch_size: int
+    strategy: Strategy,
+    model: PyTree,
+    state: TrainState,
+    tasks: Any,
+    *,
+    steps: int,
+    seed: int,
+    meta_batch_size: int,
 ) -> dict[str, Any]:
     """The run as plain values: for hyper-parameters, and for a checkpoint to be compared with."""
     inner = getattr(strategy, "inner", None)

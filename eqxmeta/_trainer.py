@@ -61,12 +61,21 @@ class Trainer:
     ):
         if not isinstance(strategy, Strategy):
             raise TypeError(
-                explain("`Trainer(strategy=...)` is not a strategy.", repr(strategy), "an instance of `Strategy`, such as `eqxmeta.MAML(...)`")
+                explain(
+                    "`Trainer(strategy=...)` is not a strategy.",
+                    repr(strategy),
+                    "an instance of `Strategy`, such as `eqxmeta.MAML(...)`",
+                )
             )
         check_int(meta_batch_size, "Trainer(meta_batch_size=...)", minimum=1, what="tasks")
         check_seed(seed, "Trainer(seed=...)")
         if steps_per_execution != "auto":
-            check_int(steps_per_execution, "Trainer(steps_per_execution=...)", minimum=1, what="steps, or 'auto'")
+            check_int(
+                steps_per_execution,
+                "Trainer(steps_per_execution=...)",
+                minimum=1,
+                what="steps, or 'auto'",
+            )
         if not isinstance(fast_dev_run, bool):
             check_int(fast_dev_run, "Trainer(fast_dev_run=...)", minimum=1, what="steps, or a bool")
         self.strategy = strategy
@@ -121,7 +130,9 @@ class Trainer:
         origin, restored = self._restore(resume, state, callbacks, config) or (None, None)
         start = 0 if restored is None else int(restored.step)
         if start > steps:
-            raise ValueError(explain("`fit(steps=...)` is before the checkpoint.", steps, f"{start} or more"))
+            raise ValueError(
+                explain("`fit(steps=...)` is before the checkpoint.", steps, f"{start} or more")
+            )
 
         with self._open(tasks, start, steps) as (source, example, capacity):
             check_loss(self.strategy, model, jax.tree.map(_without_first_axis, example))
@@ -166,7 +177,10 @@ class Trainer:
             yield (lambda steps: sampled), example, CAPACITY
         elif hasattr(tasks, "__getitem__"):
             with HostSource(
-                tasks, start=min(start, steps - 1), steps=steps, meta_batch_size=self.meta_batch_size
+                tasks,
+                start=min(start, steps - 1),
+                steps=steps,
+                meta_batch_size=self.meta_batch_size,
             ) as host:
                 yield host.take, host.example, host.capacity
         else:
@@ -174,7 +188,7 @@ class Trainer:
                 explain(
                     "`fit(tasks=...)` is not a task source.",
                     repr(tasks)[:200],
-                    "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch of tasks`",
+                    "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch`",
                 )
             )
 
@@ -192,17 +206,27 @@ class Trainer:
             return path, self._load(path, like, callbacks, config)
         if not any(type(c).resume_paths is not Callback.resume_paths for c in callbacks):
             raise ValueError(
-                explain("`fit(resume='auto')` has nothing to resume from.", "no callback that saves", "a `Checkpoint` among the callbacks")
+                explain(
+                    "`fit(resume='auto')` has nothing to resume from.",
+                    "no callback that saves",
+                    "a `Checkpoint` among the callbacks",
+                )
             )
         paths = [path for callback in callbacks for path in callback.resume_paths()]
         for path in paths:
             try:
                 return path, self._load(path, like, callbacks, config)
             except CheckpointCorrupt as error:
-                warnings.warn(f"Skipping a damaged checkpoint. {error}", RuntimeWarning, stacklevel=3)
+                warnings.warn(
+                    f"Skipping a damaged checkpoint. {error}", RuntimeWarning, stacklevel=3
+                )
         if paths:
             raise CheckpointCorrupt(
-                explain("No checkpoint is sound.", ", ".join(map(str, paths)), "at least one. Move them away to start anew")
+                explain(
+                    "No checkpoint is sound.",
+                    ", ".join(map(str, paths)),
+                    "at least one. Move them away to start anew",
+                )
             )
         return None
 
@@ -227,7 +251,11 @@ class Trainer:
                 callback.load_state_dict(states.pop(name_of(callback)))
         forgotten = [name for name, value in states.items() if value]
         if forgotten:
-            warnings.warn(f"`{path}` holds the state of callbacks that are not attached: {forgotten}", RuntimeWarning, stacklevel=4)
+            warnings.warn(
+                f"`{path}` holds the state of callbacks that are not attached: {forgotten}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         return state
 
 
@@ -240,5 +268,11 @@ def _seconds(max_time: float | timedelta | None) -> float:
         return float("inf")
     seconds = max_time.total_seconds() if isinstance(max_time, timedelta) else max_time
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise ValueError(explain("`Trainer(max_time=...)` is invalid.", repr(max_time), "a positive number of seconds, or a `timedelta`"))
+        raise ValueError(
+            explain(
+                "`Trainer(max_time=...)` is invalid.",
+                repr(max_time),
+                "a positive number of seconds, or a `timedelta`",
+            )
+        )
     return float(seconds)

@@ -21,7 +21,9 @@ from eqxmeta.callbacks import JSONL, Checkpoint, Evaluate, ProgressBar, TensorBo
 
 
 class Block(eqx.Module):
-    """3x3 convolution of stride 2, normalisation over one example, ReLU: [h, w, in] -> [h/2, w/2, out].
+    """3x3 convolution of stride 2, normalisation over one example, ReLU.
+
+    [height, width, inputs] -> [height / 2, width / 2, outputs].
 
     The convolution is written as patches and one matrix product: every task has weights of its
     own, and a product with batched weights is what a CPU does fast inside a compiled loop.

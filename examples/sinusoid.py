@@ -16,6 +16,7 @@ import optax
 import eqxmeta as em
 from eqxmeta.callbacks import JSONL, AdaptationPlot, Checkpoint, Evaluate, ProgressBar, TensorBoard
 
+NETWORK = eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0))
 REPORTED = [0, 1, 5, 10]  # inner steps at test
 
 
@@ -26,10 +27,6 @@ class OneSine(eqx.Module):
 
     def sample(self, key):
         return self.task
-
-
-def network():
-    return eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0))
 
 
 def recipe(name, steps):
@@ -62,7 +59,7 @@ def overfit_one_sine(steps):
     """The network is no obstacle: a single sine it learns."""
     sine = OneSine(em.tasks.Sinusoid(shots=50, queries=50).sample(jax.random.key(7)))
     trainer = em.Trainer(recipe("Joint", steps), meta_batch_size=1, summary=False)
-    models = network(), trainer.fit(network(), sine, steps).model
+    models = NETWORK, trainer.fit(NETWORK, sine, steps).model
     before, after = (em.losses.mse(model, sine.task.query, None)[0] for model in models)
     print(f"one sine: MSE {before:.2f} before, {after:.4f} after {steps:,} steps of Adam\n")
 
@@ -88,7 +85,7 @@ def compare(names, shots, steps, folder):
     learners = {}
     for name in names:
         strategy = recipe(name, steps)
-        model = train(strategy, network(), tasks, test, steps, folder / name.lower())
+        model = train(strategy, NETWORK, tasks, test, steps, folder / name.lower())
         learners[name] = (strategy, model)
     report(learners, test, folder)
 

@@ -11,10 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from eqxmeta.callbacks import Callback
 from jaxtyping import Array
 
 import eqxmeta as em
+from eqxmeta.callbacks import Callback
 
 
 class BoringModel(eqx.Module):

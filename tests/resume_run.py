@@ -59,15 +59,15 @@ def parts(*, boring: bool):
     return strategy, tiny_mlp(), em.tasks.Sinusoid(4, 4)
 
 
-def everything(folder: Path, tasks):
+def everything(folder: Path, tasks, *, monitor="eval/loss"):
     return [
         ProgressBar(disable=False),
         Counter(),
         TensorBoard(folder / "board"),
         JSONL(folder / "log.jsonl"),
-        Evaluate(tasks, every=20, num_tasks=10),
+        Evaluate(tasks, every=25, num_tasks=10),
         EarlyStopping("eval/loss", patience=1000),
-        Checkpoint(folder / "saved", every=25, keep=3, monitor="eval/loss"),
+        Checkpoint(folder / "saved", every=50, keep=3, monitor=monitor),
     ]
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import jaxtyping
 import optax
 import pytest
-from eqxmeta.callbacks import Callback, Checkpoint, ProgressBar
 
 import eqxmeta as em
+from eqxmeta.callbacks import Callback, Checkpoint, ProgressBar
 
 from .boring import (
     BoringModel,

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from eqxmeta.callbacks import Checkpoint
 
 from eqxmeta import (
     MAML,
@@ -21,6 +20,7 @@ from eqxmeta import (
 )
 from eqxmeta._callback import Callback, attach, name_of
 from eqxmeta._checkpoint import read_manifest
+from eqxmeta.callbacks import Checkpoint
 
 STRATEGY = MAML(losses.mse, inner=InnerLoop(optax.sgd(0.1), steps=1), optimizer=optax.sgd(0.1))
 

@@ -3,9 +3,9 @@ import math
 
 import numpy as np
 import pytest
-from eqxmeta.callbacks import EarlyStopping
 
 from eqxmeta._callback import Curve, Image, attach
+from eqxmeta.callbacks import EarlyStopping
 
 from .fake_run import fake_run
 

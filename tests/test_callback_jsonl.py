@@ -4,9 +4,9 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from eqxmeta.callbacks import JSONL
 
 from eqxmeta._callback import Curve, Image
+from eqxmeta.callbacks import JSONL
 
 from .fake_run import chunk, fake_run, loss
 

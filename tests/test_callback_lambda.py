@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from eqxmeta.callbacks import Lambda
 
 from eqxmeta._callback import HOOKS, attach
+from eqxmeta.callbacks import Lambda
 
 from .fake_run import fake_run
 

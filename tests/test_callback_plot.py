@@ -5,13 +5,13 @@ import matplotlib.image
 import numpy as np
 import optax
 import pytest
-from eqxmeta.callbacks import AdaptationPlot, Evaluate
 
 import eqxmeta.losses
 from eqxmeta._callback import Curve, Image
 from eqxmeta._evaluate import with_inner_steps
 from eqxmeta._inner_loop import InnerLoop
 from eqxmeta._plot_adaptation import plot_adaptation
+from eqxmeta.callbacks import AdaptationPlot, Evaluate
 from eqxmeta.strategies import MAML
 from eqxmeta.tasks import Sinusoid
 

@@ -3,10 +3,10 @@ import re
 
 import numpy as np
 import pytest
-from eqxmeta.callbacks import ProgressBar
 from tqdm import tqdm
 
 from eqxmeta._callback import Curve, Image
+from eqxmeta.callbacks import ProgressBar
 
 from .fake_run import chunk, fake_run
 

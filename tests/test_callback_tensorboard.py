@@ -7,7 +7,6 @@ import sys
 import matplotlib.image
 import numpy as np
 import pytest
-from eqxmeta.callbacks import TensorBoard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -15,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from eqxmeta._callback import Curve, Image, attach
+from eqxmeta.callbacks import TensorBoard
 
 from .fake_run import chunk, fake_run, loss
 

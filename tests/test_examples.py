@@ -27,13 +27,17 @@ def test_sinusoid(tmp_path):
     out = run("sinusoid.py", "--steps", 100, cwd=tmp_path)
     assert re.search(r"one sine: MSE \d+\.\d+ before", out)
     for name in ("Joint", "MAML", "FOMAML", "Reptile"):
-        assert len(re.findall(rf"^{name} .*(?:\d+\.\d+ ± \d+\.\d+ *){{4}}$", out, re.MULTILINE)) == 1
+        assert (
+            len(re.findall(rf"^{name} .*(?:\d+\.\d+ ± \d+\.\d+ *){{4}}$", out, re.MULTILINE)) == 1
+        )
         folder = tmp_path / "runs/sinusoid" / name.lower()
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 100
         assert (folder / "adaptation.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / "checkpoints/step-000000100.ckpt").is_file()
     # Finn et al. 2017: 4.25 for the zero predictor; 3.01 for the best that does not look.
-    zero, blind = (float(re.search(rf"^{n} +(\S+)", out, re.MULTILINE)[1]) for n in ("zero", "task-blind"))
+    zero, blind = (
+        float(re.search(rf"^{n} +(\S+)", out, re.MULTILINE)[1]) for n in ("zero", "task-blind")
+    )
     assert abs(zero - 4.25) < 0.15 and abs(blind - 3.01) < 0.15
     assert (tmp_path / "runs/sinusoid/adaptation.png").is_file()
     again = run("sinusoid.py", "--steps", 100, cwd=tmp_path)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from eqxmeta.callbacks import Checkpoint
 
 import eqxmeta as em
+from eqxmeta.callbacks import Checkpoint
 
 from .boring import BoringModel, BoringStrategy, Recorder, boring_fit, compilations, host_batch
 from .helpers import tree_allclose

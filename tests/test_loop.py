@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from eqxmeta.callbacks import Callback, Checkpoint, Evaluate
 
 import eqxmeta as em
 from eqxmeta import _loop
 from eqxmeta._pace import Pace
+from eqxmeta.callbacks import Callback, Checkpoint, Evaluate
 
 from .boring import (
     BoringModel,

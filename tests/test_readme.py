@@ -20,7 +20,9 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     namespace = {"__name__": "readme"}
     for block in blocks("python"):
         shorter = re.sub(r"steps=(20_000|2_000)\b", "steps=120", block)
-        shorter = re.sub(r"every=1000\b", "every=60", shorter).replace("num_tasks=600", "num_tasks=20")
+        shorter = re.sub(r"every=1000\b", "every=60", shorter).replace(
+            "num_tasks=600", "num_tasks=20"
+        )
         exec(compile(shorter, "README.md", "exec"), namespace)
     out = capsys.readouterr().out
     assert "after 10 steps:" in out and "use gradient='mixed'" in out
@@ -38,7 +40,9 @@ def test_commands_name_what_exists(marker):
     _, _, rest = README.partition(f"<!-- command: {marker} -->\n```bash\n")
     command, _, _ = rest.partition("\n```")
     assert "\n" not in command
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     for part in command.split(" && "):
         words = shlex.split(part)
         if words[0].endswith("pip"):

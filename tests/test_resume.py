@@ -47,10 +47,8 @@ def leaves_of(path):
 
 
 def states_of(path):
-    """What the callbacks left in a checkpoint; the name that a `Checkpoint` gives its run is
-    drawn anew by every run, on purpose."""
+    """What the callbacks left in a checkpoint, but for what tells a run from others."""
     states = read_manifest(path)["meta"]["callbacks"]
-    assert set(states["Checkpoint"]) > {"run"}
     return {**states, "Checkpoint": {k: v for k, v in states["Checkpoint"].items() if k != "run"}}
 
 
@@ -134,7 +132,7 @@ def test_tensorboard_itself_reads_every_step_once(broken_once):
         )
     assert scalars[0] == scalars[1]
     assert [step for step, _ in scalars[0]["train/loss"]] == list(range(1, 201))
-    assert [step for step, _ in scalars[0]["eval/loss/after_2"]] == list(range(20, 201, 20))
+    assert [step for step, _ in scalars[0]["eval/loss/after_2"]] == list(range(25, 201, 25))
 
 
 STEPS = 3000
@@ -149,7 +147,7 @@ def straight_boring(tmp_path_factory):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_moments(straight_boring, tmp_path, seed):
-    draw, kills, newest = random.Random(seed), 0, []
+    draw, kills = random.Random(seed), 0
     for attempt in range(3):
         process = start(tmp_path, STEPS, "--boring", hash_seed=attempt)
         try:
@@ -162,7 +160,6 @@ def test_killed_at_random_moments(straight_boring, tmp_path, seed):
         finally:
             process.kill()
         kills += process.wait() < 0
-        newest += [max(path.name for path in (tmp_path / "saved").iterdir())]
     assert kills, "each attempt was over before it was killed: raise STEPS"
     finish(tmp_path, start(tmp_path, STEPS, "--boring"), STEPS)
     check_same_run(tmp_path, straight_boring, STEPS)
@@ -212,7 +209,8 @@ def test_resuming_a_run_that_is_over_changes_nothing(tmp_path):
     changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     # TensorBoard marks each start of a process.
     assert all("tfevents" in path.name for path in changed)
-    assert events_of(tmp_path / "run" / "board").count((40, "train/loss", 0.0)) <= 1
+    losses = [step for step, tag, _ in events_of(tmp_path / "run/board") if tag == "train/loss"]
+    assert losses == list(range(1, 51))
 
 
 def test_states_of_callbacks_come_back_before_the_run_starts(tmp_path):
@@ -253,6 +251,14 @@ def test_a_callback_that_joins_later_starts_fresh(tmp_path):
     assert int(boring_fit(30, callbacks=[saving(tmp_path), late], resume="auto").step) == 30
 
 
+class WideTasks(eqx.Module):
+    """Five inputs instead of three."""
+
+    def sample(self, key):
+        task = BoringTasks().sample(key)
+        return jax.tree.map(lambda x: x if x.shape[1] == 1 else x[:, [0, 1, 2, 0, 1]], task)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -262,7 +268,10 @@ def test_a_callback_that_joins_later_starts_fresh(tmp_path):
             {"strategy": em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))},
             "strategy='BoringStrategy'.*strategy='MAML'",
         ),
-        ({"model": BoringModel(size=5)}, r"\.model\.weight is float32\[3\].*float32\[5\]"),
+        (
+            {"model": BoringModel(size=5), "tasks": WideTasks()},
+            r"\.model\.weight is float32\[3\].*float32\[5\]",
+        ),
         (
             {"model": eqx.nn.Linear(3, 1, key=jax.random.key(0))},
             "model='BoringModel'.*model='Linear'",
@@ -274,20 +283,10 @@ def test_the_checkpoint_of_another_run(tmp_path, change, named):
     boring_fit(20, callbacks=[saving(tmp_path)])
     before = contents(tmp_path)
     recorder = Recorder()
-    if "model" in change:
-        change = {"tasks": WideTasks(), **change} if "size" in named or "[5]" in named else change
     with pytest.raises(em.CheckpointMismatch, match=f"(?s){named}"):
         boring_fit(30, callbacks=[saving(tmp_path), recorder], resume="auto", **change)
     assert recorder.events == []
     assert contents(tmp_path) == before
-
-
-class WideTasks(eqx.Module):
-    """Five inputs instead of three."""
-
-    def sample(self, key):
-        task = BoringTasks().sample(key)
-        return jax.tree.map(lambda x: x if x.shape[1] == 1 else x[:, [0, 1, 2, 0, 1]], task)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +302,7 @@ def test_the_checkpoint_of_another_inner_loop(tmp_path, inner, named):
         return boring_fit(2, strategy=strategy, callbacks=[saving(tmp_path)], resume=resume)
 
     fit(em.InnerLoop(optax.sgd(0.1), 1), None)
-    with pytest.raises(em.CheckpointMismatch, match=named):
+    with pytest.raises(em.CheckpointMismatch, match=f"(?s){named}"):
         fit(inner, "auto")
 
 
@@ -388,7 +387,7 @@ def test_a_fresh_run_does_not_touch_what_an_earlier_one_left(tmp_path, which):
     # New objects, and those that wrote the files.
     for again in ([make[name]() for name in which or make], callbacks):
         recorder = Recorder()
-        with pytest.raises(FileExistsError, match="(?s)Received:.*Expected:.*resume"):
+        with pytest.raises(FileExistsError, match=r"(?s)Received:.*Expected:.*resume"):
             boring_fit(20, callbacks=[*again, recorder])
         assert recorder.rows == []
         assert contents(tmp_path) == before
@@ -408,7 +407,7 @@ def test_a_fresh_run_that_is_refused_leaves_no_new_files_either(tmp_path):
 
 
 def test_the_resumed_trainer_may_be_the_same_object(tmp_path):
-    callbacks = everything(tmp_path, BoringTasks())
+    callbacks = everything(tmp_path, BoringTasks(), monitor="loss")
     trainer = em.Trainer(BoringStrategy(), meta_batch_size=2, callbacks=callbacks, summary=False)
     trainer.fit(BoringModel(), BoringTasks(), 30)
     state = trainer.fit(BoringModel(), BoringTasks(), 60, resume="auto")
@@ -422,17 +421,20 @@ def test_the_resumed_trainer_may_be_the_same_object(tmp_path):
 @pytest.mark.parametrize("end", [30, 33])
 def test_a_run_that_was_interrupted_is_resumed_where_it_ended(tmp_path, end):
     # Its last file is not at a multiple of `every`, and the next ones are again.
+    def interrupted():
+        return everything(tmp_path, BoringTasks(), monitor="loss")
+
     def stop(hook, step, run):
         if hook == "on_step_end" and step == end:
             raise KeyboardInterrupt
 
-    callbacks = [*everything(tmp_path, BoringTasks()), Recorder(every=3, act=stop)]
+    callbacks = [*interrupted(), Recorder(every=3, act=stop)]
     assert int(boring_fit(60, callbacks=callbacks).step) == end
-    state = boring_fit(60, callbacks=everything(tmp_path, BoringTasks()), resume="auto")
+    state = boring_fit(60, callbacks=interrupted(), resume="auto")
     assert tree_allclose(state, boring_fit(60), rtol=0, atol=0)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 61))
-    assert [row["step"] for row in rows if "eval/loss" in row] == [20, 40, 60]
+    assert [row["step"] for row in rows if "eval/loss" in row] == [25, 50]
     saved = sorted(path.name for path in (tmp_path / "saved").glob("*.ckpt"))
     assert saved[-2:] == ["step-000000050.ckpt", "step-000000060.ckpt"]
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+import eqxmeta as em
 from eqxmeta.callbacks import (
     JSONL,
     AdaptationPlot,
@@ -26,8 +28,6 @@ from eqxmeta.callbacks import (
     ProgressBar,
     TensorBoard,
 )
-
-import eqxmeta as em
 
 from .boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_fit, host_batch
 from .helpers import tree_allclose

@@ -15,7 +15,7 @@ def check_arguments(
             explain(
                 f"`{strategy}(loss=...)` is not a loss.",
                 repr(loss),
-                "a function `loss(model, batch, key) -> (scalar, metrics)`, such as `eqxmeta.losses.mse`",
+                "`loss(model, batch, key) -> (scalar, metrics)`, such as `eqxmeta.losses.mse`",
             )
         )
     if not isinstance(inner, InnerLoop):

@@ -71,7 +71,11 @@ class Reptile(Strategy):
             check_int(batch_size, "Reptile(batch_size=...)", minimum=1, what="examples, or None")
         if inner_state not in ("reset", "carry"):
             raise ValueError(
-                explain("`Reptile(inner_state=...)` is invalid.", repr(inner_state), "'reset' or 'carry'")
+                explain(
+                    "`Reptile(inner_state=...)` is invalid.",
+                    repr(inner_state),
+                    "'reset' or 'carry'",
+                )
             )
         self.loss = loss
         self.inner = inner
@@ -144,12 +148,12 @@ class Reptile(Strategy):
         # Without a key, for `inner_adapt` on its own, the order is arbitrary but fixed.
         key = jax.random.key(0) if key is None else key
         epochs = -(-steps * self.batch_size // examples)
-        order = jax.vmap(lambda k: jax.random.permutation(k, examples))(jax.random.split(key, epochs))
+        order = jax.vmap(lambda k: jax.random.permutation(k, examples))(
+            jax.random.split(key, epochs)
+        )
         return order.reshape(-1)[: steps * self.batch_size].reshape(steps, self.batch_size)
 
 
 def _merge(states: PyTree) -> PyTree:
     """One inner optimizer state out of one per task: moments are averaged, counters agree."""
-    return jax.tree.map(
-        lambda x: jnp.mean(x, axis=0) if eqx.is_inexact_array(x) else x[0], states
-    )
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0) if eqx.is_inexact_array(x) else x[0], states)
