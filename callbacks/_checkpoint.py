@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from eqxmeta._arguments import check_int
-from eqxmeta._callback import Callback, Curve, Image, Published
+from eqxmeta._callback import Callback, Image, Published, published
 from eqxmeta._checkpoint import read_manifest, save, verify
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import CheckpointError, explain
@@ -28,7 +28,8 @@ class Checkpoint(Callback):
     - `keep`: how many of the newest files stay; `None` keeps all.
     - `monitor`: the file of the best value stays as well. A name published with `run.log` at the
       step that is saved, such as `"eval/loss"` of `Evaluate` (of a curve over inner steps the last
-      point counts), or a training metric such as `"loss"`, as it was in that very step.
+      point counts, and `"eval/loss/after_1"` is the one after 1 step), or a training metric such
+      as `"loss"`, as it was in that very step.
     - `mode`: `"min"` if less is better, `"max"` if more is. Of equals the first is the best.
 
     Removed are only files that this run has written (before it was resumed included), and only
@@ -150,9 +151,9 @@ class Checkpoint(Callback):
 
     def _observe(self, step: int, values: Mapping[str, Any]) -> None:
         self._seen.update(name for name, value in values.items() if not isinstance(value, Image))
-        value = None if self.monitor is None else values.get(self.monitor)
-        if value is not None and not isinstance(value, Image):
-            self._value = (step, float(value.mean[-1] if isinstance(value, Curve) else value))
+        value = None if self.monitor is None else published(values, self.monitor)
+        if value is not None:
+            self._value = (step, value)
 
     def _is_best(self, step: int) -> bool:
         if self._value is None or self._value[0] != step or math.isnan(self._value[1]):

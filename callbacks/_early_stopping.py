@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from eqxmeta._arguments import check_int
-from eqxmeta._callback import Callback, Curve, Image, Published
+from eqxmeta._callback import Callback, Published, published
 from eqxmeta._errors import explain
 from eqxmeta._run import Run
 
@@ -15,7 +15,8 @@ class EarlyStopping(Callback):
     """Ends the run when `monitor` has not improved for `patience` observations in a row.
 
     An observation is a value published under that name: a number, or the last point of a curve
-    over inner steps, such as `"eval/loss"` of `Evaluate`. With `every`, it is the training metric
+    over inner steps, such as `"eval/loss"` of `Evaluate` (`"eval/loss/after_1"`: the point after 1
+    inner step). With `every`, it is the training metric
     of that name, `"loss"` for example, at the outer steps that are multiples of `every`.
 
     - `min_delta`: a smaller change than this is no improvement.
@@ -84,13 +85,9 @@ class EarlyStopping(Callback):
         if self.every is not None:
             return
         self._others |= set(scalars)
-        if self.monitor not in scalars:
-            return
-        value = scalars[self.monitor]
-        if isinstance(value, Image):
-            message = "`EarlyStopping(monitor=...)` is an image."
-            raise TypeError(explain(message, repr(self.monitor), "the name of a number or a curve"))
-        self._observe(run, float(value.mean[-1] if isinstance(value, Curve) else value))
+        value = published(scalars, self.monitor)
+        if value is not None:
+            self._observe(run, value)
 
     def on_fit_end(self, run: Run) -> None:
         if not self._observed:

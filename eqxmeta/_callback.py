@@ -31,6 +31,40 @@ class Image:
 Published: TypeAlias = "float | Curve | Image"
 
 
+def published(values: Mapping[str, Any], monitor: str) -> float | None:
+    """The number that `monitor` names among published `values`, or `None`.
+
+    `"eval/loss"` is that number, or the last point of that curve; `"eval/loss/after_1"` is the
+    curve's point after 1 inner step, under the name that it has in TensorBoard.
+    """
+    curve, _, point = monitor.rpartition("/after_")
+    if monitor in values:
+        value, index = values[monitor], -1
+    elif isinstance(values.get(curve), Curve) and point.isdecimal():
+        value, index = values[curve], int(point)
+    else:
+        return None
+    if isinstance(value, Image):
+        raise TypeError(
+            explain(
+                f"The monitor {monitor!r} is an image.",
+                "an image",
+                "the name of a number or a curve",
+            )
+        )
+    if not isinstance(value, Curve):
+        return float(value)
+    if index >= len(value.mean):
+        raise ValueError(
+            explain(
+                f"The monitor {monitor!r} is beyond the curve.",
+                f"inner step {index}",
+                f"an inner step up to {len(value.mean) - 1}",
+            )
+        )
+    return float(value.mean[index])
+
+
 class Callback:
     """Base of all callbacks: a plain host object with hooks, none of which need be filled in.
 

@@ -1,5 +1,6 @@
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -22,7 +23,10 @@ INTERRUPTED = "interrupted"
 
 
 class Loop:
-    """One run: dispatches chunks, reads their metrics one chunk behind, calls the hooks."""
+    """One run: dispatches chunks, reads their metrics one chunk behind, calls the hooks.
+
+    `view` is what the callbacks see of it.
+    """
 
     def __init__(
         self,
@@ -34,9 +38,23 @@ class Loop:
         pace: Pace,
         callbacks: tuple[Callback, ...],
         everys: Mapping[str, int],
-        run: Run,
         deadline: float,
+        steps: int,
+        config: Mapping[str, Any],
+        resuming: bool,
+        resumed_from: Path | None,
     ):
+        self.view = Run(
+            strategy=strategy,
+            steps=steps,
+            start=int(state.step),
+            config=config,
+            resuming=resuming,
+            resumed_from=resumed_from,
+            snapshot=self._copy_state,
+            publish=self._publish,
+            callback_states=self._callback_states,
+        )
         self._strategy = strategy
         self._state = copied(state)  # the loop consumes its state; this one is the user's
         self._source = source
@@ -44,9 +62,9 @@ class Loop:
         self._pace = pace
         self._callbacks = callbacks
         self._everys = everys
-        self._run = run
         self._deadline = deadline
-        self._ahead = run.start  # steps dispatched; `run.step` counts those that have been seen
+        # Steps dispatched; `view.step` counts those whose metrics have been seen.
+        self._ahead = self.view.start
         self._pending: tuple[int, int, Report, float] | None = None
         self._ready = 0.0
         self._snapshot: tuple[int, TrainState] | None = None
@@ -54,15 +72,15 @@ class Loop:
 
     def run(self) -> TrainState:
         try:
-            with OnInterrupt(lambda: self._run.request_stop(INTERRUPTED)):
+            with OnInterrupt(lambda: self.view.request_stop(INTERRUPTED)):
                 try:
                     self._call("on_fit_start")
                     self._train()
                 except KeyboardInterrupt:
                     # From a hook. The state is whole, so that this ends the run like Ctrl-C does.
-                    if self._run.stop_reason == INTERRUPTED:
+                    if self.view.stop_reason == INTERRUPTED:
                         raise
-                    self._run.request_stop(INTERRUPTED)
+                    self.view.request_stop(INTERRUPTED)
                 self._catch_up()
                 self._call("on_fit_end")
         except BaseException as error:
@@ -70,21 +88,21 @@ class Loop:
             raise
         return self._state
 
-    def snapshot(self) -> TrainState:
+    def _copy_state(self) -> TrainState:
         """A copy of the newest state, one per step however many callbacks ask."""
         if self._snapshot is None or self._snapshot[0] != self._ahead:
             self._snapshot = (self._ahead, copied(self._state))
         return self._snapshot[1]
 
-    def publish(self, scalars: Mapping[str, Published]) -> None:
+    def _publish(self, scalars: Mapping[str, Published]) -> None:
         for callback in self._callbacks:
-            callback.on_log(self._run, scalars)
+            callback.on_log(self.view, scalars)
 
-    def callback_states(self) -> dict[str, dict[str, Any]]:
+    def _callback_states(self) -> dict[str, dict[str, Any]]:
         return {name_of(callback): callback.state_dict() for callback in self._callbacks}
 
     def _train(self) -> None:
-        run = self._run
+        run = self.view
         if self._ahead < run.steps and run.stop_reason is None:
             self._dispatch(self._ahead)  # no step at all: compiles, so that the pace is not misled
             jax.block_until_ready(self._state)
@@ -129,10 +147,10 @@ class Loop:
         self._ready = ready
         metrics = {name: rows[: stop - start] for name, rows in report.metrics.items()}
         self._check_finite(start, stop, metrics, report)
-        self._run.step = stop
+        self.view.step = stop
         metrics = {"step": np.arange(start + 1, stop + 1), **metrics}
         for callback in self._callbacks:
-            callback.on_chunk_end(self._run, metrics)
+            callback.on_chunk_end(self.view, metrics)
 
     def _check_finite(self, start: int, stop: int, metrics: dict[str, Any], report: Report) -> None:
         bad = {name: np.flatnonzero(~np.isfinite(rows)) for name, rows in metrics.items()}
@@ -166,13 +184,13 @@ class Loop:
 
     def _call(self, hook: str) -> None:
         for callback in self._callbacks:
-            getattr(callback, hook)(self._run)
+            getattr(callback, hook)(self.view)
 
     def _report(self, error: BaseException) -> None:
         """Every callback hears of the error; one that fails over it does not silence the rest."""
         for callback in self._callbacks:
             try:
-                callback.on_exception(self._run, error)
+                callback.on_exception(self.view, error)
             except Exception as second:
                 error.add_note(f"{name_of(callback)}.on_exception failed as well: {second!r}")
 

@@ -134,7 +134,7 @@ class HostSource:
             if isinstance(item, BaseException):
                 raise item
             batches.append(item)
-        padding = [batches[-1]] * (self.capacity - steps)
+        padding = [self._first] * (self.capacity - steps)
         return Loaded(jax.device_put(jax.tree.map(lambda *xs: np.stack(xs), *batches, *padding)))
 
     def shapes(self) -> Loaded:
@@ -193,7 +193,7 @@ class HostSource:
                 explain(
                     f"`tasks[{step}]` differs from the first batch in shape or dtype.",
                     _layout(batch),
-                    _layout(like),
+                    str(_layout(like)),
                 )
             )
         return batch

@@ -19,7 +19,6 @@ from ._loop import Loop
 from ._model import check_model
 from ._pace import Pace
 from ._preflight import check_init, check_loss, check_outer_update
-from ._run import Run
 from ._sources import HostSource, Sampled, check_device_source, is_device_source
 from ._state import TrainState
 from ._strategy import Strategy
@@ -137,17 +136,6 @@ class Trainer:
         with self._open(tasks, start, steps) as (source, example, capacity):
             check_loss(self.strategy, model, jax.tree.map(_without_first_axis, example))
             check_outer_update(self.strategy, state, example)
-            run = Run(
-                strategy=self.strategy,
-                steps=steps,
-                start=start,
-                resuming=resume is not None,
-                resumed_from=origin,
-                config=config,
-                snapshot=lambda: loop.snapshot(),
-                publish=lambda scalars: loop.publish(scalars),
-                callback_states=lambda: loop.callback_states(),
-            )
             loop = Loop(
                 self.strategy,
                 state if restored is None else restored,
@@ -156,14 +144,18 @@ class Trainer:
                 pace=Pace(self.steps_per_execution, capacity),
                 callbacks=callbacks,
                 everys=everys,
-                run=run,
                 deadline=deadline,
+                steps=steps,
+                config=config,
+                resuming=resume is not None,
+                resumed_from=origin,
             )
             if self.summary:
                 print(render(config, callbacks, start=start), flush=True)
             state = loop.run()
-        if self.summary and run.stop_reason is not None:
-            print(f"stopped at step {run.step:,} of {steps:,}: {run.stop_reason}", flush=True)
+        if self.summary and loop.view.stop_reason is not None:
+            reason = loop.view.stop_reason
+            print(f"stopped at step {loop.view.step:,} of {steps:,}: {reason}", flush=True)
         return state
 
     @contextlib.contextmanager

@@ -103,7 +103,8 @@ def main():
     model = Network(args.ways, args.width, jax.random.key(0))
     state = trainer.fit(model, train, args.steps, resume="auto")
 
-    state = em.load(best.best_path or best.last_path, state)
+    if best.best_path is not None:
+        state = em.load(best.best_path, state)
     result = em.evaluate(strategy, state.model, test, num_tasks=600, inner_steps=3, seed=1)
     mean, ci95 = 100 * result.mean("accuracy"), 100 * result.ci95("accuracy")
     print(f"\n{args.ways}-way {args.shots}-shot, checkpoint of step {int(state.step):,}")

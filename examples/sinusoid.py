@@ -40,19 +40,19 @@ def recipe(name, steps):
 
 def train(strategy, model, tasks, test, steps, folder, meta_batch_size=25):
     """The model that, of those checkpointed, did best on 600 tasks kept for that."""
-    every = max(1, steps // 20)
-    checkpoint = Checkpoint(folder / "checkpoints", every=every, monitor="eval/loss")
+    every, trained_for = max(1, steps // 20), f"eval/loss/after_{strategy.inner.steps}"
     callbacks = [
         ProgressBar(),
         TensorBoard(folder / "tensorboard"),
         JSONL(folder / "metrics.jsonl"),
         Evaluate(test, every=every, inner_steps=10),
         AdaptationPlot(test, folder / "adaptation.png"),
-        checkpoint,
+        checkpoint := Checkpoint(folder / "checkpoints", every=every, monitor=trained_for),
     ]
     trainer = em.Trainer(strategy, meta_batch_size=meta_batch_size, callbacks=callbacks)
     state = trainer.fit(model, tasks, steps, resume="auto")  # goes on where Ctrl-C stopped it
-    return em.load(checkpoint.best_path, state).model
+    best = checkpoint.best_path  # none if it was stopped before the first
+    return (em.load(best, state) if best else state).model
 
 
 def overfit_one_sine(steps):
@@ -72,11 +72,11 @@ def report(learners, test, folder):
         print(f"{name:16}" + "".join(cells))
     # Two references: predicting zero, and E[y | x], the best that does not look at the task.
     x, y = jax.vmap(test.sample)(jax.random.split(jax.random.key(1), 5_000)).query
-    waves = jnp.sin(x - jnp.linspace(*test.phase, 257)[:-1])
+    waves = jnp.sin(x - jnp.linspace(test.phase[0], test.phase[1], 257)[:-1])
     blind = sum(test.amplitude) / 2 * jnp.mean(waves, axis=-1, keepdims=True)
     print(f"{'zero':16}{jnp.mean(y**2):8.3f}\n{'task-blind':16}{jnp.mean((y - blind) ** 2):8.3f}")
     em.plot_adaptation(learners, test, num_tasks=2).savefig(folder / "adaptation.png")
-    print(f"\nfigure: {folder / 'adaptation.png'}    logs: tensorboard --logdir {folder}")
+    print(f"\nfigure: {folder}/adaptation.png    logs: tensorboard --logdir {folder}")
 
 
 def compare(names, shots, steps, folder):

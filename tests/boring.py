@@ -16,6 +16,8 @@ from jaxtyping import Array
 import eqxmeta as em
 from eqxmeta.callbacks import Callback
 
+from .helpers import tree_allclose
+
 
 class BoringModel(eqx.Module):
     """`x: [3] -> [1]`; zero parameters, so that every run starts alike."""
@@ -141,6 +143,24 @@ class Recorder(Callback):
         return [s for name, h, s in self.events if (name, h) == (self.name, hook)]
 
 
+def recorders(everys):
+    """A recorder for each `name: every`, and the list of events that they share."""
+    events = []
+    return events, [Recorder(name, every=every, events=events) for name, every in everys.items()]
+
+
+def at(hook, step, action):
+    """For `Recorder(act=...)`: `action(run)` at the first call of `hook` at `step` or later."""
+    done = []
+
+    def act(hook_now, step_now, run):
+        if hook_now == hook and step_now >= step and not done:
+            done.append(step_now)
+            action(run)
+
+    return act
+
+
 def boring_fit(steps, *, strategy=None, model=None, tasks=None, resume=None, **options):
     """`Trainer(...).fit(...)` with everything boring, except what is given."""
     options = {"meta_batch_size": 2, "summary": False, **options}
@@ -151,6 +171,10 @@ def boring_fit(steps, *, strategy=None, model=None, tasks=None, resume=None, **o
         steps,
         resume=resume,
     )
+
+
+def same_bits(x, y) -> bool:
+    return tree_allclose(x, y, rtol=0, atol=0)
 
 
 def host_batch(step: int, *, meta_batch_size: int = 2, dtype=np.float32) -> em.Task:

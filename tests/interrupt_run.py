@@ -1,4 +1,4 @@
-"""A run that `test_trainer` interrupts: `python -m tests.interrupt_run folder [again]`.
+"""A run that `test_ctrl_c` interrupts: `python -m tests.interrupt_run folder [again]`.
 
 With `again`, the end of the run takes its time, and asks to be interrupted once more.
 """

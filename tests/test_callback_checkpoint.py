@@ -190,7 +190,7 @@ def test_a_value_of_an_earlier_step_does_not_count(tmp_path):
 def test_a_monitor_that_never_was_is_told_with_those_that_were(tmp_path):
     def logs(step):
         image = Image(np.zeros((1, 1, 3), np.uint8))
-        return {"eval/loss": 1.0, "picture": image, "eval/los": image}
+        return {"eval/loss": 1.0, "picture": image}
 
     with pytest.warns(RuntimeWarning, match="'eval/los'(.|\n)*Received: eval/loss, loss\n"):
         fit(Checkpoint(tmp_path, every=10, monitor="eval/los"), 20, loss=float, logs=logs)
