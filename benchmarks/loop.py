@@ -3,9 +3,11 @@
     python benchmarks/loop.py [--steps 10000] [--pairs 7]
 
 The hand-written loop is one `lax.scan` over all steps: tasks sampled on the device, meta-gradient
-by plain reverse mode, nothing logged, nothing saved. `Trainer.fit` does the same arithmetic, and
-reports and writes every step's metrics. Both are compiled beforehand and timed in turn in this
-process; `fit` is timed as a whole, less what `Evaluate` says that evaluation took.
+by plain reverse mode, nothing logged, nothing saved. `Trainer.fit` does the same arithmetic
+(`"reverse"`) or the same in forward-over-reverse order (`"mixed"`), computes the query loss before
+adaptation and the gradient's norm as well, and writes every step's metrics. Both are compiled
+beforehand and timed in turn in this process; `fit` is timed as a whole, less what `Evaluate` says
+that evaluation took.
 """
 
 import argparse
@@ -74,7 +76,10 @@ def main():
 
     model = eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0))
     tasks = em.tasks.Sinusoid(shots=POINTS, queries=POINTS)
-    strategy = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(RATE), steps=1), optax.adam(1e-3))
+    strategies = {
+        mode: em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(RATE), 1, mode), optax.adam(1e-3))
+        for mode in ("reverse", "mixed")
+    }
     train = by_hand(model, args.steps)
 
     def scan():
@@ -82,7 +87,7 @@ def main():
         jax.block_until_ready(train(jax.random.key(0)))
         return time.perf_counter() - began
 
-    def fit(steps=args.steps, attached=True):
+    def fit(mode, attached, steps=args.steps):
         with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):
             folder, evaluation = Path(name), Evaluate(tasks, every=1000, inner_steps=10)
             callbacks = [
@@ -93,24 +98,32 @@ def main():
                 Checkpoint(folder / "checkpoints", every=1000),
             ]
             trainer = em.Trainer(
-                strategy, meta_batch_size=TASKS, callbacks=callbacks * attached, summary=False
+                strategies[mode],
+                meta_batch_size=TASKS,
+                callbacks=callbacks * attached,
+                summary=False,
             )
             began = time.perf_counter()
             jax.block_until_ready(trainer.fit(model, tasks, steps))
             return time.perf_counter() - began - evaluation.seconds
 
     scan()
-    fit(1000)
-    ratios = {"all callbacks": [], "no callback": []}
+    columns = [(mode, attached) for mode in strategies for attached in (True, False)]
+    for mode, attached in columns:
+        fit(mode, attached, steps=1000)
+    ratios = {column: [] for column in columns}
     for pair in range(args.pairs):
-        seconds, full, bare = scan(), fit(), fit(attached=False)
-        ratios["all callbacks"].append(seconds / full)
-        ratios["no callback"].append(seconds / bare)
-        rates = ", ".join(f"{args.steps / s:,.0f}" for s in (seconds, full, bare))
-        print(f"pair {pair + 1}: steps/s by hand, fit, fit without callbacks: {rates}", flush=True)
-    for name, values in ratios.items():
+        by_scan = scan()
+        seconds = {column: fit(*column) for column in columns}
+        for column in columns:
+            ratios[column].append(by_scan / seconds[column])
+        rates = ", ".join(f"{args.steps / s:,.0f}" for s in (by_scan, *seconds.values()))
+        print(f"pair {pair + 1}, steps/s: {rates}", flush=True)
+    print("\nfit, in times the speed of the scan: median (lowest to highest)")
+    for (mode, attached), values in ratios.items():
+        what = "all callbacks" if attached else "no callback"
         low, middle, high = min(values), statistics.median(values), max(values)
-        print(f"fit with {name}: {middle:.2f} times the scan's speed ({low:.2f} to {high:.2f})")
+        print(f"{mode:8} {what:14} {middle:.2f} ({low:.2f} to {high:.2f})")
 
 
 if __name__ == "__main__":

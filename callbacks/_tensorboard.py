@@ -1,4 +1,3 @@
-import shutil
 import struct
 import time
 import zlib
@@ -27,8 +26,8 @@ class TensorBoard(Callback):
       `every` thins what is written; it does not make the compiled loop stop.
     - What callbacks publish: numbers, images, and curves over inner steps. A curve `eval/loss`
       becomes `eval/loss/after_0`, `after_1`, ... against outer steps, with the ends of its 95%
-      interval under `ci95/...` (drawn as a band in the tab "Custom scalars"), and for every
-      evaluation a sub-run `inner_steps/step-000001000` whose x axis is the inner step.
+      interval under `ci95/...` (drawn as a band in the tab "Custom scalars"), and the newest curve
+      is the sub-run `inner_steps`, whose x axis is the inner step.
     - `hparams` and the run's own configuration, in the tab "HParams".
 
     A resumed run continues the old one: what was written after the checkpoint's step is removed,
@@ -144,7 +143,15 @@ class TensorBoard(Callback):
         """The curve's values by tag; and the curve itself, in a sub-run of its own."""
         low, high = curve.mean - curve.ci95, curve.mean + curve.ci95
         if self._inner is None or self._inner[0] != step:
-            self._inner = (step, EventFile(self.logdir / "inner_steps" / f"step-{step:09d}"))
+            # One sub-run, of the newest evaluation: TensorBoard deselects everything once there
+            # are more than forty runs. A new file, that first makes it forget the one before.
+            folder = self.logdir / "inner_steps"
+            old, self._inner = event_files(folder), (step, EventFile(folder))
+            forget = SessionLog(status=SessionLog.START)
+            self._inner[1].add(Event(step=0, wall_time=time.time(), session_log=forget))
+            self._inner[1].flush()
+            for path in old:
+                path.unlink()
         file = self._inner[1]
         tags = [f"adaptation/{name}", f"adaptation/{name}_low", f"adaptation/{name}_high"]
         length = len(curve.mean)
@@ -172,10 +179,6 @@ def _rewind(logdir: Path, start: int) -> None:
         return
     for path in event_files(logdir):
         cut(path, start)
-    for folder in (logdir / "inner_steps").glob("step-*"):
-        step = folder.name.removeprefix("step-")
-        if step.isdecimal() and int(step) > start:
-            shutil.rmtree(folder)
 
 
 def _scalars_summary(numbers: Mapping[str, float]) -> Summary:

@@ -75,7 +75,7 @@ class InnerLoop(eqx.Module):
         self,
         loss: Loss,
         model: PyTree,
-        data: PyTree[Array],
+        data: PyTree,
         *,
         key: PRNGKeyArray | None = None,
         steps: int | None = None,

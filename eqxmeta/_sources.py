@@ -32,7 +32,7 @@ class Sampled(eqx.Module):
 class Loaded(eqx.Module):
     """Batches of tasks from the host, for up to as many steps as the leading axis is long."""
 
-    batches: PyTree[Array]
+    batches: PyTree
 
     def batch(self, slot: Int[Array, ""], key: PRNGKeyArray) -> Task:
         return jax.tree.map(lambda x: x[slot], self.batches)

@@ -37,7 +37,7 @@ class Strategy(eqx.Module):
 
     @abc.abstractmethod
     def inner_adapt(
-        self, model: PyTree, support: PyTree[Array], *, key: PRNGKeyArray | None = None
+        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PyTree:
         """A model of the user's own type, adapted to one task's `support` examples.
 
@@ -128,7 +128,7 @@ def num_tasks(tasks: Task) -> int:
 
 
 def query_loss(
-    loss: Loss, model: PyTree, adapted: PyTree, query: PyTree[Array], key: PRNGKeyArray | None
+    loss: Loss, model: PyTree, adapted: PyTree, query: PyTree, key: PRNGKeyArray | None
 ) -> tuple[Float[Array, ""], Metrics]:
     """Query loss after adaptation, and the metrics of before and after."""
     # Stopped at its input, so that nothing of it is kept for the backward pass.
@@ -140,7 +140,7 @@ def query_loss(
 
 
 def adapt_with_metrics(
-    strategy: Strategy, model: PyTree, support: PyTree[Array], *, key: PRNGKeyArray | None
+    strategy: Strategy, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None
 ) -> tuple[PyTree, Metrics]:
     """The adapted model and, where the strategy can tell, the support loss at every step."""
     if not can_roll_out(strategy):

@@ -1,7 +1,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from ._errors import explain
 
@@ -14,11 +14,11 @@ class Task(eqx.Module):
     leading axis, the task axis: `x: [tasks, examples, ...]`.
     """
 
-    support: PyTree[Array]
-    query: PyTree[Array]
+    support: PyTree
+    query: PyTree
 
     @property
-    def pooled(self) -> PyTree[Array]:
+    def pooled(self) -> PyTree:
         """Support and query examples together, for algorithms that do not split a task."""
         support, query = jax.tree.structure(self.support), jax.tree.structure(self.query)
         if support != query:

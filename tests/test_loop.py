@@ -12,6 +12,7 @@ from eqxmeta.callbacks import Callback, Checkpoint
 from .boring import (
     BoringModel,
     BoringStrategy,
+    BoringTasks,
     Recorder,
     boring_fit,
     compilations,

@@ -1,6 +1,6 @@
 import equinox as eqx
 import optax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from .._inner_loop import Adaptation, InnerLoop
 from .._strategy import GradientStrategy
@@ -32,9 +32,9 @@ class MAML(GradientStrategy):
 
     @eqx.filter_jit
     def inner_adapt(
-        self, model: PyTree, support: PyTree[Array], *, key: PRNGKeyArray | None = None
+        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PyTree:
         return self.inner_rollout(model, support, key=key).model
 
-    def inner_rollout(self, model: PyTree, support: PyTree[Array], **options) -> Adaptation:
+    def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
         return self.inner(self.loss, model, support, **options)

@@ -90,14 +90,14 @@ class Reptile(Strategy):
 
     @eqx.filter_jit
     def inner_adapt(
-        self, model: PyTree, support: PyTree[Array], *, key: PRNGKeyArray | None = None
+        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PyTree:
         return self.inner_rollout(model, support, key=key).model
 
     def inner_rollout(
         self,
         model: PyTree,
-        support: PyTree[Array],
+        support: PyTree,
         *,
         key: PRNGKeyArray | None = None,
         steps: int | None = None,
@@ -140,7 +140,7 @@ class Reptile(Strategy):
         return TrainState(outer.step, outer.model, opt_state), metrics
 
     def _minibatches(
-        self, data: PyTree[Array], steps: int, key: PRNGKeyArray | None
+        self, data: PyTree, steps: int, key: PRNGKeyArray | None
     ) -> Int[Array, "steps size"] | None:
         examples = jax.tree.leaves(data)[0].shape[0]
         if self.batch_size is None or self.batch_size >= examples or steps == 0:
