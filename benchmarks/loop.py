@@ -1,6 +1,6 @@
 """The trainer with every callback against a hand-written loop, on the founding notebook's MAML.
 
-    python benchmarks/loop.py [--steps 10000] [--pairs 7]
+    python benchmarks/loop.py [--steps 20000] [--pairs 5]
 
 The hand-written loop is one `lax.scan` over all steps: tasks sampled on the device, meta-gradient
 by plain reverse mode, nothing logged, nothing saved. `Trainer.fit` does the same arithmetic
@@ -70,8 +70,8 @@ def by_hand(model, steps):
 
 def main():
     parser = argparse.ArgumentParser(description="Trainer.fit against a hand-written scan.")
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--pairs", type=int, default=5)
     args = parser.parse_args()
 
     model = eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0))
@@ -89,13 +89,13 @@ def main():
 
     def fit(mode, attached, steps=args.steps):
         with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):
-            folder, evaluation = Path(name), Evaluate(tasks, every=1000, inner_steps=10)
+            folder, evaluation = Path(name), Evaluate(tasks, every=5000, inner_steps=10)
             callbacks = [
                 ProgressBar(disable=False),
                 TensorBoard(folder / "tensorboard"),
                 JSONL(folder / "metrics.jsonl"),
                 evaluation,
-                Checkpoint(folder / "checkpoints", every=1000),
+                Checkpoint(folder / "checkpoints", every=5000),
             ]
             trainer = em.Trainer(
                 strategies[mode],
@@ -110,7 +110,7 @@ def main():
     scan()
     columns = [(mode, attached) for mode in strategies for attached in (True, False)]
     for mode, attached in columns:
-        fit(mode, attached, steps=1000)
+        fit(mode, attached, steps=5000)
     ratios = {column: [] for column in columns}
     for pair in range(args.pairs):
         by_scan = scan()

@@ -11,8 +11,8 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from ._arguments import check_int, check_seed
 from ._errors import explain
 from ._model import check_model
-from ._sources import check_device_source
-from ._strategy import Strategy, can_roll_out, split_or_none
+from ._sources import check_device_source, check_task
+from ._strategy import Strategy, can_roll_out, check_metrics, split_or_none
 from ._strategy import num_tasks as count_tasks
 from ._task import Task
 
@@ -82,6 +82,7 @@ def evaluate(
     steps = _check_steps(strategy, inner_steps)
     check_seed(seed, "evaluate(seed=...)")
     if isinstance(tasks, Task):
+        check_task(tasks, "evaluate(tasks=...)", leading="task")
         num_tasks = count_tasks(tasks)
     else:
         check_device_source(tasks, "evaluate(tasks=...)")
@@ -117,6 +118,7 @@ def adaptation_curve(
 
     def measure(model: PyTree) -> dict[str, Array]:
         loss, metrics = strategy.loss(eqx.nn.inference_mode(model), task.query, None)  # pyright: ignore
+        check_metrics(metrics)
         return {"loss": loss, **metrics}
 
     if steps is not None and can_roll_out(strategy):

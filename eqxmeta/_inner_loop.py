@@ -38,8 +38,9 @@ class InnerLoop(eqx.Module):
     straight-through estimators) or `"first_order"`. `eqxmeta.check_meta_gradient` compares them
     on your own loss.
 
-    What adapts is every inexact array of the model. To hold leaves fixed use
-    `optax.masked`/`optax.partition`, or `jax.lax.stop_gradient` on them inside the model.
+    What adapts is every inexact array of the model. To hold leaves fixed give them
+    `optax.set_to_zero()` in an `optax.partition`, or use `jax.lax.stop_gradient` on them inside
+    the model.
 
     Raises `TypeError` or `ValueError` for an argument that is not as above.
     """

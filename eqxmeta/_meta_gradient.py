@@ -16,6 +16,10 @@ GRADIENT_MODES: tuple[GradientMode, ...] = get_args(GradientMode)
 InnerLoss: TypeAlias = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 
+class MixedModeError(TypeError):
+    """The inner loss has no forward-mode derivative."""
+
+
 def value_and_grad(
     fun: InnerLoss, mode: GradientMode, fast: PyTree, rest: PyTree
 ) -> tuple[Float[Array, ""], PyTree]:
@@ -66,7 +70,18 @@ def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""]
 
         # d/d(fast, smooth) <grad_fast, direction> = (H_ff v, H_sf v): because second derivatives
         # commute, both are one directional derivative of the whole gradient along `fast`.
-        _, (along_fast, along_smooth) = jax.jvp(gradients, (fast,), (direction,))
+        try:
+            _, (along_fast, along_smooth) = jax.jvp(gradients, (fast,), (direction,))
+        except TypeError as error:
+            if "forward-mode" not in str(error):
+                raise
+            raise MixedModeError(
+                explain(
+                    "`gradient='mixed'` cannot differentiate this inner loss forwards.",
+                    "a `jax.custom_vjp` whose forward rule calls the function itself",
+                    "a loss that JAX can differentiate in both modes, or `gradient='reverse'`",
+                )
+            ) from error
         return along_fast, along_smooth, None
 
     run.defvjp(forward, backward)

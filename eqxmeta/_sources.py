@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from ._errors import explain
 from ._task import Task
@@ -25,7 +25,7 @@ class Sampled(eqx.Module):
     tasks: Any
     meta_batch_size: int
 
-    def batch(self, slot: Int[Array, ""], key: PRNGKeyArray) -> Task:
+    def batch(self, slot: Any, key: PRNGKeyArray) -> Task:
         return jax.vmap(self.tasks.sample)(jax.random.split(key, self.meta_batch_size))
 
 
@@ -34,7 +34,7 @@ class Loaded(eqx.Module):
 
     batches: PyTree
 
-    def batch(self, slot: Int[Array, ""], key: PRNGKeyArray) -> Task:
+    def batch(self, slot: Any, key: PRNGKeyArray) -> Task:
         return jax.tree.map(lambda x: x[slot], self.batches)
 
 

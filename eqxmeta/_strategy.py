@@ -15,7 +15,7 @@ from ._task import Task
 from ._types import Loss, Metrics
 
 # What `outer_update` adds to the metrics of the user's loss.
-RESERVED = ("loss", "loss_before", "grad_norm", "step")
+RESERVED = ("loss", "loss_before", "loss_after", "pooled_loss", "grad_norm", "step")
 
 
 class Strategy(eqx.Module):
@@ -177,7 +177,13 @@ def split_or_none(key: PRNGKeyArray | None) -> tuple[Any, Any]:
 
 
 def check_metrics(metrics: Mapping[str, Any]) -> None:
-    clash = sorted(set(metrics) & set(RESERVED))
+    clash = [
+        name
+        for name in metrics
+        if name in RESERVED
+        or name.startswith("support_loss/")
+        or (name.endswith("_before") and name.removesuffix("_before") in metrics)
+    ]
     if clash:
         raise ValueError(
             explain(

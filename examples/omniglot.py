@@ -89,7 +89,9 @@ def main():
     inner = em.InnerLoop(optax.sgd(0.4), steps=1)
     strategy = em.MAML(em.losses.cross_entropy, inner, optax.adam(1e-3))
     every = max(1, min(500, args.steps // 2))
-    best = Checkpoint(args.out / "checkpoints", every=every, monitor="val/accuracy", mode="max")
+    best = Checkpoint(
+        args.out / "checkpoints", every=every, monitor="val/accuracy/after_1", mode="max"
+    )
     callbacks = [
         ProgressBar(),
         TensorBoard(args.out / "tensorboard"),

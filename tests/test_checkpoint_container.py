@@ -333,7 +333,7 @@ def test_bytes_before_or_after_are_harmless_or_refused(path):
         dict(change=lambda m: {**m, "leaves": [{**leaf, "shape": "3"} for leaf in m["leaves"]]}),
         dict(change=lambda m: {**m, "leaves": [{**leaf, "path": 3} for leaf in m["leaves"]]}),
     ],
-    ids=str,
+    ids=lambda d: "-".join(d),
 )
 def test_altered_files_are_refused_even_if_signed(path, damage):
     rewrite(path, **damage)

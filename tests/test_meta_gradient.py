@@ -89,7 +89,6 @@ OPTIMIZERS = {
     "rmsprop": optax.rmsprop(0.02),
     # The norm of the gradient is far above 0.1: the clip is active.
     "clip": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.5)),
-    "schedule": optax.sgd(optax.exponential_decay(0.1, 1, 0.6)),
     "adam_schedule": optax.adam(optax.linear_schedule(0.05, 0.0, 4), b1=0.0),
 }
 
@@ -103,7 +102,6 @@ OPTIMIZERS = {
         ("adamw", 3, TinyMLP),
         ("rmsprop", 2, TinyMLP),
         ("clip", 3, Relu),
-        ("schedule", 6, TinyMLP),
         ("adam_schedule", 5, TinyMLP),
     ],
 )
@@ -118,7 +116,7 @@ def test_exact_modes_agree_with_finite_differences_in_float64(x64, name, steps, 
     assert error(directions @ reverse, slopes) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "steps"), [("sgd", 8), ("momentum", 3), ("adamw", 3)])
+@pytest.mark.parametrize(("name", "steps"), [("sgd", 8), ("adamw", 3)])
 def test_exact_modes_agree_in_float32(name, steps):
     model = Relu(jax.random.key(1))
     objective, flat = flat_objective(em.losses.mse, OPTIMIZERS[name], steps, model, sine_task())
@@ -251,7 +249,6 @@ class Unit(eqx.Module):
 ADAMS = {
     "adam": optax.adam(0.1),
     "b1=0": optax.adam(0.1, b1=0.0),
-    "adamw": optax.adamw(0.1, weight_decay=0.0),
     "amsgrad": optax.amsgrad(0.1),
     "injected": optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
     "chain": optax.chain(optax.clip_by_global_norm(100.0), optax.adam(0.1)),

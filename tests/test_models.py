@@ -409,7 +409,8 @@ def test_bfloat16_learns(name):
         jax.tree.leaves(state.model), jax.tree.leaves(half(tiny_mlp())), strict=True
     ):
         assert new.dtype == jnp.bfloat16
-        assert np.all(np.asarray(new) != np.asarray(old))
+        # What moves by less than half a unit of the last place, of eight bits, does not move.
+        assert np.mean(np.asarray(new) != np.asarray(old)) > 0.5
 
 
 @pytest.mark.usefixtures("strict_dtypes")

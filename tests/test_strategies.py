@@ -17,6 +17,8 @@ KEY = jax.random.key(0)
 MSE = em.losses.mse
 NAMES = ["MAML", "FOMAML", "Joint", "Reptile"]
 each_strategy = pytest.mark.parametrize("name", NAMES)
+# Of the four, two whose outer updates have nothing in common.
+two_strategies = pytest.mark.parametrize("name", ["MAML", "Reptile"])
 THREE_PARTS = r"[^\n]+\nReceived: (.|\n)+\nExpected: (.|\n)+"
 
 
@@ -68,18 +70,17 @@ def test_usable_without_a_trainer(name):
     assert type(adapted) is type(state.model)
 
 
-@each_strategy
+@two_strategies
 def test_inner_adapt_is_gradient_descent_on_the_support_set(name):
     support = task_of(sine_tasks(), 0).support
     expected = tiny_mlp()
     for _ in range(3):
-        grads = eqx.filter_grad(lambda m: MSE(m, support, None)[0])(expected)
-        expected = jax.tree.map(lambda p, g: p - 0.1 * g, expected, grads)
+        expected = one_step(MSE, expected, support)
     adapted = strategy_of(name).inner_adapt(tiny_mlp(), support)
     assert tree_allclose(adapted, expected)
 
 
-@each_strategy
+@two_strategies
 def test_inside_other_transformations(name):
     """Seeds under `vmap`, steps under `scan`, tasks under `vmap`: as one by one."""
     strategy, tasks = strategy_of(name), sine_tasks()
@@ -106,7 +107,7 @@ def test_inside_other_transformations(name):
     assert tree_allclose(jax.tree.map(lambda x: x[2], adapted), alone, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["MAML", "Reptile"])
+@two_strategies
 def test_host_arrays_are_tasks(name):
     """What a host source yields is NumPy; so is what a user has at hand for `inner_adapt`."""
     strategy, tasks = strategy_of(name), sine_tasks()
@@ -125,7 +126,7 @@ def test_host_arrays_are_tasks(name):
     )
 
 
-@each_strategy
+@two_strategies
 def test_batches_may_be_any_pytree(name):
     def loss(model, batch, key):
         prediction = jax.vmap(model)(batch["in"]["x"])
@@ -145,8 +146,7 @@ def test_batches_may_be_any_pytree(name):
     assert tree_allclose(metrics, expected_metrics)
 
 
-@pytest.mark.parametrize("name", ["MAML", "FOMAML"])
-def test_support_and_query_may_differ_in_structure(name):
+def test_support_and_query_may_differ_in_structure():
     def loss(model, batch, key):
         x, y, *weight = batch
         squared = (jax.vmap(model)(x) - y) ** 2
@@ -154,7 +154,7 @@ def test_support_and_query_may_differ_in_structure(name):
 
     tasks = sine_tasks()
     weighted = em.Task((*tasks.support, jnp.ones_like(tasks.support[1])), tasks.query)
-    ours = strategy_of(name, loss=loss)
+    ours = strategy_of("FOMAML", loss=loss)
     state, _ = ours.outer_update(ours.init(tiny_mlp()), weighted, key=KEY)
     expected, _ = ours.outer_update(ours.init(tiny_mlp()), tasks, key=KEY)
     assert tree_allclose(state.model, expected.model)
@@ -172,6 +172,15 @@ def test_what_is_not_split_must_be_alike(name):
 # Metrics.
 
 
+@eqx.filter_jit
+def one_step(loss, model, data):
+    grads = eqx.filter_grad(lambda m: loss(m, data, None)[0])(model)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, model, grads)
+
+
+measured = eqx.filter_jit(lambda loss, model, batch: loss(model, batch, None))
+
+
 def by_hand(strategy: em.Strategy, model, tasks: em.Task, loss=MSE) -> dict[str, np.ndarray]:
     """Every metric, from `inner_adapt`s of 0, 1, ... steps, one task after another."""
     steps = strategy.inner.steps
@@ -181,15 +190,14 @@ def by_hand(strategy: em.Strategy, model, tasks: em.Task, loss=MSE) -> dict[str,
         data = task.pooled if isinstance(strategy, em.Reptile) else task.support
         models = [model]
         for _ in range(steps):
-            one_step = em.InnerLoop(optax.sgd(0.1), 1)
-            models.append(one_step(loss, models[-1], data).model)
-        before, before_metrics = loss(model, task.query, None)
-        after, metrics = loss(models[-1], task.query, None)
+            models.append(one_step(loss, models[-1], data))
+        before, before_metrics = measured(loss, model, task.query)
+        after, metrics = measured(loss, models[-1], task.query)
         row = {"loss": after, "loss_before": before, **metrics}
         row |= {f"{name}_before": value for name, value in before_metrics.items()}
-        row |= {f"support_loss/{k}": loss(models[k], data, None)[0] for k in range(steps)}
+        row |= {f"support_loss/{k}": measured(loss, models[k], data)[0] for k in range(steps)}
         if isinstance(strategy, em.Joint):
-            row["pooled_loss"] = loss(model, task.pooled, None)[0]
+            row["pooled_loss"] = measured(loss, model, task.pooled)[0]
         rows.append(row)
     return {name: np.mean([row[name] for row in rows]) for name in rows[0]}
 
@@ -210,7 +218,7 @@ def test_metrics_are_what_they_are_called(name):
         np.testing.assert_allclose(metrics[metric], value, rtol=1e-4, err_msg=metric)
 
 
-@each_strategy
+@two_strategies
 def test_classification_adds_accuracy(name):
     strategy = strategy_of(name, loss=em.losses.cross_entropy)
     tasks = classification_tasks()
@@ -264,24 +272,25 @@ def reporting(*names: str):
 )
 def test_reserved_names_of_metrics(name, names):
     strategy = strategy_of(name, loss=reporting(*names))
+    state, tasks = strategy.init(tiny_mlp()), sine_tasks()
     with pytest.raises(ValueError, match=rf"reserved name{THREE_PARTS}") as caught:
-        strategy.outer_update(strategy.init(tiny_mlp()), sine_tasks(), key=KEY)
+        eqx.filter_eval_shape(lambda s, t: strategy.outer_update(s, t, key=KEY), state, tasks)
     assert repr(names[-1]) in str(caught.value)
 
 
-@each_strategy
-@pytest.mark.parametrize("reported", ["loss_after", "pooled_loss"])
-def test_no_other_name_takes_the_place_of_a_metric(name, reported):
+@pytest.mark.parametrize("name", ["MAML", "Joint"])
+def test_no_other_name_takes_the_place_of_a_metric(name):
     """Refused or reported, but never in place of the strategy's own `loss` and `pooled_loss`."""
-    strategy, usual = strategy_of(name, loss=reporting(reported)), strategy_of(name)
+    reported = ("loss_after", "pooled_loss")
+    strategy, usual = strategy_of(name, loss=reporting(*reported)), strategy_of(name)
     state, tasks = usual.init(tiny_mlp()), sine_tasks()
     _, expected = usual.outer_update(state, tasks, key=KEY)
     try:
         _, metrics = strategy.outer_update(state, tasks, key=KEY)
     except ValueError as error:
-        assert "reserved name" in str(error) and reported in str(error)
+        assert "reserved name" in str(error) and any(word in str(error) for word in reported)
         return
-    assert reported in metrics and float(metrics[reported]) == -7
+    assert all(float(metrics[word]) == -7 for word in reported)
     for metric, value in expected.items():
         np.testing.assert_allclose(metrics[metric], value, rtol=1e-5, err_msg=metric)
 

@@ -13,6 +13,7 @@ from .._state import TrainState, init_state
 from .._strategy import (
     Strategy,
     apply_gradient,
+    can_roll_out,
     over_tasks,
     query_loss,
     split_or_none,
@@ -121,12 +122,22 @@ class Reptile(Strategy):
     ) -> tuple[TrainState, Metrics]:
         def adapt(task: Task, key: PRNGKeyArray | None):
             adapt_key, query_key = split_or_none(key)
-            result = self.inner_rollout(
-                state.model, task.pooled, key=adapt_key, opt_state=state.opt_state.inner
-            )
-            loss, metrics = query_loss(self.loss, state.model, result.model, task.query, query_key)
-            adapted = eqx.filter(result.model, eqx.is_inexact_array)
-            return adapted, result.opt_state, {"loss": loss, **support_losses(result), **metrics}
+            inner_state = state.opt_state.inner
+            if can_roll_out(self):
+                result = self.inner_rollout(
+                    state.model, task.pooled, key=adapt_key, opt_state=inner_state
+                )
+                adapted, inner_state, losses = (
+                    result.model,
+                    result.opt_state,
+                    support_losses(result),
+                )
+            else:  # a subclass that adapts in its own way
+                adapted = self.inner_adapt(state.model, task.pooled, key=adapt_key)
+                losses = {}
+            loss, metrics = query_loss(self.loss, state.model, adapted, task.query, query_key)
+            adapted = eqx.filter(adapted, eqx.is_inexact_array)
+            return adapted, inner_state, {"loss": loss, **losses, **metrics}
 
         adapted, inner_states, metrics = over_tasks(adapt, tasks, key)
         params = eqx.filter(state.model, eqx.is_inexact_array)
