@@ -127,6 +127,10 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     Raises `TypeError` for what is not a callback or has a hook of a wrong name or signature,
     `ValueError` for two of the same name or a wrong `every`.
     """
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(
+            explain("`callbacks` is not a list.", repr(callbacks), "a list of callbacks, or `[]`")
+        )
     callbacks = tuple(callbacks)
     names: dict[str, Callback] = {}
     for position, callback in enumerate(callbacks):
@@ -145,6 +149,8 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
         _check_hooks(callback, where)
         _check_every(callback, where)
         name = name_of(callback)
+        if not isinstance(name, str) or not name:
+            raise TypeError(explain(f"{where}.name is invalid.", repr(name), "a name, or None"))
         if name in names:
             raise ValueError(
                 explain(
@@ -170,6 +176,10 @@ def _check_hooks(callback: Callback, where: str) -> None:
     for name in HOOKS:
         wanted = len(inspect.signature(getattr(Callback, name)).parameters) - 1
         hook = getattr(callback, name)
+        if not callable(hook):
+            raise TypeError(
+                explain(f"{where} has a hook that is none.", f"{name}={hook!r}", "a method")
+            )
         try:
             inspect.signature(hook).bind(*[None] * wanted)
         except TypeError as error:

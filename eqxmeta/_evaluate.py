@@ -84,13 +84,13 @@ def evaluate(
     if isinstance(tasks, Task):
         check_task(tasks, "evaluate(tasks=...)", leading="task")
         sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(tasks)})
-        if len(sizes) != 1 or any(leaf.ndim < 2 for leaf in jax.tree.leaves(tasks)):
+        if len(sizes) != 1 or sizes[0] < 2 or any(leaf.ndim < 2 for leaf in jax.tree.leaves(tasks)):
             raise ValueError(
                 explain(
                     "`evaluate(tasks=...)` is not a batch of tasks.",
                     f"{sizes} tasks in its arrays, of shapes "
                     f"{[leaf.shape for leaf in jax.tree.leaves(tasks)]}",
-                    "a leading task axis of one size, then the example axis, in every array",
+                    "2 or more tasks: a leading task axis, then the example axis, in every array",
                 )
             )
         num_tasks = count_tasks(tasks)

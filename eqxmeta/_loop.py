@@ -149,8 +149,14 @@ class Loop:
         self._check_finite(start, stop, metrics, report)
         self.view.step = stop
         metrics = {"step": np.arange(start + 1, stop + 1), **metrics}
+        interrupt = None
         for callback in self._callbacks:
-            callback.on_chunk_end(self.view, metrics)
+            try:
+                callback.on_chunk_end(self.view, metrics)
+            except KeyboardInterrupt as error:  # the other callbacks must not miss these rows
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def _check_finite(self, start: int, stop: int, metrics: dict[str, Any], report: Report) -> None:
         bad = {name: np.flatnonzero(~np.isfinite(rows)) for name, rows in metrics.items()}

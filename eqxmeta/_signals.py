@@ -21,6 +21,9 @@ class OnInterrupt:
         self._active = threading.current_thread() is threading.main_thread()
         if self._active:
             self._previous = signal.getsignal(signal.SIGINT)
+            # A job under `nohup` ignores Ctrl-C, and goes on doing so.
+            self._active = self._previous is not signal.SIG_IGN
+        if self._active:
             signal.signal(signal.SIGINT, self._handle)
         return self
 

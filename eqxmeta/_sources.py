@@ -72,12 +72,12 @@ def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
                     "a pytree of arrays, such as (x, y)",
                 )
             )
-        sizes = {leaf.shape[:1] for leaf in leaves}
+        sizes = {getattr(leaf, "shape", ())[:1] for leaf in leaves}
         if len(sizes) != 1 or () in sizes or (0,) in sizes:
             raise ValueError(
                 explain(
                     f"`{argument}.{name}` does not lead with one {leading} axis.",
-                    f"shapes {[tuple(leaf.shape) for leaf in leaves]}",
+                    f"shapes {[tuple(getattr(leaf, 'shape', ())) for leaf in leaves]}",
                     f"the same leading {leading} axis, 1 or longer, in every array",
                 )
             )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._arguments import check_int, check_seed
@@ -20,7 +21,7 @@ from ._model import check_model
 from ._pace import Pace
 from ._preflight import check_init, check_loss, check_outer_update
 from ._sources import HostSource, Sampled, check_device_source, is_device_source
-from ._state import TrainState
+from ._state import TrainState, strong
 from ._strategy import Strategy
 from ._summary import describe, render
 from ._task import Task
@@ -122,6 +123,8 @@ class Trainer:
 
         state = self.strategy.init(model)
         check_init(self.strategy, state)
+        # The step is the trainer's; weak types would make a second program after the first step.
+        state = strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
         config = describe(
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
@@ -193,6 +196,10 @@ class Trainer:
     ) -> tuple[Path, TrainState] | None:
         if resume is None:
             return None
+        if not isinstance(resume, str | Path):
+            raise TypeError(
+                explain("`fit(resume=...)` is invalid.", repr(resume), "'auto', a path, or None")
+            )
         if resume != "auto":
             path = Path(resume)
             return path, self._load(path, like, callbacks, config)

@@ -89,19 +89,16 @@ def main():
     inner = em.InnerLoop(optax.sgd(0.4), steps=1)
     strategy = em.MAML(em.losses.cross_entropy, inner, optax.adam(1e-3))
     every = max(1, min(500, args.steps // 2))
-    best = Checkpoint(
-        args.out / "checkpoints", every=every, monitor="val/accuracy/after_1", mode="max"
-    )
+    monitor = "val/accuracy/after_1"
     callbacks = [
         ProgressBar(),
         TensorBoard(args.out / "tensorboard"),
         JSONL(args.out / "metrics.jsonl"),
         Evaluate(val, every=every, num_tasks=200, inner_steps=3, prefix="val"),
-        best,
+        best := Checkpoint(args.out / "checkpoints", every=every, monitor=monitor, mode="max"),
     ]
-    trainer = em.Trainer(
-        strategy, meta_batch_size=8, callbacks=callbacks, max_time=60 * args.minutes
-    )
+    limit = 60 * args.minutes
+    trainer = em.Trainer(strategy, meta_batch_size=8, callbacks=callbacks, max_time=limit)
     model = Network(args.ways, args.width, jax.random.key(0))
     state = trainer.fit(model, train, args.steps, resume="auto")
 
