@@ -67,7 +67,7 @@ class Loop:
         self._ahead = self.view.start
         self._pending: tuple[int, int, Report, float] | None = None
         self._ready = 0.0
-        self._snapshot: tuple[int, TrainState] | None = None
+        self._copies: dict[int, TrainState] = {}  # by step
         self._was_finite = jax.device_get(eqx.filter_jit(finite_leaves)(state.model))
 
     def run(self) -> TrainState:
@@ -89,10 +89,19 @@ class Loop:
         return self._state
 
     def _copy_state(self) -> TrainState:
-        """A copy of the newest state, one per step however many callbacks ask."""
-        if self._snapshot is None or self._snapshot[0] != self._ahead:
-            self._snapshot = (self._ahead, copied(self._state))
-        return self._snapshot[1]
+        """The state after `view.step` steps: one copy a step, however many callbacks ask."""
+        step = self.view.step
+        if step not in self._copies:
+            if step != self._ahead:
+                raise RuntimeError(
+                    explain(
+                        "`run.state` is gone.",
+                        f"a request for step {step} while step {self._ahead} is computed",
+                        "a request in another hook than `on_exception`",
+                    )
+                )
+            self._copies[step] = copied(self._state)
+        return self._copies[step]
 
     def _publish(self, scalars: Mapping[str, Published]) -> None:
         for callback in self._callbacks:
@@ -109,7 +118,7 @@ class Loop:
             self._pending = None
         while self._ahead < run.steps and run.stop_reason is None:
             stop = next_stop(self._ahead, run.steps, self._everys.values())
-            before, self._snapshot = self._pending, None
+            before = self._pending
             self._dispatch(min(stop, self._ahead + self._pace.limit))
             self._deliver(before)
             due = [c for c in self._callbacks if self._is_due(c)]
@@ -126,6 +135,8 @@ class Loop:
 
     def _dispatch(self, stop: int) -> None:
         start, self._ahead = self._ahead, stop
+        # `on_chunk_end` runs while the next chunk consumes the state that it may ask for.
+        self._copies = {start: self._copies.get(start) or copied(self._state)}
         source = self._source(stop - start)
         job = Job(self._strategy, source, self._root, jnp.int32(start), jnp.int32(stop))
         began = time.monotonic()
