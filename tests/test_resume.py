@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import struct
 import subprocess
 import sys
@@ -144,14 +145,15 @@ def test_killed_at_random_moments(tmp_path_factory):
         process = start(tmp_path, STEPS, "--boring", hash_seed=attempt)
         try:
             deadline = time.monotonic() + 60
-            while "running" not in (tmp_path / "out").read_text():
-                assert process.poll() is None, (tmp_path / "out").read_text()
+            while process.poll() is None and "running" not in (tmp_path / "out").read_text():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             time.sleep(random.uniform(0.0, 0.6))
         finally:
             process.kill()
-        kills += process.wait() < 0
+        # On a fast machine the last attempts may find nothing left to do.
+        assert process.wait() in (0, -signal.SIGKILL), (tmp_path / "out").read_text()
+        kills += process.returncode != 0
     assert kills, "each attempt was over before it was killed: raise STEPS"
     finish(straight, whole, STEPS)
     finish(tmp_path, start(tmp_path, STEPS, "--boring"), STEPS)
