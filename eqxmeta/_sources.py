@@ -162,6 +162,8 @@ class HostSource:
             yield self._first
             for step in range(start + 1, steps):
                 yield self._read(step, self._first)
+        except GeneratorExit:
+            return
         except BaseException as error:
             yield error
 

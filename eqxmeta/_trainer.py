@@ -55,7 +55,7 @@ class Trainer:
         seed: int = 0,
         callbacks: Iterable[Callback] = (),
         steps_per_execution: int | Literal["auto"] = "auto",
-        max_time: float | timedelta | None = None,
+        max_time: int | float | timedelta | None = None,
         fast_dev_run: bool | int = False,
         summary: bool = True,
     ):
@@ -262,7 +262,7 @@ def _without_first_axis(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
-def _seconds(max_time: float | timedelta | None) -> float:
+def _seconds(max_time: int | float | timedelta | None) -> float:
     if max_time is None:
         return float("inf")
     seconds = max_time.total_seconds() if isinstance(max_time, timedelta) else max_time
