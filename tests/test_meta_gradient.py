@@ -406,6 +406,7 @@ def test_check_warns_of_a_straight_through_loss():
     assert "gradient='reverse'" in str(check)
 
 
+@pytest.mark.xfail(reason="known bug, see CHANGELOG", strict=False)
 def test_check_reports_where_mixed_cannot_be_computed():
     def loss(model, batch, key):
         return straight_through(model, batch, key, rounded_again)
