@@ -32,7 +32,7 @@ class Report(eqx.Module):
     """What a dispatch tells the host.
 
     - `metrics`: a row per step, `[CAPACITY]` each; rows beyond `stop - start` are zero.
-    - `finite`: whether each inexact array of the model is finite after the last step.
+    - `finite`: whether each inexact array of the state is finite after the last step.
     """
 
     metrics: dict[str, Array]
@@ -80,9 +80,9 @@ def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
 
     dynamic, metrics = jax.lax.fori_loop(job.start, job.stop, body, (dynamic, buffer))
     state = eqx.combine(dynamic, static)
-    return state, Report(metrics, finite_leaves(state.model))
+    return state, Report(metrics, finite_leaves(state))
 
 
-def finite_leaves(model: PyTree) -> list[Bool[Array, ""]]:
-    leaves = [x for x in jax.tree.leaves(model) if eqx.is_inexact_array(x)]
+def finite_leaves(state: TrainState) -> list[Bool[Array, ""]]:
+    leaves = [x for x in jax.tree.leaves(state) if eqx.is_inexact_array(x)]
     return [jnp.all(jnp.isfinite(x)) for x in leaves]

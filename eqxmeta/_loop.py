@@ -68,7 +68,7 @@ class Loop:
         self._pending: tuple[int, int, Report, float] | None = None
         self._ready = 0.0
         self._copies: dict[int, TrainState] = {}  # by step
-        self._was_finite = jax.device_get(eqx.filter_jit(finite_leaves)(state.model))
+        self._was_finite = jax.device_get(eqx.filter_jit(finite_leaves)(state))
 
     def run(self) -> TrainState:
         try:
@@ -119,7 +119,11 @@ class Loop:
         while self._ahead < run.steps and run.stop_reason is None:
             stop = next_stop(self._ahead, run.steps, self._everys.values())
             before = self._pending
-            self._dispatch(min(stop, self._ahead + self._pace.limit))
+            try:
+                self._dispatch(min(stop, self._ahead + self._pace.limit))
+            except Exception:
+                self._catch_up()  # the steps before the error were taken, and are told
+                raise
             self._deliver(before)
             due = [c for c in self._callbacks if self._is_due(c)]
             if due:
@@ -134,10 +138,10 @@ class Loop:
         return every is not None and self._ahead % every == 0
 
     def _dispatch(self, stop: int) -> None:
+        source = self._source(stop - self._ahead)
         start, self._ahead = self._ahead, stop
         # `on_chunk_end` runs while the next chunk consumes the state that it may ask for.
         self._copies = {start: self._copies.get(start) or copied(self._state)}
-        source = self._source(stop - start)
         job = Job(self._strategy, source, self._root, jnp.int32(start), jnp.int32(stop))
         began = time.monotonic()
         self._state, report = train_chunk(job, self._state)
@@ -157,25 +161,38 @@ class Loop:
         self._pace.measured(stop - start, ready - max(began, self._ready))
         self._ready = ready
         metrics = {name: rows[: stop - start] for name, rows in report.metrics.items()}
-        self._check_finite(start, stop, metrics, report)
+        error = self._non_finite(start, stop, metrics, report)
+        # A curve that ends a chunk before the trouble would not show it.
+        good = stop if error is None or error.name not in metrics else error.step - 1
+        try:
+            if good > start:
+                self._tell(start, good, metrics)
+        finally:
+            if error is not None:
+                raise error
+
+    def _tell(self, start: int, stop: int, metrics: Mapping[str, np.ndarray]) -> None:
         self.view.step = stop
-        metrics = {"step": np.arange(start + 1, stop + 1), **metrics}
+        rows = {name: values[: stop - start] for name, values in metrics.items()}
+        rows = {"step": np.arange(start + 1, stop + 1), **rows}
         interrupt = None
         for callback in self._callbacks:
             try:
-                callback.on_chunk_end(self.view, metrics)
+                callback.on_chunk_end(self.view, rows)
             except KeyboardInterrupt as error:  # the other callbacks must not miss these rows
                 interrupt = error
         if interrupt is not None:
             raise interrupt
 
-    def _check_finite(self, start: int, stop: int, metrics: dict[str, Any], report: Report) -> None:
+    def _non_finite(
+        self, start: int, stop: int, metrics: dict[str, Any], report: Report
+    ) -> NonFiniteError | None:
         bad = {name: np.flatnonzero(~np.isfinite(rows)) for name, rows in metrics.items()}
         first = min(((rows[0], name) for name, rows in bad.items() if len(rows)), default=None)
         if first is not None:
             row, name = first
             step = start + int(row) + 1
-            raise NonFiniteError(
+            return NonFiniteError(
                 explain(
                     f"The metric {name!r} is not finite at step {step}.",
                     float(metrics[name][row]),
@@ -186,18 +203,19 @@ class Loop:
             )
         for index, (now, before) in enumerate(zip(report.finite, self._was_finite, strict=True)):
             if before and not now:
-                leaves = jax.tree_util.tree_leaves_with_path(self._state.model)
+                leaves = jax.tree_util.tree_leaves_with_path(self._state)
                 paths = [path for path, leaf in leaves if eqx.is_inexact_array(leaf)]
-                name = "model" + jax.tree_util.keystr(paths[index])
-                raise NonFiniteError(
+                name = jax.tree_util.keystr(paths[index]).lstrip(".")
+                return NonFiniteError(
                     explain(
-                        f"The parameter `{name}` is not finite after step {stop}.",
+                        f"The state's `{name}` is not finite after step {stop}.",
                         "NaN or infinity",
-                        "finite parameters",
+                        "finite parameters and a finite optimizer state",
                     ),
                     step=stop,
                     name=name,
                 )
+        return None
 
     def _call(self, hook: str) -> None:
         for callback in self._callbacks:

@@ -113,8 +113,12 @@ class HostSource:
 
     @property
     def example(self) -> Task:
-        """The first batch, for its shapes."""
-        return self._first
+        """The shapes of a batch, with the dtypes that it has on the device."""
+
+        def on_device(x: np.ndarray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+
+        return jax.tree.map(on_device, self._first)
 
     def __enter__(self) -> "HostSource":
         self._thread.start()
@@ -136,14 +140,6 @@ class HostSource:
             batches.append(item)
         padding = [self._first] * (self.capacity - steps)
         return Loaded(jax.device_put(jax.tree.map(lambda *xs: np.stack(xs), *batches, *padding)))
-
-    def shapes(self) -> Loaded:
-        def padded(x: np.ndarray) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(
-                (self.capacity, *x.shape), jax.dtypes.canonicalize_dtype(x.dtype)
-            )
-
-        return Loaded(jax.tree.map(padded, self._first))
 
     def _work(self, start: int, steps: int) -> None:
         for item in self._items(start, steps):
@@ -170,7 +166,7 @@ class HostSource:
     def _read(self, step: int, like: Task | None) -> Task:
         try:
             batch = self._source[step]
-        except (IndexError, KeyError) as error:
+        except (IndexError, KeyError, StopIteration) as error:
             raise ValueError(
                 explain(
                     f"`tasks[{step}]` does not exist.",

@@ -276,7 +276,6 @@ def test_an_error_in_the_source_reaches_the_user(step, error):
 
 
 @pytest.mark.parametrize("step", [0, 57])
-@pytest.mark.xfail(reason="known bug, see CHANGELOG", strict=False)
 def test_an_iterator_that_ends_inside_the_source_is_told_as_such(step):
     # `return next(self.iterator)`: `StopIteration` must not be lost among our own generators.
     spoil = at_step(step, raising(StopIteration("odd")))
@@ -284,7 +283,6 @@ def test_an_iterator_that_ends_inside_the_source_is_told_as_such(step):
         boring_fit(100, tasks=Source(spoil=spoil))
 
 
-@pytest.mark.xfail(reason="known bug, see CHANGELOG", strict=False)
 def test_the_steps_before_the_error_are_told():
     spoil = at_step(57, raising(RuntimeError("disk gone")))
     recorder = Recorder()

@@ -40,7 +40,6 @@ def test_a_loss_that_becomes_nan(step, limit, tmp_path):
     assert sorted(int(path.stem.split("-")[1]) for path in tmp_path.iterdir()) == sound
 
 
-@pytest.mark.xfail(reason="known bug, see CHANGELOG", strict=False)
 def test_the_steps_before_the_nan_are_logged(tmp_path):
     # A loss curve that ends a chunk before the trouble does not show it.
     recorder, log = Recorder(), JSONL(tmp_path / "log.jsonl")
@@ -79,7 +78,6 @@ def test_parameters_that_become_infinite_within_a_chunk():
     assert (caught.value.step, caught.value.name) == (21, "loss")
 
 
-@pytest.mark.xfail(reason="known bug, see CHANGELOG", strict=False)
 def test_no_checkpoint_holds_an_optimizer_that_is_not_finite(tmp_path):
     # The model is still finite at step 20: resuming from there could never succeed.
     with pytest.raises(em.NonFiniteError):
