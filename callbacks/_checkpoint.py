@@ -95,13 +95,17 @@ class Checkpoint(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = dict(state)
 
+    def refuse(self, run: Run) -> None:
+        if not run.resuming:
+            self._refuse_others()
+
     def on_fit_start(self, run: Run) -> None:
+        self.refuse(run)
         restored, self._restored = self._restored, {}
         self._forget()
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder, "step-*.ckpt")
         if not run.resuming:
-            self._refuse_others()
             return
         self._set_aside(after=run.start)
         if restored:

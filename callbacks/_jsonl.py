@@ -41,24 +41,23 @@ class JSONL(Callback):
         self._thinning = every
         self._held: dict[str, Any] | None = None
 
-    def on_fit_start(self, run: Run) -> None:
-        self._held = None
-        if run.resuming:
-            if run.start == 0 and self.path.exists() and self.path.stat().st_size > 0:
-                # Nothing of that attempt can be continued, and no checkpoint says whose it is.
-                set_aside(self.path)
-            lines, held = _read(self.path, run.start)
-        else:
-            lines, held = b"", None
-            if self.path.exists() and self.path.stat().st_size > 0:
-                raise FileExistsError(
-                    explain(
-                        "`JSONL(path=...)` already holds a run.",
-                        f"'{self.path}'",
-                        "a file that does not exist yet. Pass resume='auto' to continue the run, "
-                        "or choose another path",
-                    )
+    def refuse(self, run: Run) -> None:
+        if not run.resuming and self._occupied():
+            raise FileExistsError(
+                explain(
+                    "`JSONL(path=...)` already holds a run.",
+                    f"'{self.path}'",
+                    "a file that does not exist yet. Pass resume='auto' to continue the run, "
+                    "or choose another path",
                 )
+            )
+
+    def on_fit_start(self, run: Run) -> None:
+        self.refuse(run)
+        if run.start == 0 and self._occupied():
+            # Nothing of that attempt can be continued, and no checkpoint says whose it is.
+            set_aside(self.path)
+        lines, held = _read(self.path, run.start) if run.resuming else (b"", None)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
         # The newest row is held back, because more may be published at its step. It may be in
@@ -92,6 +91,9 @@ class JSONL(Callback):
         # The checkpoint's step must have its line, with everything that was published at it.
         self._flush()
         return {}
+
+    def _occupied(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size > 0
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
         complete = []

@@ -63,10 +63,8 @@ class TensorBoard(Callback):
         self._thinning = every
         self._file: EventFile | None = None
 
-    def on_fit_start(self, run: Run) -> None:
-        if run.resuming:
-            _rewind(self.logdir, run.start)
-        elif event_files(self.logdir):
+    def refuse(self, run: Run) -> None:
+        if not run.resuming and event_files(self.logdir):
             raise FileExistsError(
                 explain(
                     "`TensorBoard(logdir=...)` already holds a run.",
@@ -75,6 +73,11 @@ class TensorBoard(Callback):
                     "or choose another folder",
                 )
             )
+
+    def on_fit_start(self, run: Run) -> None:
+        self.refuse(run)
+        if run.resuming:
+            _rewind(self.logdir, run.start)
         begun = bool(event_files(self.logdir))
         self._file = EventFile(self.logdir)
         self._curves: dict[str, int] = {}

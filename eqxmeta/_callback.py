@@ -82,6 +82,10 @@ class Callback:
     last: bool = False
     writes: bool = False
 
+    def refuse(self, run: Run) -> None:
+        """Raise if the run must not start, because its files would be somebody else's. Every
+        callback is asked before any does anything, and none may leave a trace here."""
+
     def on_fit_start(self, run: Run) -> None:
         """Before the first step. `run.step` is not 0 if the run was resumed."""
 

@@ -74,6 +74,7 @@ class Loop:
         try:
             with OnInterrupt(lambda: self.view.request_stop(INTERRUPTED)):
                 try:
+                    self._call("refuse")
                     self._call("on_fit_start")
                     self._train()
                 except KeyboardInterrupt:

@@ -388,7 +388,6 @@ def test_a_fresh_run_does_not_touch_what_an_earlier_one_left(tmp_path, which):
         assert contents(tmp_path) == before
 
 
-@pytest.mark.xfail(reason="known bug, see CHANGELOG", strict=False)
 def test_a_fresh_run_that_is_refused_leaves_no_new_files_either(tmp_path):
     # Else the next attempt, with another folder for the checkpoints, is refused over the log.
     boring_fit(20, callbacks=[saving(tmp_path / "saved")])
