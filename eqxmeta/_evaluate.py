@@ -12,7 +12,7 @@ from ._arguments import check_int, check_seed
 from ._errors import explain
 from ._model import check_model
 from ._sources import check_device_source, check_task
-from ._strategy import Strategy, can_roll_out, check_metrics, split_or_none
+from ._strategy import Strategy, can_roll_out, check_metrics
 from ._strategy import num_tasks as count_tasks
 from ._task import Task
 
@@ -73,8 +73,9 @@ def evaluate(
       many as the strategy trains with. A strategy without an `InnerLoop` in its field `inner` is
       measured before and after.
 
-    The query loss is computed with `eqx.nn.inference_mode`, on one query example at a time: no
-    prediction depends on the other queries. Adaptation uses the model as it is (dropout is on).
+    The query loss is computed with `eqx.nn.inference_mode`. With the losses of `eqxmeta.losses` no
+    prediction depends on the other queries; a loss of your own must keep to it by itself.
+    Adaptation uses the model as it is (dropout is on).
 
     Raises `ValueError` or `TypeError` for invalid arguments.
     """
@@ -124,7 +125,6 @@ def adaptation_curve(
     strategy: Strategy, model: PyTree, task: Task, *, steps: int | None, key: PRNGKeyArray | None
 ) -> dict[str, Array]:
     """Query metrics of one task after 0, 1, ..., `steps` inner steps: `[steps + 1]` each."""
-    adapt_key, _ = split_or_none(key)
 
     def measure(model: PyTree) -> dict[str, Array]:
         loss, metrics = strategy.loss(eqx.nn.inference_mode(model), task.query, None)  # pyright: ignore
@@ -133,12 +133,12 @@ def adaptation_curve(
 
     if steps is not None and can_roll_out(strategy):
         rollout = strategy.inner_rollout  # pyright: ignore
-        return rollout(model, task.support, steps=steps, observe=measure, key=adapt_key).observed
+        return rollout(model, task.support, steps=steps, observe=measure, key=key).observed
     # Only `inner_adapt` is known: adapt once for every number of steps.
     strategies = (
         [strategy] if steps is None else [with_inner_steps(strategy, k + 1) for k in range(steps)]
     )
-    models = [model] + [s.inner_adapt(model, task.support, key=adapt_key) for s in strategies]
+    models = [model] + [s.inner_adapt(model, task.support, key=key) for s in strategies]
     return jax.tree.map(lambda *xs: jnp.stack(xs), *map(measure, models))
 
 

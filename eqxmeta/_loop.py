@@ -68,26 +68,33 @@ class Loop:
         self._pending: tuple[int, int, Report, float] | None = None
         self._ready = 0.0
         self._copies: dict[int, TrainState] = {}  # by step
+        self._interrupted = False
+        self._held_back: list[Mapping[str, Published]] | None = None
         self._was_finite = jax.device_get(eqx.filter_jit(finite_leaves)(state))
 
     def run(self) -> TrainState:
+        # Outside of what is reported: whoever is refused has nothing to put in order.
+        self._call("refuse")
         try:
-            with OnInterrupt(lambda: self.view.request_stop(INTERRUPTED)):
+            with OnInterrupt(self._interrupt):
                 try:
-                    self._call("refuse")
                     self._call("on_fit_start")
                     self._train()
                 except KeyboardInterrupt:
                     # From a hook. The state is whole, so that this ends the run like Ctrl-C does.
-                    if self.view.stop_reason == INTERRUPTED:
+                    if self._interrupted:
                         raise
-                    self.view.request_stop(INTERRUPTED)
+                    self._interrupt()
                 self._catch_up()
                 self._call("on_fit_end")
         except BaseException as error:
             self._report(error)
             raise
         return self._state
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        self.view.request_stop(INTERRUPTED)
 
     def _copy_state(self) -> TrainState:
         """The state after `view.step` steps: one copy a step, however many callbacks ask."""
@@ -105,6 +112,9 @@ class Loop:
         return self._copies[step]
 
     def _publish(self, scalars: Mapping[str, Published]) -> None:
+        if self._held_back is not None:
+            self._held_back.append(scalars)
+            return
         for callback in self._callbacks:
             callback.on_log(self.view, scalars)
 
@@ -176,12 +186,16 @@ class Loop:
         self.view.step = stop
         rows = {name: values[: stop - start] for name, values in metrics.items()}
         rows = {"step": np.arange(start + 1, stop + 1), **rows}
-        interrupt = None
+        interrupt, self._held_back = None, []
         for callback in self._callbacks:
             try:
                 callback.on_chunk_end(self.view, rows)
             except KeyboardInterrupt as error:  # the other callbacks must not miss these rows
                 interrupt = error
+        # What one publishes at this step reaches the others after the rows up to this step.
+        published, self._held_back = self._held_back, None
+        for scalars in published:
+            self._publish(scalars)
         if interrupt is not None:
             raise interrupt
 

@@ -21,8 +21,9 @@ class OnInterrupt:
         self._active = threading.current_thread() is threading.main_thread()
         if self._active:
             self._previous = signal.getsignal(signal.SIGINT)
-            # A job under `nohup` ignores Ctrl-C, and goes on doing so.
-            self._active = self._previous is not signal.SIG_IGN
+            # A job under `nohup` ignores Ctrl-C, and goes on doing so; a handler that
+            # is not Python's (None) could not be put back.
+            self._active = self._previous not in (signal.SIG_IGN, None)
         if self._active:
             signal.signal(signal.SIGINT, self._handle)
         return self

@@ -175,14 +175,14 @@ class HostSource:
                 )
             ) from error
         check_task(batch, f"tasks[{step}]", leading="task")
-        batch = jax.tree.map(np.asarray, batch)
+        batch = jax.tree.map(np.array, batch)  # copied: a source may refill its buffers
         if like is None:
-            size = jax.tree.leaves(batch)[0].shape[0]
-            if size != self._meta_batch_size:
+            sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
+            if sizes != [self._meta_batch_size]:
                 raise ValueError(
                     explain(
                         f"`tasks[{step}]` has a wrong number of tasks.",
-                        size,
+                        ", ".join(map(str, sizes)),
                         f"meta_batch_size={self._meta_batch_size}",
                     )
                 )

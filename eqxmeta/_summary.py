@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import equinox as eqx
 from jaxtyping import PyTree
 
 from ._callback import Callback, name_of
@@ -33,7 +34,7 @@ def describe(
         "model": type(model).__name__,
         "parameters": count_parameters(model),
         "meta_parameters": count_parameters(state.model),
-        "tasks": " ".join(repr(tasks).split())[:500],
+        "tasks": _name(tasks),
     }
 
 
@@ -52,4 +53,13 @@ def render(config: dict[str, Any], callbacks: Iterable[Callback], *, start: int)
             f"run         {config['steps']:,} steps, seed {config['seed']}{resumed}",
             f"callbacks   {names}",
         )
+    )
+
+
+def _name(tasks: Any) -> str:
+    # Modules print the same in every process; other objects print where in memory they are.
+    return (
+        " ".join(repr(tasks).split())[:500]
+        if isinstance(tasks, eqx.Module)
+        else type(tasks).__name__
     )

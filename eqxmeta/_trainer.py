@@ -27,7 +27,7 @@ from ._summary import describe, render
 from ._task import Task
 
 # A checkpoint of a run in which one of these differs is of another run.
-_IDENTITY = ("strategy", "inner_steps", "gradient", "meta_batch_size", "seed", "model")
+_IDENTITY = ("strategy", "inner_steps", "gradient", "meta_batch_size", "seed", "model", "tasks")
 
 
 class Trainer:
@@ -129,7 +129,7 @@ class Trainer:
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
         )  # fmt: skip
-        origin, restored = self._restore(resume, state, callbacks, config) or (None, None)
+        origin, restored, states = self._restore(resume, state, callbacks, config)
         start = 0 if restored is None else int(restored.step)
         if start > steps:
             raise ValueError(
@@ -139,6 +139,10 @@ class Trainer:
         with self._open(tasks, start, steps) as (source, example, capacity):
             check_loss(self.strategy, model, jax.tree.map(_without_first_axis, example))
             check_outer_update(self.strategy, state, example)
+            # Not before: a run that is refused leaves the callbacks as they were.
+            for callback in callbacks:
+                if name_of(callback) in states:
+                    callback.load_state_dict(states[name_of(callback)])
             loop = Loop(
                 self.strategy,
                 state if restored is None else restored,
@@ -193,16 +197,16 @@ class Trainer:
         like: TrainState,
         callbacks: tuple[Callback, ...],
         config: dict[str, Any],
-    ) -> tuple[Path, TrainState] | None:
+    ) -> tuple[Path | None, TrainState | None, dict[str, Any]]:
+        """The checkpoint, the state in it and the states of callbacks in it; or nothing."""
         if resume is None:
-            return None
+            return None, None, {}
         if not isinstance(resume, str | Path):
             raise TypeError(
                 explain("`fit(resume=...)` is invalid.", repr(resume), "'auto', a path, or None")
             )
         if resume != "auto":
-            path = Path(resume)
-            return path, self._load(path, like, callbacks, config)
+            return self._load(Path(resume), like, callbacks, config)
         if not any(type(c).resume_paths is not Callback.resume_paths for c in callbacks):
             raise ValueError(
                 explain(
@@ -212,13 +216,13 @@ class Trainer:
                 )
             )
         paths = [path for callback in callbacks for path in callback.resume_paths()]
-        for path in paths:
+        # The newest of all callbacks' files; damaged ones first, so that they are told of.
+        for path in sorted(paths, key=_step_of, reverse=True):
             try:
-                return path, self._load(path, like, callbacks, config)
+                return self._load(path, like, callbacks, config)
             except CheckpointCorrupt as error:
-                warnings.warn(
-                    f"Skipping a damaged checkpoint. {error}", RuntimeWarning, stacklevel=3
-                )
+                message = f"Skipping a damaged checkpoint. {error}"
+                warnings.warn(message, RuntimeWarning, stacklevel=3)
         if paths:
             raise CheckpointCorrupt(
                 explain(
@@ -227,11 +231,11 @@ class Trainer:
                     "at least one. Move them away to start anew",
                 )
             )
-        return None
+        return None, None, {}
 
     def _load(
         self, path: Path, like: TrainState, callbacks: tuple[Callback, ...], config: dict[str, Any]
-    ) -> TrainState:
+    ) -> tuple[Path, TrainState, dict[str, Any]]:
         meta = read_manifest(path)["meta"]
         saved = meta.get("config", {})
         differ = [name for name in _IDENTITY if saved.get(name) != config[name]]
@@ -245,17 +249,19 @@ class Trainer:
             )
         state = load(path, like)
         states = dict(meta.get("callbacks", {}))
-        for callback in callbacks:
-            if name_of(callback) in states:
-                callback.load_state_dict(states.pop(name_of(callback)))
-        forgotten = [name for name, value in states.items() if value]
+        attached = {name_of(callback) for callback in callbacks}
+        forgotten = [name for name, value in states.items() if value and name not in attached]
         if forgotten:
-            warnings.warn(
-                f"`{path}` holds the state of callbacks that are not attached: {forgotten}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        return state
+            message = f"`{path}` holds the state of callbacks that are not attached: {forgotten}"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+        return path, state, states
+
+
+def _step_of(path: Path) -> int | float:
+    try:
+        return read_manifest(path)["meta"]["step"]
+    except CheckpointCorrupt:
+        return float("inf")
 
 
 def _without_first_axis(x: Any) -> jax.ShapeDtypeStruct:

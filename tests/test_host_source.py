@@ -344,3 +344,16 @@ def test_fast_dev_run_reads_only_what_it_needs():
     assert source.reads == [0, 1, 2, 3]
     # Nor does it ask for more than it needs.
     assert int(boring_fit(10_000, tasks=batches(3), fast_dev_run=True).step) == 3
+
+
+def test_a_source_may_refill_one_buffer():
+    class Refilling(Source):
+        def __getitem__(self, step):
+            batch = super().__getitem__(step)
+            if not hasattr(self, "buffer"):
+                self.buffer = batch
+            jax.tree.map(lambda into, values: np.copyto(into, values), self.buffer, batch)
+            return self.buffer
+
+    expected = boring_fit(20, tasks=Source(), steps_per_execution=7)
+    assert same_bits(boring_fit(20, tasks=Refilling(), steps_per_execution=7), expected)

@@ -7,7 +7,7 @@ import pytest
 
 from eqxmeta import _loop
 from eqxmeta._pace import Pace
-from eqxmeta.callbacks import Callback, Checkpoint
+from eqxmeta.callbacks import JSONL, Callback, Checkpoint
 
 from .boring import (
     BoringModel,
@@ -221,3 +221,16 @@ def test_the_state_is_donated_but_not_the_users_model(dispatches):
     # Nor does a later run consume what an earlier one returned.
     again = boring_fit(20, model=state.model, tasks=tasks)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((state, again)))
+
+
+def test_what_is_published_between_stops_follows_the_rows_it_belongs_to(tmp_path):
+    def publish(hook, step, run):
+        if hook == "on_chunk_end":
+            run.log({"note": 1.0})
+
+    log = JSONL(tmp_path / "log.jsonl")
+    # The one that publishes comes before the one that writes.
+    boring_fit(10, callbacks=[Recorder("first", act=publish), log], steps_per_execution=3)
+    rows = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert [row["step"] for row in rows if "note" in row] == [3, 6, 9, 10]

@@ -264,7 +264,11 @@ class WideTasks(eqx.Module):
             "strategy='BoringStrategy'.*strategy='MAML'",
         ),
         (
-            {"model": BoringModel(size=5), "tasks": WideTasks()},
+            {"tasks": WideTasks()},
+            r"tasks='BoringTasks.*tasks='\S*WideTasks",
+        ),
+        (
+            {"model": BoringModel(size=5)},
             r"\.model\.weight is float32\[3\].*float32\[5\]",
         ),
         (
@@ -443,3 +447,30 @@ def test_a_resumed_run_may_end_at_the_same_step_by_a_stop(tmp_path):
     assert int(state.step) == 20
     assert contents(tmp_path) == before
     assert np.all(np.isfinite(state.model.weight))
+
+
+def test_the_newest_file_of_several_folders_is_resumed(tmp_path):
+    def savers():
+        return [
+            Checkpoint(tmp_path / "a", every=10, name="a"),
+            Checkpoint(tmp_path / "b", every=4, name="b"),
+        ]
+
+    stop = Recorder("stop", every=13, act=lambda h, step, run: step == 13 and run.request_stop(""))
+    boring_fit(40, callbacks=[*savers(), stop])
+    for path in (tmp_path / "a").glob("*13.ckpt"):
+        path.unlink()  # the folder whose callback comes first is behind
+    recorder = Recorder("recorder")
+    state = boring_fit(40, callbacks=[*savers(), recorder], resume="auto")
+    assert recorder.metrics["step"][0] == 14
+    assert same_bits(state, boring_fit(40))
+
+
+def test_a_refused_run_leaves_the_log_alone(tmp_path):
+    first, path = JSONL(tmp_path / "log.jsonl"), tmp_path / "log.jsonl"
+    boring_fit(5, callbacks=[first, Checkpoint(tmp_path / "saved", every=5)])
+    boring_fit(15, callbacks=[JSONL(path), Checkpoint(tmp_path / "saved", every=5)], resume="auto")
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError):
+        boring_fit(5, callbacks=[first])  # the same object: it remembers where it once ended
+    assert path.read_bytes() == before
