@@ -1,5 +1,7 @@
 """The loop: hooks at exactly their steps, complete metrics, one chunk behind."""
 
+import json
+
 import equinox as eqx
 import jax
 import numpy as np
