@@ -15,8 +15,12 @@ from ._evaluate import Evaluation as Evaluation
 from ._evaluate import evaluate as evaluate
 from ._inner_loop import Adaptation as Adaptation
 from ._inner_loop import InnerLoop as InnerLoop
+from ._plan import Plan as Plan
+from ._plan import PlanRow as PlanRow
 from ._plot_adaptation import plot_adaptation as plot_adaptation
 from ._run import Run as Run
+from ._seeds import SeedRuns as SeedRuns
+from ._seeds import fit_seeds as fit_seeds
 from ._state import TrainState as TrainState
 from ._strategy import GradientStrategy as GradientStrategy
 from ._strategy import Strategy as Strategy

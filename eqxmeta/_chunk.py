@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 from ._sources import Loaded, Sampled
 from ._state import TrainState
 from ._strategy import Strategy
+from ._task import Task
 
 # Rows of the metrics buffer, and so the most steps of one dispatch. Always the same, so that
 # no choice of callbacks or chunk lengths ever makes another program.
@@ -40,15 +41,10 @@ class Report(eqx.Module):
 
 
 def outer_step(
-    strategy: Strategy, source: Sampled | Loaded, root: PRNGKeyArray, slot: Any, state: TrainState
+    strategy: Strategy, state: TrainState, tasks: Task, key: PRNGKeyArray
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Outer step `state.step`: its tasks and its randomness depend on (seed, step) alone."""
-    key = jax.random.fold_in(root, state.step)
-    tasks = source.batch(slot, key)
-    # Apart from the keys of the tasks, and free where no model asks for it: hashing keys is a
-    # tenth of the time of a step on a small model.
-    update_key = jax.random.fold_in(key, _UPDATE)
-    new, metrics = strategy.outer_update(state, tasks, key=update_key)
+    """One outer step; `key` is that of the step, from which its tasks were drawn as well."""
+    new, metrics = strategy.outer_update(state, tasks, key=jax.random.fold_in(key, _UPDATE))
     # The step is the trainer's, and dtypes may not drift from one iteration to the next.
     new = TrainState(state.step + 1, new.model, new.opt_state)
     return jax.tree.map(_like, new, state), metrics
@@ -64,21 +60,25 @@ def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     every length shares this program and the result does not depend on where it was cut."""
     dynamic, static = eqx.partition(state, eqx.is_array)
 
-    def step(slot: Any, dynamic: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        state = eqx.combine(dynamic, static)
-        new, metrics = outer_step(job.strategy, job.source, job.root, slot, state)
+    def step(dynamic: PyTree, tasks: Task, key: PRNGKeyArray) -> tuple[PyTree, dict[str, Array]]:
+        new, metrics = outer_step(job.strategy, eqx.combine(dynamic, static), tasks, key)
         return eqx.filter(new, eqx.is_array), metrics
 
-    _, metrics = jax.eval_shape(step, jnp.zeros((), jnp.int32), dynamic)
+    def body(index: Any, tasks: Task, key: PRNGKeyArray, carry: tuple[PyTree, dict[str, Array]]):
+        dynamic, buffer = carry
+        dynamic, metrics = step(dynamic, tasks, key)
+        row = index - job.start
+        return dynamic, jax.tree.map(lambda b, m: b.at[row].set(m), buffer, metrics)
+
+    tasks = jax.eval_shape(job.source.first, job.root)
+    _, metrics = jax.eval_shape(step, dynamic, tasks, job.root)
     buffer = jax.tree.map(lambda m: jnp.zeros((CAPACITY, *m.shape), m.dtype), metrics)
 
-    def body(index: Any, carry: tuple[PyTree, dict[str, Array]]):
-        dynamic, buffer = carry
-        slot = index - job.start
-        dynamic, metrics = step(slot, dynamic)
-        return dynamic, jax.tree.map(lambda b, m: b.at[slot].set(m), buffer, metrics)
+    def key_of(index: Any) -> PRNGKeyArray:
+        return jax.random.fold_in(job.root, index)
 
-    dynamic, metrics = jax.lax.fori_loop(job.start, job.stop, body, (dynamic, buffer))
+    carry = dynamic, buffer
+    dynamic, metrics = job.source.for_each_step(job.start, job.stop, key_of, body, carry)
     state = eqx.combine(dynamic, static)
     return state, Report(metrics, finite_leaves(state))
 

@@ -13,14 +13,14 @@ from ._errors import explain
 from ._model import check_model
 from ._sources import check_device_source, check_task
 from ._strategy import Strategy, can_roll_out, check_metrics
-from ._strategy import num_tasks as count_tasks
-from ._task import Task
+from ._task import Task, count_tasks
+from ._task_chunk import is_large
 
 # Evaluation tasks are drawn from a stream of their own: the same seed for training and for
 # evaluation must not mean the same tasks.
 _STREAM = 0x6576616C
 
-# Tasks evaluated in parallel; the rest wait their turn inside the compiled program.
+# Small tasks evaluated in parallel; the rest wait their turn inside the compiled program.
 _PARALLEL = 100
 
 
@@ -118,7 +118,8 @@ def _evaluate(
         task = jax.tree.map(lambda x: x[index], tasks) if is_batch else tasks.sample(task_key)
         return adaptation_curve(strategy, model, task, steps=steps, key=key)
 
-    return jax.lax.map(one, jnp.arange(num_tasks), batch_size=min(num_tasks, _PARALLEL))
+    parallel = 1 if is_large(one, jnp.int32(0)) else min(num_tasks, _PARALLEL)
+    return jax.lax.map(one, jnp.arange(num_tasks), batch_size=parallel if parallel > 1 else None)
 
 
 def adaptation_curve(

@@ -1,7 +1,7 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,8 +22,17 @@ from ._strategy import Strategy
 INTERRUPTED = "interrupted"
 
 
+class Chunk(NamedTuple):
+    """A dispatch of outer steps `start` to `stop`, and when it was made."""
+
+    start: int
+    stop: int
+    report: Report
+    began: float
+
+
 class Loop:
-    """One run: dispatches chunks, reads their metrics one chunk behind, calls the hooks.
+    """One run: dispatches chunks, and a chunk behind reads their metrics and calls the hooks.
 
     `view` is what the callbacks see of it.
     """
@@ -65,7 +74,7 @@ class Loop:
         self._deadline = deadline
         # Steps dispatched; `view.step` counts those whose metrics have been seen.
         self._ahead = self.view.start
-        self._pending: tuple[int, int, Report, float] | None = None
+        self._pending: Chunk | None = None
         self._ready = 0.0
         self._copies: dict[int, TrainState] = {}  # by step
         self._interrupted = False
@@ -85,7 +94,7 @@ class Loop:
                     if self._interrupted:
                         raise
                     self._interrupt()
-                self._catch_up()
+                self._rewind()
                 self._call("on_fit_end")
         except BaseException as error:
             self._report(error)
@@ -127,45 +136,50 @@ class Loop:
             self._dispatch(self._ahead)  # no step at all: compiles, so that the pace is not misled
             jax.block_until_ready(self._state)
             self._pending = None
-        while self._ahead < run.steps and run.stop_reason is None:
-            stop = next_stop(self._ahead, run.steps, self._everys.values())
-            before = self._pending
-            try:
-                self._dispatch(min(stop, self._ahead + self._pace.limit))
-            except Exception:
-                self._catch_up()  # the steps before the error were taken, and are told
-                raise
-            self._deliver(before)
-            due = [c for c in self._callbacks if self._is_due(c)]
-            if due:
-                self._catch_up()
-                for callback in due:
-                    callback.on_step_end(run)
+        # The device is a chunk ahead of the hooks, also of those that save and evaluate: what they
+        # do costs no time unless it takes longer than a chunk.
+        while run.stop_reason is None and (self._pending or self._ahead < run.steps):
+            before, self._pending = self._pending, None
+            if self._ahead < run.steps:
+                stop = next_stop(self._ahead, run.steps, self._everys.values())
+                try:
+                    self._dispatch(min(stop, self._ahead + self._pace.limit))
+                except Exception:
+                    self._finish(before)  # the steps before the error were taken, and are told
+                    if run.stop_reason is None:  # else what failed is not needed
+                        raise
+                    break
+            self._finish(before)
             if time.monotonic() > self._deadline:
                 run.request_stop("time limit")
 
-    def _is_due(self, callback: Callback) -> bool:
-        every = self._everys.get(name_of(callback))
-        return every is not None and self._ahead % every == 0
+    def _rewind(self) -> None:
+        """Drop the chunk in flight, if the run has been asked to end before it."""
+        if self._ahead != self.view.step:
+            self._state = self._copy_state()
+            self._ahead, self._pending = self.view.step, None
+
+    def _finish(self, chunk: Chunk | None) -> None:
+        """Wait for a chunk, tell of its steps, and call whoever needs the host after them."""
+        if chunk is None:
+            return
+        self._deliver(chunk)
+        for callback in self._callbacks:
+            every = self._everys.get(name_of(callback))
+            if every is not None and chunk.stop % every == 0:
+                callback.on_step_end(self.view)
 
     def _dispatch(self, stop: int) -> None:
         source = self._source(stop - self._ahead)
         start, self._ahead = self._ahead, stop
-        # `on_chunk_end` runs while the next chunk consumes the state that it may ask for.
+        # The hooks of the last chunk run while this one consumes the state that they may ask for.
         self._copies = {start: self._copies.get(start) or copied(self._state)}
         job = Job(self._strategy, source, self._root, jnp.int32(start), jnp.int32(stop))
         began = time.monotonic()
         self._state, report = train_chunk(job, self._state)
-        self._pending = (start, stop, report, began)
+        self._pending = Chunk(start, stop, report, began)
 
-    def _catch_up(self) -> None:
-        """Wait for the device, so that `run.step` is the step that `run.state` is of."""
-        before, self._pending = self._pending, None
-        self._deliver(before)
-
-    def _deliver(self, chunk: tuple[int, int, Report, float] | None) -> None:
-        if chunk is None:
-            return
+    def _deliver(self, chunk: Chunk) -> None:
         start, stop, report, began = chunk
         report = jax.device_get(report)
         ready = time.monotonic()

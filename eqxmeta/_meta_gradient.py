@@ -6,9 +6,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import equinox as eqx
 import jax
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
 from ._errors import explain
+from ._flops import equations
 
 GradientMode: TypeAlias = Literal["mixed", "reverse", "first_order"]
 GRADIENT_MODES: tuple[GradientMode, ...] = get_args(GradientMode)
@@ -64,28 +66,44 @@ def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""]
     def backward(residuals: Any, cotangents: Any):
         fast, smooth, discrete = residuals
         _, direction = cotangents  # the value's cotangent is zero, see above
+        # The same numbers, but XLA cannot tell (0 times infinity is not 0). Else it would find that
+        # a step outside of a loop has been evaluated before, and keep all of that evaluation for
+        # this one; `optimization_barrier` does not stop it on a CPU.
+        fast = jax.tree.map(lambda x, v: x + 0 * v, fast, direction)
 
         def gradients(fast: PyTree):
             return jax.grad(loss, argnums=(0, 1))(fast, smooth, discrete)
 
         # d/d(fast, smooth) <grad_fast, direction> = (H_ff v, H_sf v): because second derivatives
         # commute, both are one directional derivative of the whole gradient along `fast`.
+        def derivative(fast: PyTree, direction: PyTree):
+            return jax.jvp(gradients, (fast,), (direction,))[1]
+
         try:
-            _, (along_fast, along_smooth) = jax.jvp(gradients, (fast,), (direction,))
+            closed, shape = jax.make_jaxpr(derivative, return_shape=True)(fast, direction)
         except TypeError as error:
             if "forward-mode" not in str(error):
                 raise
-            raise MixedModeError(
-                explain(
-                    "`gradient='mixed'` cannot differentiate this inner loss forwards.",
-                    "a `jax.custom_vjp` whose forward rule calls the function itself",
-                    "a loss that JAX can differentiate in both modes, or `gradient='reverse'`",
-                )
-            ) from error
+            raise _mixed_mode_error() from error
+        # Without a `vmap` around it, JAX itself would notice no sooner than when it compiles.
+        if any(eqn.primitive.name == "custom_lin" for eqn in equations(closed.jaxpr)):
+            raise _mixed_mode_error()
+        out = jaxpr_as_fun(closed)(*jax.tree.leaves((fast, direction)))
+        along_fast, along_smooth = jax.tree.unflatten(jax.tree.structure(shape), out)
         return along_fast, along_smooth, None
 
     run.defvjp(forward, backward)
     return run(fast, smooth, discrete)
+
+
+def _mixed_mode_error() -> MixedModeError:
+    return MixedModeError(
+        explain(
+            "`gradient='mixed'` cannot differentiate this inner loss forwards.",
+            "a `jax.custom_vjp` whose forward rule calls the function itself",
+            "a loss that JAX can differentiate in both modes, or `gradient='reverse'`",
+        )
+    )
 
 
 def _refuse_complex(fast: PyTree) -> None:

@@ -1,17 +1,25 @@
 """Where the tasks of an outer step come from: sampled on the device, or read by the host."""
 
+import math
 import queue
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from ._errors import explain
+from ._flops import count_flops
 from ._task import Task
+
+# What sources are asked for: `body(step, tasks, key, carry)` for every outer step of a range, with
+# `key_of(step)`.
+KeyOf: TypeAlias = Callable[[Any], PRNGKeyArray]
+Body: TypeAlias = Callable[[Any, Task, PRNGKeyArray, PyTree], PyTree]
 
 # Steps of host data that travel to the device together. More of them hide the cost of a
 # dispatch, which stops mattering long before they fill the memory.
@@ -19,14 +27,50 @@ _MAX_STEPS = 64
 _MAX_BYTES = 64 * 2**20
 
 
+# The tasks of several outer steps are drawn at once: a few large kernels in the place of many small
+# ones, of which hashing keys alone takes a good part of a step on a small model. But not so many
+# that they fill the caches, or that it matters if a chunk ends before they are used up.
+_MAX_BLOCK = 32
+_BLOCK_BYTES = 2**18
+_BLOCK_FLOPS = 2**22
+
+
 class Sampled(eqx.Module):
-    """Tasks sampled inside the compiled loop."""
+    """Tasks sampled inside the compiled loop, for `block` outer steps at a time."""
 
     tasks: Any
     meta_batch_size: int
+    block: int
 
-    def batch(self, slot: Any, key: PRNGKeyArray) -> Task:
+    def __init__(self, tasks: Any, meta_batch_size: int):
+        self.tasks = tasks
+        self.meta_batch_size = meta_batch_size
+        batch = eqx.filter_eval_shape(self.first, jax.random.key(0))
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch))
+        flops = count_flops(self.first, jax.random.key(0))
+        fits = min(_BLOCK_BYTES // max(size, 1), _BLOCK_FLOPS // max(flops, 1))
+        self.block = max(1, min(_MAX_BLOCK, fits))
+
+    def first(self, key: PRNGKeyArray) -> Task:
+        """The tasks of an outer step whose key is `key`."""
         return jax.vmap(self.tasks.sample)(jax.random.split(key, self.meta_batch_size))
+
+    def for_each_step(self, start: Any, stop: Any, key_of: KeyOf, body: Body, carry: PyTree):
+        # Blocks begin at multiples of their length, wherever the chunk does: a task is computed by
+        # the same instructions, to the same bits, however the steps are cut.
+        def block(number: Any, carry: PyTree) -> PyTree:
+            begin = number * self.block
+            keys = jax.vmap(key_of)(begin + jnp.arange(self.block))
+            drawn = jax.vmap(self.first)(keys), keys
+
+            def step(index: Any, carry: PyTree) -> PyTree:
+                tasks, key = jax.tree.map(lambda x: x[index - begin], drawn)
+                return body(index, tasks, key, carry)
+
+            first, last = jnp.maximum(start, begin), jnp.minimum(stop, begin + self.block)
+            return jax.lax.fori_loop(first, last, step, carry)
+
+        return jax.lax.fori_loop(start // self.block, -(-stop // self.block), block, carry)
 
 
 class Loaded(eqx.Module):
@@ -34,8 +78,15 @@ class Loaded(eqx.Module):
 
     batches: PyTree
 
-    def batch(self, slot: Any, key: PRNGKeyArray) -> Task:
-        return jax.tree.map(lambda x: x[slot], self.batches)
+    def first(self, key: PRNGKeyArray) -> Task:
+        return jax.tree.map(lambda x: x[0], self.batches)
+
+    def for_each_step(self, start: Any, stop: Any, key_of: KeyOf, body: Body, carry: PyTree):
+        def step(index: Any, carry: PyTree) -> PyTree:
+            tasks = jax.tree.map(lambda x: x[index - start], self.batches)
+            return body(index, tasks, key_of(index), carry)
+
+        return jax.lax.fori_loop(start, stop, step, carry)
 
 
 def is_device_source(tasks: object) -> bool:

@@ -12,6 +12,7 @@ from ._errors import explain
 from ._inner_loop import Adaptation
 from ._state import TrainState, init_state
 from ._task import Task
+from ._task_chunk import OverTasks, TaskChunk, mean_over_tasks
 from ._types import Loss, Metrics
 
 # What `outer_update` adds to the metrics of the user's loss.
@@ -57,6 +58,12 @@ class GradientStrategy(Strategy):
 
     A subclass adds fields `loss` and `optimizer` (the outer one) and the method `inner_adapt`.
 
+    `task_chunk`: how many tasks are computed at a time. `None` is all of them, in parallel under
+    `vmap`. A number is at most that many, in chunks of equal size; the meta-gradient of each chunk
+    is added to that of those before, so that memory is in proportion to the chunk and the result
+    the same to rounding. `"auto"` is all, but one at a time where a task is large and the device a
+    CPU.
+
     Metrics: `loss` (query loss after adaptation), `loss_before` (before), `grad_norm`, those that
     the loss reports (after, and as `<name>_before`), and `support_loss/<i>` for every inner step
     if the subclass also has `inner_rollout`.
@@ -64,6 +71,7 @@ class GradientStrategy(Strategy):
 
     loss: eqx.AbstractVar[Loss]
     optimizer: eqx.AbstractVar[optax.GradientTransformation]
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
 
     def init(self, model: PyTree) -> TrainState:
         return init_state(model, self.optimizer)
@@ -78,7 +86,7 @@ class GradientStrategy(Strategy):
             loss, query_metrics = query_loss(self.loss, model, adapted, task.query, query_key)
             return loss, metrics | query_metrics
 
-        return descend(task_loss, self.optimizer, state, tasks, key=key)
+        return descend(task_loss, self.optimizer, state, tasks, key=key, task_chunk=self.task_chunk)
 
 
 def descend(
@@ -88,18 +96,22 @@ def descend(
     tasks: Task,
     *,
     key: PRNGKeyArray | None,
+    task_chunk: TaskChunk = "auto",
 ) -> tuple[TrainState, Metrics]:
     """One step of `optimizer` along the gradient of the mean over tasks of
     `task_loss(model, task, key) -> (loss, metrics)`."""
     params, static = eqx.partition(state.model, eqx.is_inexact_array)
 
-    def meta_loss(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
-        def one(task: Task, key: PRNGKeyArray | None):
-            return task_loss(eqx.combine(params, static), task, key)
+    def meta_gradient(over_chunk: OverTasks) -> PyTree:
+        def meta_loss(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
+            def one(task: Task, key: PRNGKeyArray | None):
+                return task_loss(eqx.combine(params, static), task, key)
 
-        return jax.tree.map(jnp.mean, over_tasks(one, tasks, key))
+            return jax.tree.map(jnp.mean, over_chunk(one))
 
-    (loss, metrics), grads = jax.value_and_grad(meta_loss, has_aux=True)(params)
+        return jax.value_and_grad(meta_loss, has_aux=True)(params)
+
+    (loss, metrics), grads = mean_over_tasks(meta_gradient, tasks, key, task_chunk)
     metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
     return apply_gradient(optimizer, state, grads), metrics
 
@@ -112,19 +124,6 @@ def apply_gradient(
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
     return TrainState(state.step + 1, eqx.combine(params, static), opt_state)
-
-
-def over_tasks(
-    fun: Callable[[Task, PRNGKeyArray | None], PyTree], tasks: Task, key: PRNGKeyArray | None
-) -> PyTree:
-    """`fun(task, key)` for every task of a batch, in parallel; results lead with the task axis."""
-    if key is None:
-        return jax.vmap(lambda task: fun(task, None))(tasks)
-    return jax.vmap(fun)(tasks, jax.random.split(key, num_tasks(tasks)))
-
-
-def num_tasks(tasks: Task) -> int:
-    return jax.tree.leaves(tasks)[0].shape[0]
 
 
 def query_loss(

@@ -30,3 +30,8 @@ class Task(eqx.Module):
                 )
             )
         return jax.tree.map(lambda s, q: jnp.concatenate([s, q]), self.support, self.query)
+
+
+def count_tasks(tasks: Task) -> int:
+    """The number of tasks of a batch."""
+    return jax.tree.leaves(tasks)[0].shape[0]

@@ -19,6 +19,7 @@ from ._errors import CheckpointCorrupt, CheckpointMismatch, explain
 from ._loop import Loop
 from ._model import check_model
 from ._pace import Pace
+from ._plan import Plan, make_plan
 from ._preflight import check_init, check_loss, check_outer_update
 from ._sources import HostSource, Sampled, check_device_source, is_device_source
 from ._state import TrainState, strong
@@ -41,7 +42,7 @@ class Trainer:
       `"auto"` aims at half a second. The result does not depend on it.
     - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to.
     - `fast_dev_run`: `True` or a number of steps (`True` is 3): a trial run of so few steps, at
-      the end of which every callback has its turn, except those that write files.
+      the end of which every callback has its turn, except those that write files. Prints `plan`.
     - `summary`: print what is about to be trained, and why a run ended early.
 
     Raises `TypeError` or `ValueError` for invalid arguments.
@@ -121,10 +122,7 @@ class Trainer:
             everys = {name_of(c): c.every for c in callbacks if c.every is not None}
         deadline = time.monotonic() + self.max_time
 
-        state = self.strategy.init(model)
-        check_init(self.strategy, state)
-        # The step is the trainer's; weak types would make a second program after the first step.
-        state = strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
+        state = self._init(model)
         config = describe(
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
@@ -159,11 +157,33 @@ class Trainer:
             )
             if self.summary:
                 print(render(config, callbacks, start=start), flush=True)
+                if self.fast_dev_run:
+                    print(make_plan(self.strategy, state, example), flush=True)
             state = loop.run()
         if self.summary and loop.view.stop_reason is not None:
             reason = loop.view.stop_reason
             print(f"stopped at step {loop.view.step:,} of {steps:,}: {reason}", flush=True)
         return state
+
+    def plan(self, model: PyTree, tasks: Any) -> Plan:
+        """What an outer step will cost: memory, operations and compile time, as it is and with
+        another `gradient`, `remat` or `task_chunk`, as a table to print; and which to take.
+
+        `model` and `tasks` as for `fit`. Every row is compiled, none is run.
+        Raises `TypeError` or `ValueError` for invalid arguments.
+        """
+        check_model(model, "plan(model=...)")
+        state = self._init(model)
+        with self._open(tasks, 0, 1) as (_, example, _):
+            check_loss(self.strategy, model, jax.tree.map(_without_first_axis, example))
+            check_outer_update(self.strategy, state, example)
+            return make_plan(self.strategy, state, example)
+
+    def _init(self, model: PyTree) -> TrainState:
+        state = self.strategy.init(model)
+        check_init(self.strategy, state)
+        # The step is the trainer's; weak types would make a second program after the first step.
+        return strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
 
     @contextlib.contextmanager
     def _open(self, tasks: Any, start: int, steps: int) -> Iterator[tuple[Any, Task, int]]:
@@ -172,7 +192,7 @@ class Trainer:
         if is_device_source(tasks):
             check_device_source(tasks, "fit(tasks=...)")
             sampled = Sampled(tasks, self.meta_batch_size)
-            example = eqx.filter_eval_shape(lambda s: s.batch(0, jax.random.key(0)), sampled)
+            example = eqx.filter_eval_shape(sampled.first, jax.random.key(0))
             yield (lambda steps: sampled), example, CAPACITY
         elif hasattr(tasks, "__getitem__"):
             with HostSource(

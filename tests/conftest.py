@@ -1,5 +1,6 @@
 """Annotations are checked wherever tests go: jaxtyping's shapes and dtypes, by beartype."""
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 install_import_hook("eqxmeta", "beartype.beartype")
@@ -23,3 +24,11 @@ def x64():
     """64-bit types are on."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def as_users_run_it():
+    """Without the annotations' check by beartype, which would be first to raise."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -5,7 +5,6 @@ import re
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import optax
 import pytest
 
@@ -22,13 +21,7 @@ from .boring import (
     host_batch,
 )
 
-
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    """Without the annotations' check by beartype (see conftest), which would be first to raise."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
 
 def check(mistake, error, argument):

@@ -137,7 +137,7 @@ def test_the_source_is_read_while_the_host_is_busy_but_not_without_end():
 
     boring_fit(2000, tasks=source, callbacks=[Recorder(every=1000, act=wait)])
     assert ahead[0] >= 64  # enough for a whole dispatch
-    assert ahead[0] <= 3 * 64
+    assert ahead[0] <= 4 * 64 + 1  # one dispatch in flight, two in the queue
     assert ahead[1] == 0  # and nothing beyond the last step
 
 

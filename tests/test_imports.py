@@ -16,13 +16,15 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "callbacks": "callbacks",
     "package": "eqxmeta",
-    "trainer": "_trainer _loop _preflight _summary _pace _signals",
+    "trainer": "_trainer _loop _plan _seeds _preflight _summary _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
         "_chunk _sources _evaluate _plot_adaptation _check _checkpoint _callback _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",
-    "strategy, inner loop, meta-gradients": "_strategy _inner_loop _meta_gradient _safe_sqrt",
+    "strategy, inner loop, meta-gradients": (
+        "_strategy _inner_loop _meta_gradient _safe_sqrt _task_chunk _flops"
+    ),
     "task, state, types": "_task _state _types _model",
     "plain Python": "_container _event_file _files _arguments _errors",
 }

@@ -3,13 +3,18 @@ import optax
 from .._arguments import check_optimizer
 from .._errors import explain
 from .._inner_loop import InnerLoop
+from .._task_chunk import TaskChunk, check_task_chunk
 from .._types import Loss
 
 
 def check_arguments(
-    strategy: str, loss: Loss, inner: InnerLoop, optimizer: optax.GradientTransformation
+    strategy: str,
+    loss: Loss,
+    inner: InnerLoop,
+    optimizer: optax.GradientTransformation,
+    task_chunk: TaskChunk,
 ) -> None:
-    """The three arguments that the built-in strategies share."""
+    """The arguments that the built-in strategies share."""
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(
             explain(
@@ -27,3 +32,4 @@ def check_arguments(
             )
         )
     check_optimizer(optimizer, f"{strategy}(optimizer=...)")
+    check_task_chunk(task_chunk, f"{strategy}(task_chunk=...)")

@@ -4,6 +4,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._inner_loop import Adaptation, InnerLoop
 from .._strategy import GradientStrategy
+from .._task_chunk import TaskChunk
 from .._types import Loss
 from ._arguments import check_arguments
 
@@ -20,11 +21,19 @@ class FOMAML(GradientStrategy):
     inner: InnerLoop
     optimizer: optax.GradientTransformation
 
-    def __init__(self, loss: Loss, inner: InnerLoop, optimizer: optax.GradientTransformation):
-        check_arguments("FOMAML", loss, inner, optimizer)
+    def __init__(
+        self,
+        loss: Loss,
+        inner: InnerLoop,
+        optimizer: optax.GradientTransformation,
+        *,
+        task_chunk: TaskChunk = "auto",
+    ):
+        check_arguments("FOMAML", loss, inner, optimizer, task_chunk)
         self.loss = loss
         self.inner = InnerLoop(inner.optimizer, inner.steps, "first_order")
         self.optimizer = optimizer
+        self.task_chunk = task_chunk
 
     @eqx.filter_jit
     def inner_adapt(

@@ -13,6 +13,7 @@ from .._strategy import (
     stop_gradient,
 )
 from .._task import Task
+from .._task_chunk import TaskChunk
 from .._types import Loss, Metrics
 from ._arguments import check_arguments
 
@@ -31,12 +32,21 @@ class Joint(Strategy):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
+    task_chunk: TaskChunk
 
-    def __init__(self, loss: Loss, inner: InnerLoop, optimizer: optax.GradientTransformation):
-        check_arguments("Joint", loss, inner, optimizer)
+    def __init__(
+        self,
+        loss: Loss,
+        inner: InnerLoop,
+        optimizer: optax.GradientTransformation,
+        *,
+        task_chunk: TaskChunk = "auto",
+    ):
+        check_arguments("Joint", loss, inner, optimizer, task_chunk)
         self.loss = loss
         self.inner = inner
         self.optimizer = optimizer
+        self.task_chunk = task_chunk
 
     def init(self, model: PyTree) -> TrainState:
         return init_state(model, self.optimizer)
@@ -63,5 +73,7 @@ class Joint(Strategy):
             after, query_metrics = query_loss(self.loss, frozen, adapted, task.query, query_key)
             return pooled, {"loss_after": after, **metrics, **query_metrics}
 
-        state, metrics = descend(task_loss, self.optimizer, state, tasks, key=key)
+        state, metrics = descend(
+            task_loss, self.optimizer, state, tasks, key=key, task_chunk=self.task_chunk
+        )
         return state, metrics | {"pooled_loss": metrics["loss"], "loss": metrics.pop("loss_after")}

@@ -4,6 +4,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._inner_loop import Adaptation, InnerLoop
 from .._strategy import GradientStrategy
+from .._task_chunk import TaskChunk
 from .._types import Loss
 from ._arguments import check_arguments
 
@@ -18,17 +19,26 @@ class MAML(GradientStrategy):
     - `loss(model, batch, key) -> (scalar, metrics)`, for example `eqxmeta.losses.mse`.
     - `inner`: an `InnerLoop`, whose `gradient` is the mode of the meta-gradient.
     - `optimizer`: the outer optax optimizer.
+    - `task_chunk`: how many tasks are computed at a time, see `GradientStrategy`.
     """
 
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
 
-    def __init__(self, loss: Loss, inner: InnerLoop, optimizer: optax.GradientTransformation):
-        check_arguments("MAML", loss, inner, optimizer)
+    def __init__(
+        self,
+        loss: Loss,
+        inner: InnerLoop,
+        optimizer: optax.GradientTransformation,
+        *,
+        task_chunk: TaskChunk = "auto",
+    ):
+        check_arguments("MAML", loss, inner, optimizer, task_chunk)
         self.loss = loss
         self.inner = inner
         self.optimizer = optimizer
+        self.task_chunk = task_chunk
 
     @eqx.filter_jit
     def inner_adapt(

@@ -14,12 +14,12 @@ from .._strategy import (
     Strategy,
     apply_gradient,
     can_roll_out,
-    over_tasks,
     query_loss,
     split_or_none,
     support_losses,
 )
 from .._task import Task
+from .._task_chunk import OverTasks, TaskChunk, mean_over_tasks
 from .._types import Loss, Metrics
 from ._arguments import check_arguments
 
@@ -42,6 +42,7 @@ class Reptile(Strategy):
 
     - `loss`, `inner`, `optimizer`: as for `MAML`; `inner.gradient` plays no part. The paper's
       inner optimizer is `optax.adam(rate, b1=0)`.
+    - `task_chunk`: as for `GradientStrategy`.
     - `batch_size`: examples per inner step, drawn without replacement, reshuffled when the
       task's examples are used up, as in the paper's code. `None`, or more than there are: all.
     - `inner_state`: `"reset"` starts every task from a fresh inner optimizer; `"carry"` from the
@@ -57,6 +58,7 @@ class Reptile(Strategy):
     optimizer: optax.GradientTransformation
     batch_size: int | None
     inner_state: Literal["reset", "carry"]
+    task_chunk: TaskChunk
 
     def __init__(
         self,
@@ -66,8 +68,9 @@ class Reptile(Strategy):
         *,
         batch_size: int | None = None,
         inner_state: Literal["reset", "carry"] = "reset",
+        task_chunk: TaskChunk = "auto",
     ):
-        check_arguments("Reptile", loss, inner, optimizer)
+        check_arguments("Reptile", loss, inner, optimizer, task_chunk)
         if batch_size is not None:
             check_int(batch_size, "Reptile(batch_size=...)", minimum=1, what="examples, or None")
         if inner_state not in ("reset", "carry"):
@@ -83,6 +86,7 @@ class Reptile(Strategy):
         self.optimizer = optimizer
         self.batch_size = batch_size
         self.inner_state = inner_state
+        self.task_chunk = task_chunk
 
     def init(self, model: PyTree) -> TrainState:
         state = init_state(model, self.optimizer)
@@ -137,16 +141,20 @@ class Reptile(Strategy):
                 losses = {}
             loss, metrics = query_loss(self.loss, state.model, adapted, task.query, query_key)
             adapted = eqx.filter(adapted, eqx.is_inexact_array)
-            return adapted, inner_state, {"loss": loss, **losses, **metrics}
+            carried = inner_state if self.inner_state == "carry" else None
+            return adapted, carried, {"loss": loss, **losses, **metrics}
 
-        adapted, inner_states, metrics = over_tasks(adapt, tasks, key)
+        def merged(over: OverTasks) -> PyTree:
+            adapted, inner_states, metrics = over(adapt)
+            return _mean(adapted), _mean(inner_states), jax.tree.map(jnp.mean, metrics)
+
+        adapted, inner, metrics = mean_over_tasks(merged, tasks, key, self.task_chunk)
         params = eqx.filter(state.model, eqx.is_inexact_array)
-        towards = jax.tree.map(lambda p, a: p - jnp.mean(a, axis=0), params, adapted)
+        towards = jax.tree.map(lambda p, a: p - a, params, adapted)
 
         outer = TrainState(state.step, state.model, state.opt_state.outer)
         outer = apply_gradient(self.optimizer, outer, towards)
-        inner = _merge(inner_states) if self.inner_state == "carry" else None
-        metrics = jax.tree.map(jnp.mean, metrics) | {"grad_norm": optax.tree.norm(towards)}
+        metrics = metrics | {"grad_norm": optax.tree.norm(towards)}
         opt_state = ReptileOptState(outer.opt_state, inner)
         return TrainState(outer.step, outer.model, opt_state), metrics
 
@@ -165,6 +173,6 @@ class Reptile(Strategy):
         return order.reshape(-1)[: steps * self.batch_size].reshape(steps, self.batch_size)
 
 
-def _merge(states: PyTree) -> PyTree:
-    """One inner optimizer state out of one per task: moments are averaged, counters agree."""
-    return jax.tree.map(lambda x: jnp.mean(x, axis=0) if eqx.is_inexact_array(x) else x[0], states)
+def _mean(trees: PyTree) -> PyTree:
+    """One tree out of one per task: floats, such as moments, are averaged; counters agree."""
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0) if eqx.is_inexact_array(x) else x[0], trees)
