@@ -116,7 +116,7 @@ def _measure(strategy: Strategy, state: TrainState, tasks: Task) -> PlanRow:
         gradient=getattr(inner, "gradient", None),
         remat=getattr(inner, "remat", None),
         task_chunk=getattr(strategy, "task_chunk", None),
-        temp_bytes=int(compiled.memory_analysis().temp_size_in_bytes),
+        temp_bytes=int(getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)),
         flops=count_flops(step, state, tasks, key),
         compile_seconds=seconds,
     )
