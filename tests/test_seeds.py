@@ -296,6 +296,11 @@ def test_the_first_interrupt_ends_all_runs(capsys, monkeypatch):
 
     monkeypatch.setattr(_seeds, "train_seeds", interrupted)
     trainer = boring(steps_per_execution=10, summary=True)
-    runs = fit_seeds(trainer, BoringModel(), BoringTasks(), 100, seeds=2)
+    # A shell's background job ignores Ctrl-C, and then so do we.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        runs = fit_seeds(trainer, BoringModel(), BoringTasks(), 100, seeds=2)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert runs.metrics["loss"].shape == (2, 20)
     assert "stopped at step 20 of 100: interrupted" in capsys.readouterr().out
