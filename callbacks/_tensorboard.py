@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.proto import layout_pb2 as layout
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
-from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata  # pyright: ignore
 
+from eqxmeta import _protobuf as pb
 from eqxmeta._arguments import check_int
 from eqxmeta._callback import Callback, Curve, Image, Published
 from eqxmeta._errors import explain
@@ -85,8 +82,10 @@ class TensorBoard(Callback):
         self._last_time = time.time()
         if run.resuming:
             # A TensorBoard that is running has the removed steps in memory: this makes it forget.
-            start = SessionLog(status=SessionLog.START)
-            self._file.add(Event(step=run.start + 1, wall_time=self._last_time, session_log=start))
+            start = pb.SessionLog(status=pb.SessionLog.START)
+            self._file.add(
+                pb.Event(step=run.start + 1, wall_time=self._last_time, session_log=start)
+            )
         if not begun:
             self._add(0, _hparams_summary({**run.config, **self.hparams}))
         self._file.flush()
@@ -138,9 +137,9 @@ class TensorBoard(Callback):
         if self._file is not None:
             self._file.flush(sync=True)
 
-    def _add(self, step: int, content: Summary) -> None:
+    def _add(self, step: int, content: Any) -> None:
         assert self._file is not None
-        self._file.add(Event(step=step, wall_time=time.time(), summary=content))
+        self._file.add(pb.Event(step=step, wall_time=time.time(), summary=content))
 
     def _curve(self, step: int, name: str, curve: Curve) -> dict[str, float]:
         """The curve's values by tag; and the curve itself, in a sub-run of its own."""
@@ -150,8 +149,8 @@ class TensorBoard(Callback):
             # are more than forty runs. A new file, that first makes it forget the one before.
             folder = self.logdir / "inner_steps"
             old, self._inner = event_files(folder), (step, EventFile(folder))
-            forget = SessionLog(status=SessionLog.START)
-            self._inner[1].add(Event(step=0, wall_time=time.time(), session_log=forget))
+            forget = pb.SessionLog(status=pb.SessionLog.START)
+            self._inner[1].add(pb.Event(step=0, wall_time=time.time(), session_log=forget))
             self._inner[1].flush()
             for path in old:
                 path.unlink()
@@ -184,14 +183,14 @@ def _rewind(logdir: Path, start: int) -> None:
         cut(path, start)
 
 
-def _scalars_summary(numbers: Mapping[str, float]) -> Summary:
-    return Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()])
+def _scalars_summary(numbers: Mapping[str, float]) -> Any:
+    return pb.Summary(value=[pb.Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()])
 
 
-def _hparams_summary(hparams: Mapping[str, Any]) -> Summary:
+def _hparams_summary(hparams: Mapping[str, Any]) -> Any:
     # Of tensorboardX's three summaries only the values. The declaration of metrics is left out:
     # TensorBoard then offers all scalars, also those that nobody knows yet.
-    _, session_start, _ = summary.hparams({k: _plain(v) for k, v in hparams.items()}, {})
+    _, session_start, _ = pb.hparams({k: _plain(v) for k, v in hparams.items()}, {})
     return session_start
 
 
@@ -202,27 +201,27 @@ def _plain(value: Any) -> str | bool | int | float:
     return value if isinstance(value, str | bool | int | float) else str(value)
 
 
-def _layout_summary(curves: Mapping[str, int]) -> Summary:
+def _layout_summary(curves: Mapping[str, int]) -> Any:
     """Charts with bands, one a curve. TensorBoard takes the newest layout of a run."""
-    margin = layout.MarginChartContent  # pyright: ignore
+    margin = pb.MarginChartContent
     charts = []
     for name, length in curves.items():
         tags = [_tags(name, i) for i in range(length)]
         series = [margin.Series(value=v, lower=low, upper=high) for v, low, high in tags]
-        charts.append(layout.Chart(title=name, margin=margin(series=series)))  # pyright: ignore
-    category = layout.Category(title="adaptation, 95% intervals", chart=charts)  # pyright: ignore
-    value = summary.custom_scalars({}).value[0]
-    content = layout.Layout(category=[category])  # pyright: ignore
+        charts.append(pb.Chart(title=name, margin=margin(series=series)))
+    category = pb.Category(title="adaptation, 95% intervals", chart=charts)
+    value = pb.custom_scalars({}).value[0]
+    content = pb.Layout(category=[category])
     value.tensor.string_val[0] = content.SerializeToString()
-    return Summary(value=[value])
+    return pb.Summary(value=[value])
 
 
-def _image_summary(name: str, pixels: np.ndarray) -> Summary:
+def _image_summary(name: str, pixels: np.ndarray) -> Any:
     height, width, _ = pixels.shape
     png = _png(pixels)
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="images"))
-    return Summary(value=[Summary.Value(tag=name, image=image, metadata=metadata)])
+    image = pb.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+    metadata = pb.SummaryMetadata(plugin_data=pb.SummaryMetadata.PluginData(plugin_name="images"))
+    return pb.Summary(value=[pb.Summary.Value(tag=name, image=image, metadata=metadata)])
 
 
 def _png(pixels: np.ndarray) -> bytes:

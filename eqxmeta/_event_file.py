@@ -13,15 +13,13 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tensorboardX.crc32c import CRC_TABLE, crc32c
-from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 
+from . import _protobuf as pb
 from ._container import replacing
 from ._files import write_at
-
-_TABLE = np.array(CRC_TABLE, np.uint32)
 
 # Below this many rows the checksum in Python is faster than the one in NumPy.
 _FEW = 24
@@ -35,10 +33,10 @@ class EventFile:
         self._path = _create(folder)
         self._size = 0
         self._pending: list[bytes] = []
-        self.add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.add(pb.Event(wall_time=time.time(), file_version="brain.Event:2"))
         self.flush()
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Any) -> None:
         data = np.frombuffer(event.SerializeToString(), np.uint8)
         self._pending.append(_framed(data[None]))
 
@@ -140,17 +138,18 @@ def _head(size: int) -> bytes:
 def _checksums(rows: np.ndarray) -> np.ndarray:
     """Masked CRC-32C of every row of uint8 `[rows, size]`."""
     if len(rows) < _FEW:
-        crc = np.array([crc32c(row.tobytes()) for row in rows], np.uint32)
+        crc = np.array([pb.crc32c(row.tobytes()) for row in rows], np.uint32)
     else:
+        table = np.array(pb.CRC_TABLE, np.uint32)
         crc = np.full(len(rows), 0xFFFFFFFF, np.uint32)
         for column in np.ascontiguousarray(rows.T):
-            crc = _TABLE[(crc ^ column) & 0xFF] ^ (crc >> 8)
+            crc = table[(crc ^ column) & 0xFF] ^ (crc >> 8)
         crc = ~crc
     return ((crc >> 15) | (crc << 17)) + np.uint32(0xA282EAD8)
 
 
 def _step(record: bytes) -> int:
-    return Event.FromString(record[12:-4]).step
+    return pb.Event.FromString(record[12:-4]).step
 
 
 def _records(data: bytes) -> list[tuple[int, int]]:

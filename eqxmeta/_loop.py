@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ._callback import Callback, Published, name_of
-from ._chunk import Job, Report, finite_leaves, train_chunk
+from ._chunk import Job, Report, train_chunk
 from ._errors import NonFiniteError, explain
 from ._pace import Pace, next_stop
 from ._run import Run
@@ -79,7 +79,9 @@ class Loop:
         self._copies: dict[int, TrainState] = {}  # by step
         self._interrupted = False
         self._held_back: list[Mapping[str, Published]] | None = None
-        self._was_finite = jax.device_get(eqx.filter_jit(finite_leaves)(state))
+        # On the host: what is done once is not worth a program.
+        inexact = jax.device_get(eqx.filter(state, eqx.is_inexact_array))
+        self._was_finite = [bool(np.isfinite(x).all()) for x in jax.tree.leaves(inexact)]
 
     def run(self) -> TrainState:
         # Outside of what is reported: whoever is refused has nothing to put in order.
