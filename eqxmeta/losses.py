@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._errors import explain
+from ._examples_first import examples_first
 from ._types import Metrics
 
 
@@ -76,9 +77,9 @@ def predict(model: Callable, x: PyTree, key: PRNGKeyArray | None = None) -> Any:
     and for other models, it is called with the example alone.
     """
     if key is None or not _takes_key(model):
-        return jax.vmap(lambda example: model(example))(x)
+        return jax.vmap(examples_first(lambda example: model(example)))(x)
     keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
-    return jax.vmap(lambda example, key: model(example, key=key))(x, keys)
+    return jax.vmap(examples_first(lambda example, key: model(example, key=key)))(x, keys)
 
 
 def _takes_key(model: Callable) -> bool:
