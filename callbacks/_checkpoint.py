@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from eqxmeta._arguments import check_int
-from eqxmeta._callback import Callback, Image, Published, published
+from eqxmeta._callback import Callback, Histogram, Image, Published, published
 from eqxmeta._checkpoint import read_manifest, save, verify
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import CheckpointError, explain

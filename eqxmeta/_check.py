@@ -67,7 +67,8 @@ def check_meta_gradient(
     your own model, loss, inner loop and one `task`.
 
     The objective is MAML's, `loss(inner_adapt(model, support), query)`, in float64 whatever the
-    dtypes of `model` and `task`. Print the result, or assert its `.ok`.
+    dtypes of `model` (what `TrainState.model` holds) and `task`. Print the result, or assert its
+    `.ok`.
 
     Raises `TypeError` if `strategy` has no `InnerLoop` in its field `inner`.
     """

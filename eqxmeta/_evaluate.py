@@ -28,7 +28,8 @@ _PARALLEL = 100
 class Evaluation:
     """Query metrics of every task at every inner step.
 
-    `values[name]`: `[num_tasks, inner_steps + 1]`; column 0 is before adaptation.
+    `values[name]`: `[num_tasks, inner_steps + 1]`; column 0 is before adaptation, NaN for a
+    strategy that predicts nothing before (`ProtoNet`).
     """
 
     values: Mapping[str, np.ndarray]
@@ -139,8 +140,14 @@ def adaptation_curve(
     strategies = (
         [strategy] if steps is None else [with_inner_steps(strategy, k + 1) for k in range(steps)]
     )
-    models = [model] + [s.inner_adapt(model, task.support, key=key) for s in strategies]
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *map(measure, models))
+    after = [measure(s.inner_adapt(model, task.support, key=key)) for s in strategies]
+    unadapted = strategy.unadapted(model)
+    before = (
+        jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), after[0])
+        if unadapted is None
+        else measure(unadapted)
+    )
+    return jax.tree.map(lambda *xs: jnp.stack(xs), before, *after)
 
 
 def with_inner_steps(strategy: Strategy, steps: int) -> Strategy:
