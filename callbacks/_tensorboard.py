@@ -24,10 +24,10 @@ class TensorBoard(Callback):
 
     - `train/<metric>`: every metric of the outer step, at steps that are multiples of `every`.
       `every` thins what is written; it does not make the compiled loop stop.
-    - What callbacks publish: numbers, images, histograms, and curves over inner steps. A curve `eval/loss`
-      becomes `eval/loss/after_0`, `after_1`, ... against outer steps, with the ends of its 95%
-      interval under `ci95/...` (drawn as a band in the tab "Custom scalars"), and the newest curve
-      is the sub-run `inner_steps`, whose x axis is the inner step.
+    - What callbacks publish: numbers, images, histograms, and curves over inner steps. A curve
+      `eval/loss` becomes `eval/loss/after_0`, `after_1`, ... against outer steps, with the ends of
+      its 95% interval under `ci95/...` (drawn as a band in the tab "Custom scalars"), and the
+      newest curve is the sub-run `inner_steps`, whose x axis is the inner step.
     - `hparams` and the run's own configuration, in the tab "HParams".
 
     A resumed run continues the old one: what was written after the checkpoint's step is removed,

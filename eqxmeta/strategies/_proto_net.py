@@ -111,4 +111,9 @@ def _examples(support: Any) -> tuple[PyTree, Array]:
         raise TypeError(
             explain("The labels of `support` are not integers.", y.dtype, "class numbers from 0")
         )
+    if not isinstance(y, jax.core.Tracer) and (y.size == 0 or np.min(y) < 0):
+        received = f"{y.size} labels" + (f", the least {np.min(y)}" if y.size else "")
+        raise ValueError(
+            explain("The labels of `support` are invalid.", received, "class numbers from 0")
+        )
     return x, y
