@@ -1,7 +1,7 @@
 """What a loop computes again and again though nothing in it changes, computed once before it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from ._interpret import evaluate, interpret, jit_body, read
 
-Step = Callable[[PyTree, PyTree], PyTree]
+Step: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 
 
 def hoist(fun: Step, varying: PyTree, fixed: PyTree) -> tuple[Step, list[Any]]:

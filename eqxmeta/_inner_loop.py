@@ -136,15 +136,16 @@ class InnerLoop(eqx.Module):
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
         xs = (jnp.arange(steps), minibatches)
 
-        def inner_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
+        def support_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
             (fast, (index, rows)), (others, data, key) = varying, fixed
             step_key = None if key is None else jax.random.fold_in(key, index)
             batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
             return loss(eqx.combine(fast, others), batch, step_key)[0]
 
-        fixed = (others, data, key)
+        inner_loss, fixed = support_loss, (others, data, key)
         if self.adapt is not None and steps > 0:
-            inner_loss, fixed = hoist(inner_loss, (fast, jax.tree.map(lambda x: x[0], xs)), fixed)
+            first = jax.tree.map(lambda x: x[0], xs)
+            inner_loss, fixed = hoist(support_loss, (fast, first), fixed)
 
         def seen(fast: PyTree) -> PyTree:
             return None if observe is None else observe(eqx.combine(fast, others))

@@ -20,43 +20,29 @@ import eqxmeta as em
 from eqxmeta.callbacks import JSONL, Checkpoint, Evaluate, Histograms, ProgressBar, TensorBoard
 
 
-class Block(eqx.Module):
-    """3x3 convolution of stride 2 as patches and a product, normalisation over one example, ReLU.
-
-    [height, width, inputs] -> [height / 2, width / 2, outputs].
-    """
-
-    weight: jax.Array
-    scale: jax.Array
-    shift: jax.Array
-
-    def __init__(self, inputs, outputs, key):
-        self.weight = jax.random.normal(key, (9 * inputs, outputs)) * np.sqrt(2 / (9 * inputs))
-        self.scale, self.shift = jnp.ones((1, 1, outputs)), jnp.zeros((1, 1, outputs))
-
-    def __call__(self, x):
-        height, width, _ = x.shape
-        x = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
-        shifted = [x[i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]
-        x = jnp.concatenate(shifted, axis=-1) @ self.weight
-        x = x - jnp.mean(x, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(x**2, keepdims=True) + 1e-5)
-        return jax.nn.relu(x * self.scale + self.shift)
-
-
 class Network(eqx.Module):
+    """Four blocks of 3x3 convolution, normalisation over one example and ReLU, each of which halves
+    the image; then a linear head, or none for ProtoNet. [28, 28] -> [ways] or [4 * width]."""
+
     blocks: list
-    head: eqx.nn.Linear | eqx.nn.Identity  # without a head it is ProtoNet's embedding
+    head: eqx.nn.Linear | eqx.nn.Identity
 
     def __init__(self, ways, width, key):
         *keys, head_key = jax.random.split(key, 5)
-        self.blocks = [Block(width if i else 1, width, k) for i, k in enumerate(keys)]
+        fans = [9, 9 * width, 9 * width, 9 * width]
+        draws = zip(keys, fans, strict=True)
+        self.blocks = [jax.random.normal(k, (n, width)) * np.sqrt(2 / n) for k, n in draws]
         self.head = eqx.nn.Linear(4 * width, ways, key=head_key) if ways else eqx.nn.Identity()
 
     def __call__(self, image):
         x = image[:, :, None]
-        for block in self.blocks:
-            x = block(x)
+        for weight in self.blocks:  # as patches and one product: fast under weights of each task
+            h, w, _ = x.shape
+            x = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
+            shifted = [x[i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)]
+            x = jax.nn.relu(
+                jax.nn.standardize(jnp.concatenate(shifted, axis=-1) @ weight, (0, 1, 2))
+            )
         return self.head(x.ravel())
 
 
@@ -76,9 +62,11 @@ def recipe(name, steps):
     if name == "ANIL":  # the head alone, on features that stay: five steps cost what one does
         return em.ANIL(loss, em.InnerLoop(optax.sgd(0.4), steps=5), adam), 5
     if name == "Reptile":  # Nichol et al. 2018, table 4: Adam without momentum, 1 annealed to 0
-        inner = em.InnerLoop(optax.adam(1e-3, b1=0), steps=5)
-        return em.Reptile(loss, inner, optax.sgd(optax.linear_schedule(1.0, 0.0, steps)),
-                          batch_size=10), 50  # fmt: skip
+        inner, outer = (
+            em.InnerLoop(optax.adam(1e-3, b1=0), 5),
+            optax.linear_schedule(1.0, 0.0, steps),
+        )
+        return em.Reptile(loss, inner, optax.sgd(outer), batch_size=10), 50
     if name == "ProtoNet":  # Snell et al. 2017: the rate halved every 2,000 steps; no inner loop
         halving = optax.exponential_decay(1e-3, 2_000, 0.5, staircase=True)
         return em.ProtoNet(loss, optax.adam(halving)), None
@@ -96,6 +84,7 @@ def main():
     parser.add_argument("--width", type=int, default=32, help="channels")
     parser.add_argument("--steps", type=int, default=40_000, help="outer steps, at most")
     parser.add_argument("--minutes", type=float, default=10, help="of training, at most")
+    parser.add_argument("--test-tasks", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("runs/omniglot"))
     args = parser.parse_args()
 
@@ -107,14 +96,14 @@ def main():
         train = episodes(data, "train", train_ways, args.shots, queries)
         val, test = (episodes(data, s, args.ways, args.shots, queries=15) for s in ("val", "test"))
 
-    every = max(1, min(500, args.steps // 2))
+    every, val_tasks = max(1, min(500, args.steps // 2)), min(200, args.test_tasks)
     monitor = "val/accuracy"  # after the last inner step
     callbacks = [
         ProgressBar(),
         TensorBoard(out / "tensorboard"),
         JSONL(out / "metrics.jsonl"),
         Histograms(every=every),  # of Meta-SGD's rates, for one
-        Evaluate(val, every=every, num_tasks=200, inner_steps=inner_steps, prefix="val"),
+        Evaluate(val, every=every, num_tasks=val_tasks, inner_steps=inner_steps, prefix="val"),
         best := Checkpoint(out / "checkpoints", every=every, monitor=monitor, mode="max"),
     ]
     meta_batch = {"ProtoNet": 1, "Reptile": 5}.get(name, 8)
@@ -125,12 +114,11 @@ def main():
 
     if best.best_path is not None:
         state = em.load(best.best_path, state)
-    result = em.evaluate(
-        strategy, state.model, test, num_tasks=600, inner_steps=inner_steps, seed=1
-    )
+    options = {"num_tasks": args.test_tasks, "inner_steps": inner_steps, "seed": 1}
+    result = em.evaluate(strategy, state.model, test, **options)
     mean, ci95 = 100 * result.mean("accuracy")[-1], 100 * result.ci95("accuracy")[-1]
     print(f"\n{name}, {args.ways}-way {args.shots}-shot, checkpoint of step {int(state.step):,}")
-    print(f"test accuracy {mean:.2f} ± {ci95:.2f} % over 600 tasks")
+    print(f"test accuracy {mean:.2f} ± {ci95:.2f} % over {args.test_tasks} tasks")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_the_outer_step_is_that_of_plain_jax():
     strategy, model = proto_net(), embedding()
 
     def task_loss(model, task):
-        (x, y), (xq, yq) = task.support, task.query
+        (x, _), (xq, yq) = task.support, task.query
         centres = jax.vmap(model)(x).reshape(3, 2, 3).mean(axis=1)  # sorted and balanced
         distances = ((jax.vmap(model)(xq)[:, None] - centres[None]) ** 2).sum(axis=2)
         log_p = -distances - jax.nn.logsumexp(-distances, axis=1, keepdims=True)

@@ -8,7 +8,7 @@ from ._by_inner_loop import ByInnerLoop
 from ._head import Head, Where, adapting, check_head
 
 
-class ANIL(ByInnerLoop, GradientStrategy):
+class ANIL(GradientStrategy, ByInnerLoop):
     """Almost no inner loop: MAML in which the head alone adapts, on features that stay.
 
     Raghu, Raghu, Bengio, Vinyals 2020 (arXiv 1909.09157), section 4: with θ = (body, head) an

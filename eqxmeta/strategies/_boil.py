@@ -8,7 +8,7 @@ from ._by_inner_loop import ByInnerLoop
 from ._head import Body, Head, Where, adapting, check_head
 
 
-class BOIL(ByInnerLoop, GradientStrategy):
+class BOIL(GradientStrategy, ByInnerLoop):
     """Body only update in the inner loop: MAML in which all but the head adapts.
 
     Oh, Yoo, Kim, Yun 2021 (arXiv 2008.08882), section 3: the inner learning rate of the head is

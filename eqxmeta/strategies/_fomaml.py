@@ -17,7 +17,7 @@ def _first_order(inner: Any) -> Any:
     return InnerLoop(inner.optimizer, inner.steps, "first_order", adapt=inner.adapt)
 
 
-class FOMAML(ByInnerLoop, GradientStrategy):
+class FOMAML(GradientStrategy, ByInnerLoop):
     """First-order MAML: MAML whose inner gradients count as constants.
 
     The meta-gradient is the query loss's gradient at the adapted parameters, and nothing of the

@@ -8,7 +8,7 @@ from .._types import Loss
 from ._by_inner_loop import ByInnerLoop
 
 
-class MAML(ByInnerLoop, GradientStrategy):
+class MAML(GradientStrategy, ByInnerLoop):
     """Model-agnostic meta-learning: an initialisation from which `inner` adapts well.
 
     Descends, with `optimizer`, the gradient in θ of the mean over tasks of

@@ -26,7 +26,7 @@ class WithRates(eqx.Module):
     rates: PyTree
 
 
-class MetaSGD(RollsOut, GradientStrategy):
+class MetaSGD(GradientStrategy, RollsOut):
     """Meta-SGD: MAML that also learns an inner rate for every parameter.
 
     Li, Zhou, Chen, Li 2017 (arXiv 1707.09835), equation 2 and algorithm 1: an inner step is
@@ -78,7 +78,7 @@ def _times(rates: PyTree) -> optax.GradientTransformation:
     def init(params: PyTree) -> optax.EmptyState:
         return optax.EmptyState()
 
-    def update(updates: PyTree, state: optax.EmptyState, params: PyTree = None):
+    def update(updates: PyTree, state: Any, params: PyTree = None):
         return jax.tree.map(lambda rate, update: rate * update, rates, updates), state
 
     return optax.GradientTransformation(init, update)

@@ -2,6 +2,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -116,4 +117,4 @@ def _examples(support: Any) -> tuple[PyTree, Array]:
         raise ValueError(
             explain("The labels of `support` are invalid.", received, "class numbers from 0")
         )
-    return x, y
+    return x, jnp.asarray(y)
