@@ -12,6 +12,7 @@ from .._strategy import (
     split_or_none,
     stop_gradient,
 )
+from .._support_statistics import with_support_statistics
 from .._task import Task
 from .._task_chunk import TaskChunk
 from .._types import Loss, Metrics
@@ -55,7 +56,8 @@ class Joint(Strategy):
     def inner_adapt(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PyTree:
-        return self.inner_rollout(model, support, key=key).model
+        adapted = self.inner_rollout(model, support, key=key).model
+        return with_support_statistics(self.loss, adapted, support, key=key)
 
     def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
         return self.inner(self.loss, model, support, **options)
@@ -70,7 +72,7 @@ class Joint(Strategy):
             pooled, _ = self.loss(model, task.pooled, pooled_key)
             frozen = stop_gradient(model)  # the rest is for reporting
             adapted, metrics = adapt_with_metrics(self, frozen, task.support, key=adapt_key)
-            after, query_metrics = query_loss(self.loss, frozen, adapted, task.query, query_key)
+            after, query_metrics = query_loss(self.loss, frozen, adapted, task, query_key)
             return pooled, {"loss_after": after, **metrics, **query_metrics}
 
         state, metrics = descend(

@@ -4,6 +4,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._inner_loop import Adaptation, InnerLoop
 from .._strategy import GradientStrategy
+from .._support_statistics import with_support_statistics
 from .._task_chunk import TaskChunk
 from .._types import Loss
 from ._arguments import check_arguments
@@ -44,7 +45,8 @@ class MAML(GradientStrategy):
     def inner_adapt(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PyTree:
-        return self.inner_rollout(model, support, key=key).model
+        adapted = self.inner_rollout(model, support, key=key).model
+        return with_support_statistics(self.loss, adapted, support, key=key)
 
     def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
         return self.inner(self.loss, model, support, **options)
