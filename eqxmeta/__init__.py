@@ -1,4 +1,5 @@
 from . import losses as losses
+from . import nn as nn
 from . import tasks as tasks
 from ._callback import Curve as Curve
 from ._callback import Histogram as Histogram
@@ -25,6 +26,7 @@ from ._seeds import fit_seeds as fit_seeds
 from ._state import TrainState as TrainState
 from ._strategy import GradientStrategy as GradientStrategy
 from ._strategy import Strategy as Strategy
+from ._support_statistics import with_support_statistics as with_support_statistics
 from ._task import Task as Task
 from ._trainer import Trainer as Trainer
 from ._types import Loss as Loss

@@ -15,6 +15,7 @@ from ._meta_gradient import GRADIENT_MODES, GradientMode, value_and_grad
 from ._safe_sqrt import with_safe_sqrt
 from ._select import select
 from ._state import strong
+from ._support_statistics import without_statistics
 from ._types import Loss
 
 
@@ -130,6 +131,8 @@ class InnerLoop(eqx.Module):
         """
         steps = self.steps if steps is None else steps
         mode = "reverse" if self.gradient == "mixed" and steps == 1 else self.gradient
+        # Those of a model that has adapted to other examples.
+        model = without_statistics(model)
         fast, others = self.partition(model)
         opt_state = self.init(model) if opt_state is None else opt_state
         update = with_safe_sqrt(self.optimizer.update)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ._errors import explain
 from ._inner_loop import Adaptation
 from ._state import TrainState, init_state
+from ._support_statistics import with_support_statistics
 from ._task import Task
 from ._task_chunk import OverTasks, TaskChunk, mean_over_tasks
 from ._types import Loss, Metrics
@@ -100,7 +101,7 @@ class GradientStrategy(Strategy):
             adapt_key, query_key = split_or_none(key)
             adapted, metrics = adapt_with_metrics(self, model, task.support, key=adapt_key)
             loss, query_metrics = query_loss(
-                self.loss, self.unadapted(model), adapted, task.query, query_key
+                self.loss, self.unadapted(model), adapted, task, query_key
             )
             return loss, metrics | query_metrics
 
@@ -145,15 +146,19 @@ def apply_gradient(
 
 
 def query_loss(
-    loss: Loss, unadapted: PyTree | None, adapted: PyTree, query: PyTree, key: PRNGKeyArray | None
+    loss: Loss, unadapted: PyTree | None, adapted: PyTree, task: Task, key: PRNGKeyArray | None
 ) -> tuple[Float[Array, ""], Metrics]:
     """Query loss after adaptation, and the metrics of before (unless `None`) and after."""
-    after, metrics_after = loss(adapted, query, key)
+
+    def on_query(model: PyTree) -> tuple[Float[Array, ""], Metrics]:
+        return loss(with_support_statistics(loss, model, task.support, key=key), task.query, key)
+
+    after, metrics_after = on_query(adapted)
     check_metrics(metrics_after)
     if unadapted is None:
         return after, metrics_after
     # Stopped at its input, so that nothing of it is kept for the backward pass.
-    before, metrics_before = loss(stop_gradient(unadapted), query, key)
+    before, metrics_before = on_query(stop_gradient(unadapted))
     metrics = {"loss_before": before, **metrics_after}
     return after, metrics | {f"{name}_before": value for name, value in metrics_before.items()}
 

@@ -29,8 +29,7 @@ class Network(eqx.Module):
 
     def __init__(self, ways, width, key):
         *keys, head_key = jax.random.split(key, 5)
-        fans = [9, 9 * width, 9 * width, 9 * width]
-        draws = zip(keys, fans, strict=True)
+        draws = zip(keys, [9, *3 * [9 * width]], strict=True)  # 3 x 3 pixels of each channel
         self.blocks = [jax.random.normal(k, (n, width)) * np.sqrt(2 / n) for k, n in draws]
         self.head = eqx.nn.Linear(4 * width, ways, key=head_key) if ways else eqx.nn.Identity()
 
@@ -62,11 +61,9 @@ def recipe(name, steps):
     if name == "ANIL":  # the head alone, on features that stay: five steps cost what one does
         return em.ANIL(loss, em.InnerLoop(optax.sgd(0.4), steps=5), adam), 5
     if name == "Reptile":  # Nichol et al. 2018, table 4: Adam without momentum, 1 annealed to 0
-        inner, outer = (
-            em.InnerLoop(optax.adam(1e-3, b1=0), 5),
-            optax.linear_schedule(1.0, 0.0, steps),
-        )
-        return em.Reptile(loss, inner, optax.sgd(outer), batch_size=10), 50
+        inner = em.InnerLoop(optax.adam(1e-3, b1=0), steps=5)
+        annealed = optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
+        return em.Reptile(loss, inner, annealed, batch_size=10), 50
     if name == "ProtoNet":  # Snell et al. 2017: the rate halved every 2,000 steps; no inner loop
         halving = optax.exponential_decay(1e-3, 2_000, 0.5, staircase=True)
         return em.ProtoNet(loss, optax.adam(halving)), None
@@ -87,7 +84,6 @@ def main():
     parser.add_argument("--test-tasks", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("runs/omniglot"))
     args = parser.parse_args()
-
     name, out = args.algorithm, args.out / args.algorithm.lower()
     strategy, inner_steps = recipe(name, args.steps)
     train_ways = args.train_ways or (60 if name == "ProtoNet" else args.ways)
@@ -97,23 +93,21 @@ def main():
         val, test = (episodes(data, s, args.ways, args.shots, queries=15) for s in ("val", "test"))
 
     every, val_tasks = max(1, min(500, args.steps // 2)), min(200, args.test_tasks)
-    monitor = "val/accuracy"  # after the last inner step
     callbacks = [
         ProgressBar(),
         TensorBoard(out / "tensorboard"),
         JSONL(out / "metrics.jsonl"),
         Histograms(every=every),  # of Meta-SGD's rates, for one
         Evaluate(val, every=every, num_tasks=val_tasks, inner_steps=inner_steps, prefix="val"),
-        best := Checkpoint(out / "checkpoints", every=every, monitor=monitor, mode="max"),
+        best := Checkpoint(out / "checkpoints", every=every, monitor="val/accuracy", mode="max"),
     ]
     meta_batch = {"ProtoNet": 1, "Reptile": 5}.get(name, 8)
-    limit = 60 * args.minutes
-    trainer = em.Trainer(strategy, meta_batch_size=meta_batch, callbacks=callbacks, max_time=limit)
+    options = {"meta_batch_size": meta_batch, "max_time": 60 * args.minutes}
+    trainer = em.Trainer(strategy, callbacks=callbacks, **options)
     model = Network(None if name == "ProtoNet" else args.ways, args.width, jax.random.key(0))
     state = trainer.fit(model, train, args.steps, resume="auto")
 
-    if best.best_path is not None:
-        state = em.load(best.best_path, state)
+    state = em.load(best.best_path, state) if best.best_path else state
     options = {"num_tasks": args.test_tasks, "inner_steps": inner_steps, "seed": 1}
     result = em.evaluate(strategy, state.model, test, **options)
     mean, ci95 = 100 * result.mean("accuracy")[-1], 100 * result.ci95("accuracy")[-1]

@@ -25,7 +25,7 @@ LAYERS = {
     "strategy, inner loop, meta-gradients": (
         "_strategy _inner_loop _hoist _meta_gradient _safe_sqrt _interpret _task_chunk _flops"
     ),
-    "task, state, types": "_task _state _types _model _select _predict",
+    "task, state, types": "_task _state _types _model _select _predict _support_statistics",
     "plain Python": "_container _event_file _files _protobuf _arguments _errors",
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}

@@ -156,3 +156,22 @@ def test_wrong_tasks_and_arguments_are_named():
         em.ProtoNet("cross-entropy", optax.sgd(1.0))
     with pytest.raises(ValueError, match="inner_steps" + THREE_PARTS):
         em.evaluate(proto_net(), embedding(), blobs(3, 2), inner_steps=3)
+
+
+def test_queries_are_normalised_by_the_support_set():
+    class Normed(eqx.Module):
+        norm: em.nn.SupportNorm
+
+        def __call__(self, x):
+            return self.norm(x)
+
+    task, model = blobs(3, 2).sample(KEY), Normed(em.nn.SupportNorm(4))
+    classifier = proto_net().inner_adapt(model, task.support)
+    x = np.asarray(task.support[0], np.float64)
+
+    def normalised(q):
+        return (q - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5)
+
+    expected = by_hand(normalised, task.support, task.query[0])
+    one_by_one = [classifier(q) for q in task.query[0]]
+    np.testing.assert_allclose(np.stack(one_by_one), expected, rtol=1e-3, atol=1e-4)

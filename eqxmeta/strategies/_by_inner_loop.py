@@ -8,13 +8,15 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._inner_loop import Adaptation, InnerLoop
 from .._strategy import Strategy
+from .._support_statistics import with_support_statistics
 from .._task_chunk import TaskChunk
 from .._types import Loss
 from ._arguments import check_arguments
 
 
 class RollsOut(Strategy):
-    """A strategy that shows its inner steps: `inner_adapt` is where `inner_rollout` arrives."""
+    """A strategy that shows its inner steps: `inner_adapt` is where `inner_rollout` arrives, with
+    the statistics of the support set for the layers that normalise by them."""
 
     loss: eqx.AbstractVar[Loss]
     inner: eqx.AbstractVar[InnerLoop]
@@ -33,7 +35,8 @@ class RollsOut(Strategy):
     def inner_adapt(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PyTree:
-        return self.inner_rollout(model, support, key=key).model
+        adapted = self.inner_rollout(model, support, key=key).model
+        return with_support_statistics(self.loss, adapted, support, key=key)
 
 
 class ByInnerLoop(RollsOut):

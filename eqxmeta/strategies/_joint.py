@@ -46,7 +46,7 @@ class Joint(ByInnerLoop):
             pooled, _ = self.loss(model, task.pooled, pooled_key)
             frozen = stop_gradient(model)  # the rest is for reporting
             adapted, metrics = adapt_with_metrics(self, frozen, task.support, key=adapt_key)
-            after, query_metrics = query_loss(self.loss, frozen, adapted, task.query, query_key)
+            after, query_metrics = query_loss(self.loss, frozen, adapted, task, query_key)
             return pooled, {"loss_after": after, **metrics, **query_metrics}
 
         state, metrics = descend(

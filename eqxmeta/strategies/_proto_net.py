@@ -12,6 +12,7 @@ from .._arguments import check_int
 from .._errors import explain
 from .._predict import predict, takes_key
 from .._strategy import GradientStrategy
+from .._support_statistics import fill_statistics, without_statistics
 from .._task_chunk import TaskChunk
 from .._types import Loss
 from ._arguments import check_loss_and_optimizer
@@ -90,8 +91,16 @@ class ProtoNet(GradientStrategy):
 def _classifier(
     model: PyTree, x: PyTree, y: Array, classes: int, key: PRNGKeyArray | None
 ) -> PrototypeClassifier:
-    features = predict(model, x, key)
-    features = features.reshape(y.shape[0], -1)
+    found = []
+
+    def embed(model: PyTree) -> None:
+        found.append(predict(model, x, key).reshape(y.shape[0], -1))
+
+    # Layers that normalise by the support set keep, for queries, the statistics of this pass.
+    model = fill_statistics(without_statistics(model), embed)
+    if not found:  # there are no such layers
+        embed(model)
+    (features,) = found
     member = jax.nn.one_hot(y, classes, dtype=features.dtype)  # [examples, classes]
     count = jnp.sum(member, axis=0)
     prototypes = member.T @ features / jnp.maximum(count, 1)[:, None]

@@ -17,6 +17,7 @@ from .._strategy import (
     split_or_none,
     support_losses,
 )
+from .._support_statistics import without_statistics
 from .._task import Task
 from .._task_chunk import OverTasks, TaskChunk, mean_over_tasks
 from .._types import Loss, Metrics
@@ -130,8 +131,9 @@ class Reptile(RollsOut):
                 )
             else:  # a subclass that adapts in its own way
                 adapted = self.inner_adapt(state.model, task.pooled, key=adapt_key)
+                adapted = without_statistics(adapted)  # queries are normalised by the support set
                 losses = {}
-            loss, metrics = query_loss(self.loss, state.model, adapted, task.query, query_key)
+            loss, metrics = query_loss(self.loss, state.model, adapted, task, query_key)
             adapted = eqx.filter(adapted, eqx.is_inexact_array)
             carried = inner_state if self.inner_state == "carry" else None
             return adapted, carried, {"loss": loss, **losses, **metrics}
