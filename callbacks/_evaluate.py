@@ -11,8 +11,9 @@ from eqxmeta._run import Run
 class Evaluate(Callback):
     """Measures the strategy on tasks that it does not train on, at multiples of `every`.
 
-    Publishes a curve over inner steps for every metric, as `<prefix>/<metric>`. The arguments are
-    those of `eqxmeta.evaluate`; the same `seed` every time means the same tasks every time. For
+    Publishes a curve over inner steps for every metric, as `<prefix>/<metric>`, and for a model
+    that predicts queries together (see `eqxmeta.Evaluation`) `<prefix>/transductive`. The arguments
+    are those of `eqxmeta.evaluate`; the same `seed` every time means the same tasks every time. For
     several evaluations in one run give each a `prefix` of its own.
 
     - `result`: the newest `Evaluation`; `None` before the first.
@@ -55,4 +56,6 @@ class Evaluate(Callback):
                 f"{self._prefix}/{metric}": Curve(result.mean(metric), result.ci95(metric))
                 for metric in result.metrics
             }
+            # Said only where it is so: the curves are then not comparable with most published ones.
+            | ({f"{self._prefix}/transductive": 1.0} if result.transductive else {})
         )

@@ -1,6 +1,8 @@
 from . import losses as losses
+from . import nn as nn
 from . import tasks as tasks
 from ._callback import Curve as Curve
+from ._callback import Histogram as Histogram
 from ._callback import Image as Image
 from ._check import check_meta_gradient as check_meta_gradient
 from ._checkpoint import load as load
@@ -24,10 +26,15 @@ from ._seeds import fit_seeds as fit_seeds
 from ._state import TrainState as TrainState
 from ._strategy import GradientStrategy as GradientStrategy
 from ._strategy import Strategy as Strategy
+from ._support_statistics import with_support_statistics as with_support_statistics
 from ._task import Task as Task
 from ._trainer import Trainer as Trainer
 from ._types import Loss as Loss
+from .strategies import ANIL as ANIL
+from .strategies import BOIL as BOIL
 from .strategies import FOMAML as FOMAML
 from .strategies import MAML as MAML
 from .strategies import Joint as Joint
+from .strategies import MetaSGD as MetaSGD
+from .strategies import ProtoNet as ProtoNet
 from .strategies import Reptile as Reptile

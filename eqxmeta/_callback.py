@@ -28,7 +28,14 @@ class Image:
     pixels: np.ndarray
 
 
-Published: TypeAlias = "float | Curve | Image"
+@dataclass(frozen=True)
+class Histogram:
+    """How numbers are distributed, published with `run.log`: all of them, `[n]`."""
+
+    values: np.ndarray
+
+
+Published: TypeAlias = "float | Curve | Image | Histogram"
 
 
 def published(values: Mapping[str, Any], monitor: str) -> float | None:
@@ -44,11 +51,12 @@ def published(values: Mapping[str, Any], monitor: str) -> float | None:
         value, index = values[curve], int(point)
     else:
         return None
-    if isinstance(value, Image):
+    if isinstance(value, Image | Histogram):
+        kind = "an image" if isinstance(value, Image) else "a histogram"
         raise TypeError(
             explain(
-                f"The monitor {monitor!r} is an image.",
-                "an image",
+                f"The monitor {monitor!r} is {kind}.",
+                kind,
                 "the name of a number or a curve",
             )
         )

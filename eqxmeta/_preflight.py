@@ -14,11 +14,19 @@ from ._task import Task
 
 
 def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
-    """`strategy.loss`, if there is one, must return a scalar and a dict of scalars."""
+    """`strategy.loss`, if there is one, must return a scalar and a dict of scalars.
+
+    `model` is what `TrainState.model` holds."""
     loss = getattr(strategy, "loss", None)
     if loss is None:
         return
-    out = eqx.filter_eval_shape(loss, model, task.support, jax.random.key(0))
+
+    def of_support(model: PyTree, support: PyTree) -> Any:
+        before = strategy.unadapted(model)
+        predictor = strategy.inner_adapt(model, support) if before is None else before
+        return loss(predictor, support, jax.random.key(0))
+
+    out = eqx.filter_eval_shape(of_support, model, task.support)
     what = "`loss(model, batch, key)`"
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         raise TypeError(

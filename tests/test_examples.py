@@ -61,12 +61,24 @@ def test_custom_callback(tmp_path):
     assert re.search(r"stopped at step \d+ of 1,000: moved only", out)
 
 
-def test_omniglot(tmp_path):
+@pytest.mark.parametrize("algorithm", ["MetaSGD", "ProtoNet"])
+def test_omniglot(tmp_path, algorithm):
     # Drawings that differ by class, in the format of the real file.
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 256, (24, 1, 28, 28))
     images = np.clip(classes + rng.integers(-20, 20, (24, 20, 28, 28)), 0, 255).astype(np.uint8)
     splits = np.repeat(["train", "val", "test"], 8)
     np.savez(tmp_path / "data.npz", images=images, vinyals=splits)
-    out = run("omniglot.py", "--data", "data.npz", "--steps", 4, "--width", 8, cwd=tmp_path)
-    assert re.search(r"test accuracy .* over 600 tasks", out)
+    settings = (
+        "--steps",
+        2,
+        "--width",
+        4,
+        "--test-tasks",
+        20,
+        "--train-ways",
+        8 if algorithm == "ProtoNet" else 5,
+    )
+    arguments = ("--data", "data.npz", "--algorithm", algorithm, *settings)
+    out = run("omniglot.py", *arguments, cwd=tmp_path)
+    assert re.search(rf"{algorithm}, 5-way 1-shot(.|\n)*test accuracy .* over 20 tasks", out)
