@@ -189,7 +189,8 @@ def test_mixed_and_reverse_are_the_same_run_on_a_convnet(x64):
 def test_an_adapted_conv4_classifies_one_image_in_half_precision():
     model = em.nn.Conv4(1, 3, size=16, width=4, key=KEY)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_array(x) else x, model)
-    (x, y), (queries, _) = jax.tree.map(lambda x: x[0], image_tasks(1))
+    task = jax.tree.map(lambda x: x[0], image_tasks(1))
+    (x, y), (queries, _) = task.support, task.query
     x, queries = x.astype(jnp.bfloat16), queries.astype(jnp.bfloat16)
     inner = em.InnerLoop(optax.sgd(0.4), 2)
     adapted = em.MAML(em.losses.cross_entropy, inner, optax.sgd(0.1)).inner_adapt(half, (x, y))

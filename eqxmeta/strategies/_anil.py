@@ -1,3 +1,4 @@
+import equinox as eqx
 import optax
 
 from .._inner_loop import InnerLoop
@@ -29,7 +30,7 @@ class ANIL(GradientStrategy, ByInnerLoop):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
-    task_chunk: TaskChunk
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
 
     def __init__(
         self,
