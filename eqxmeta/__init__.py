@@ -1,4 +1,5 @@
 from . import losses as losses
+from . import nn as nn
 from . import tasks as tasks
 from ._callback import Curve as Curve
 from ._callback import Image as Image
