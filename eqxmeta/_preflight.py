@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._errors import explain
+from ._slow_convolutions import warn_slow_convolutions
 from ._state import TrainState
 from ._strategy import Strategy
 from ._task import Task
@@ -50,9 +51,9 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
 
 def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> None:
     """`strategy.outer_update` must give back the same kind of state, and scalar metrics."""
-    out = eqx.filter_eval_shape(
-        lambda s, t: strategy.outer_update(s, t, key=jax.random.key(0)), state, tasks
-    )
+    closed, out, _ = eqx.filter_make_jaxpr(
+        lambda s, t: strategy.outer_update(s, t, key=jax.random.key(0))
+    )(state, tasks)
     what = f"`{type(strategy).__name__}.outer_update`"
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
         raise TypeError(
@@ -78,6 +79,7 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> No
                 "every leaf of the new state as in the old one",
             )
         )
+    warn_slow_convolutions(closed)
 
 
 def check_init(strategy: Strategy, state: Any) -> None:

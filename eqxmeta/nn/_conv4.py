@@ -5,6 +5,8 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._blocks import NormName, check_backbone, check_image, linear_head, make_norm, xavier
+from ._conv import Conv2d
+from ._pool import MaxPool2d
 
 
 class Conv4(eqx.Module):
@@ -72,14 +74,14 @@ class Conv4(eqx.Module):
 
 
 class _Block(eqx.Module):
-    conv: eqx.nn.Conv2d
+    conv: Conv2d
     norm: Any
-    pool: eqx.nn.MaxPool2d
+    pool: MaxPool2d
 
     def __init__(self, channels: int, width: int, norm: NormName, key: PRNGKeyArray):
-        self.conv = xavier(eqx.nn.Conv2d(channels, width, 3, padding=1, key=key), key)
+        self.conv = xavier(Conv2d(channels, width, 3, padding=1, key=key), key)
         self.norm = make_norm(norm, width)
-        self.pool = eqx.nn.MaxPool2d(2, 2)
+        self.pool = MaxPool2d(2, 2)
 
     def __call__(self, x: Array) -> Array:
         # Relu is monotone: after pooling it gives the same, on a quarter of the values.

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._blocks import NormName, check_backbone, linear_head, make_norm, set_weight
+from ._conv import Conv2d
+from ._pool import MaxPool2d
 
 _WIDTHS = (64, 160, 320, 640)
 
@@ -63,11 +65,11 @@ class ResNet12(eqx.Module):
 
 
 class _Block(eqx.Module):
-    convs: tuple[eqx.nn.Conv2d, ...]
+    convs: tuple[Conv2d, ...]
     norms: tuple[Any, ...]
-    shortcut: eqx.nn.Conv2d
+    shortcut: Conv2d
     shortcut_norm: Any
-    pool: eqx.nn.MaxPool2d
+    pool: MaxPool2d
 
     def __init__(self, channels: int, width: int, norm: NormName, key: PRNGKeyArray):
         *keys, shortcut_key = jax.random.split(key, 4)
@@ -76,7 +78,7 @@ class _Block(eqx.Module):
         self.norms = tuple(make_norm(norm, width) for _ in self.convs)
         self.shortcut = _conv(channels, width, 1, shortcut_key)
         self.shortcut_norm = make_norm(norm, width)
-        self.pool = eqx.nn.MaxPool2d(2, 2)
+        self.pool = MaxPool2d(2, 2)
 
     def __call__(self, x: Array) -> Array:
         y = x
@@ -91,8 +93,8 @@ def _leaky_relu(x: Array) -> Array:
     return jax.nn.leaky_relu(x, 0.1)
 
 
-def _conv(channels: int, width: int, size: int, key: PRNGKeyArray) -> eqx.nn.Conv2d:
-    layer = eqx.nn.Conv2d(channels, width, size, padding=(size - 1) // 2, use_bias=False, key=key)
+def _conv(channels: int, width: int, size: int, key: PRNGKeyArray) -> Conv2d:
+    layer = Conv2d(channels, width, size, padding=(size - 1) // 2, use_bias=False, key=key)
     std = math.sqrt(2 / (width * size**2))
     weight = std * jax.random.normal(key, layer.weight.shape, layer.weight.dtype)
     return set_weight(layer, weight)
