@@ -37,7 +37,8 @@ def check_same_run(resumed, straight, steps, *, same_files=True):
     name = f"step-{steps:09}.ckpt"
     assert leaves_of(resumed / "saved" / name) == leaves_of(straight / "saved" / name)
     states = states_of(resumed / "saved" / name)
-    assert states == states_of(straight / "saved" / name)
+    wanted = states_of(straight / "saved" / name)
+    assert states == wanted, (states, wanted)
     assert states["Counter"]["rows"] == steps
     assert states["EarlyStopping"]["best"] is not None
     saved = [sorted(path.name for path in (run / "saved").iterdir()) for run in (resumed, straight)]
