@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,9 @@ def test_killed_terminated_and_interrupted_runs_are_continued_exactly():
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_writes_that_fail_lose_nothing(tmp_path):
-    tally = writes(tmp_path, stride=11)
+    tally = writes(tmp_path, stride=17)
     assert not tally.lost, tally
-    assert sum(tally.tried.values()) > 25
+    assert sum(tally.tried.values()) > 15
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -48,8 +49,10 @@ def test_two_checkpoints_that_were_swapped_are_passed_over(tmp_path):
     for path, content in zip(paths, reversed(contents), strict=True):
         path.write_bytes(content)
     recorder = Recorder()
-    with pytest.warns(RuntimeWarning, match="(?s)is another one.*saved as step-000000030.ckpt"):
+    with pytest.warns(RuntimeWarning) as warned:
         state = boring_fit(40, callbacks=[recorder, Checkpoint(tmp_path, every=10)], resume="auto")
+    told = [str(w.message) for w in warned if "it is another one" in str(w.message)]
+    assert ["saved as step-000000020" in text for text in told] == [False, True]
     assert recorder.events[0] == ("recorder", "on_fit_start", 10)
     assert same_bits(state, boring_fit(40))
 
@@ -68,6 +71,8 @@ def test_a_disk_that_is_full_from_some_step_on(tmp_path, policy):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     def limit(run):
+        while not (tmp_path / "step-000000010.ckpt").exists():
+            time.sleep(0.01)  # the thread is not yet done with it
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
 
     def fit():

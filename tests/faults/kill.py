@@ -39,22 +39,28 @@ def kill(folder: Path, times: int, rng: random.Random) -> Tally:
     while sum(tally.tried.values()) < times:
         resumed = folder / f"round-{rounds}"
         rounds += 1
-        _round(resumed, straight, times, rng, tally)
+        kinds = [("kill -9", "kill -9 in a save"), ("SIGTERM", "SIGINT", "kill -9")][rounds % 2]
+        _round(resumed, straight, kinds, times, rng, tally)
     print(f"{rounds} runs were brought to their end")
     return tally
 
 
-def _round(resumed: Path, straight: Path, times: int, rng: random.Random, tally: Tally) -> None:
+def _round(
+    resumed: Path,
+    straight: Path,
+    kinds: tuple[str, ...],
+    times: int,
+    rng: random.Random,
+    tally: Tally,
+) -> None:
     signals = 0
     while True:
         done = sum(tally.tried.values()) >= times
-        kinds = ["kill -9", "kill -9", "kill -9 in a save", "SIGTERM", "SIGINT"]
         kind = None if done else rng.choice(kinds)
         code = _attempt(resumed, kind, rng)
         problem = None
         if code == 0:  # it came to its end before it was hit
             try:
-                # What a signal lets the run save is among the newest files as well.
                 check_same_run(resumed, straight, STEPS, same_files=not signals)
             except AssertionError:
                 tally.add("comparison", traceback.format_exc())
