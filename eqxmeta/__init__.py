@@ -6,9 +6,11 @@ from ._callback import Histogram as Histogram
 from ._callback import Image as Image
 from ._check import check_meta_gradient as check_meta_gradient
 from ._checkpoint import load as load
+from ._checkpoint import load_model as load_model
 from ._checkpoint import save as save
 from ._errors import CheckpointCorrupt as CheckpointCorrupt
 from ._errors import CheckpointError as CheckpointError
+from ._errors import CheckpointInUse as CheckpointInUse
 from ._errors import CheckpointMismatch as CheckpointMismatch
 from ._errors import CheckpointNotFound as CheckpointNotFound
 from ._errors import CheckpointTooNew as CheckpointTooNew
@@ -17,6 +19,7 @@ from ._evaluate import Evaluation as Evaluation
 from ._evaluate import evaluate as evaluate
 from ._inner_loop import Adaptation as Adaptation
 from ._inner_loop import InnerLoop as InnerLoop
+from ._inspect import inspect as inspect
 from ._plan import Plan as Plan
 from ._plan import PlanRow as PlanRow
 from ._plot_adaptation import plot_adaptation as plot_adaptation

@@ -87,6 +87,7 @@ class Trainer:
         self.max_time = _seconds(max_time)
         self.fast_dev_run = 3 if fast_dev_run is True else int(fast_dev_run)
         self.summary = summary
+        self.stop_reason: str | None = None
 
     def fit(
         self,
@@ -106,7 +107,10 @@ class Trainer:
           `Checkpoint`, or starts if there is none; a path continues from that file; `None` starts.
 
         The first Ctrl-C ends the run after the current chunk, with the hooks of a run's end (so
-        that `Checkpoint` saves), and the state is returned; a second one raises.
+        that `Checkpoint` saves), and the state is returned; a second one raises. The attribute
+        `stop_reason` is then "interrupted": a script may `sys.exit(130)`, as the shell expects.
+        SIGTERM ends the run in the same way, and after it the process: `SystemExit(143)`, or the
+        handler that was there before.
 
         Raises `NonFiniteError` if a metric or parameter becomes NaN or infinite, `CheckpointError`
         if a run cannot be resumed, `TypeError` or `ValueError` for invalid arguments.
@@ -127,14 +131,18 @@ class Trainer:
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
         )  # fmt: skip
-        origin, restored, states = self._restore(resume, state, callbacks, config)
-        start = 0 if restored is None else int(restored.step)
-        if start > steps:
-            raise ValueError(
-                explain("`fit(steps=...)` is before the checkpoint.", steps, f"{start} or more")
-            )
-
-        with self._open(tasks, start, steps) as (source, example, capacity):
+        with contextlib.ExitStack() as held:
+            for callback in callbacks:
+                held.enter_context(callback.exclusive())
+            origin, restored, states = self._restore(resume, state, callbacks, config)
+            start = 0 if restored is None else int(restored.step)
+            if start > steps:
+                expected = f"{start} or more"
+                raise ValueError(
+                    explain("`fit(steps=...)` is before the checkpoint.", steps, expected)
+                )
+            opened = held.enter_context(self._open(tasks, start, steps))
+            source, example, capacity = opened
             check_loss(self.strategy, state.model, jax.tree.map(_without_first_axis, example))
             check_outer_update(self.strategy, state, example)
             # Not before: a run that is refused leaves the callbacks as they were.
@@ -160,9 +168,11 @@ class Trainer:
                 if self.fast_dev_run:
                     print(make_plan(self.strategy, state, example), flush=True)
             state = loop.run()
-        if self.summary and loop.view.stop_reason is not None:
-            reason = loop.view.stop_reason
-            print(f"stopped at step {loop.view.step:,} of {steps:,}: {reason}", flush=True)
+        self.stop_reason = loop.view.stop_reason
+        if self.summary and self.stop_reason is not None:
+            reached = f"{loop.view.step:,} of {steps:,}"
+            print(f"stopped at step {reached}: {self.stop_reason}", flush=True)
+        loop.termination.pass_on()
         return state
 
     def plan(self, model: PyTree, tasks: Any) -> Plan:
@@ -239,6 +249,7 @@ class Trainer:
         # The newest of all callbacks' files; damaged ones first, so that they are told of.
         for path in sorted(paths, key=_step_of, reverse=True):
             try:
+                _check_name(path)
                 return self._load(path, like, callbacks, config)
             except CheckpointCorrupt as error:
                 message = f"Skipping a damaged checkpoint. {error}"
@@ -282,6 +293,19 @@ def _step_of(path: Path) -> int | float:
         return read_manifest(path)["meta"]["step"]
     except CheckpointCorrupt:
         return float("inf")
+
+
+def _check_name(path: Path) -> None:
+    """A file under the name of another is found by whoever looks for the other."""
+    saved = read_manifest(path)["meta"].get("file", path.name)
+    if saved != path.name:
+        raise CheckpointCorrupt(
+            explain(
+                f"Checkpoint {path} is damaged: it is another one.",
+                f"the file that was saved as {saved}",
+                "the file that was saved under this name. Rename it, or pass its path as `resume`",
+            )
+        )
 
 
 def _without_first_axis(x: Any) -> jax.ShapeDtypeStruct:

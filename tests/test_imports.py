@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 # `leaves` are what users mix and match: nothing in the library may depend on one of them.
 LAYERS = {
     "callbacks": "callbacks",
-    "package": "eqxmeta",
+    "package": "eqxmeta __main__",
     "trainer": "_trainer _loop _plan _seeds _preflight _slow_convolutions _summary _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
-        "_chunk _sources _evaluate _plot_adaptation _check _checkpoint _callback _run"
+        "_chunk _sources _evaluate _plot_adaptation _check _checkpoint _inspect _callback _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",
@@ -28,7 +28,9 @@ LAYERS = {
     "task, state, types": (
         "_task _state _types _model _select _predict _support_statistics _examples_first _interpret"
     ),
-    "plain Python": "_container _event_file _files _protobuf _arguments _errors",
+    "plain Python": (
+        "_container _event_file _files _protobuf _arguments _errors _background _lock"
+    ),
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
 LEAVES = set(LAYERS["leaves"].split())
