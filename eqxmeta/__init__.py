@@ -1,3 +1,4 @@
+from . import data as data
 from . import losses as losses
 from . import tasks as tasks
 from ._callback import Curve as Curve
