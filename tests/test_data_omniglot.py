@@ -58,7 +58,7 @@ def test_what_is_wrong_is_said(small, tmp_path):
         (name,) = wrong
         with pytest.raises(ValueError, match=f"(?s)`{name}`.*Expected: one of"):
             em.data.omniglot(root, **wrong)
-    with pytest.raises(ValueError, match="(?s)protocol='maml'.*6 characters.*1623"):
+    with pytest.raises(ValueError, match=r"(?s)protocol='maml'.*6 characters.*1623"):
         em.data.omniglot(root, protocol="maml")
     for other, said in (
         ({"images": arrays["images"]}, "Vinyals split"),

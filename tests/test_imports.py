@@ -18,7 +18,8 @@ LAYERS = {
     "package": "eqxmeta",
     "trainer": "_trainer _loop _plan _seeds _preflight _summary _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
-        "_chunk _sources _evaluate _plot_adaptation _check _checkpoint _callback _run"
+        "_chunk _sources _evaluate _plot_adaptation _plot_confusion _check _checkpoint _callback"
+        " _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",

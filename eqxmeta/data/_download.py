@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from .._errors import explain
 from ._extra import need
@@ -58,28 +58,18 @@ def fetch(remote: Remote, folder: Path, caller: str) -> Path:
 
 
 def _stream(size: int, url: str, path: str, _: Any) -> None:
-    from pooch.downloaders import HTTPDownloader
+    """Pooch's own downloader knows no limit, and leaves the connection open after an error."""
+    import requests  # pooch depends on it
 
-    get = HTTPDownloader(chunk_size=2**16, timeout=_TIMEOUT, allow_redirects=False)
-    with open(path, "wb") as file:
-        get(url, _Capped(file, size), None)  # pyright: ignore[reportArgumentType]
-
-
-class _Capped:
-    """A file that refuses to grow beyond `size` bytes, however many a server sends."""
-
-    def __init__(self, file: BinaryIO, size: int):
-        self._file = file
-        self._room = size
-
-    def write(self, data: bytes) -> None:
-        self._room -= len(data)
-        if self._room < 0:
-            raise ValueError("more bytes than were published")
-        self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
+    get = functools.partial(requests.get, stream=True, timeout=_TIMEOUT, allow_redirects=False)
+    with open(path, "wb") as file, get(url) as response:
+        response.raise_for_status()
+        received = 0
+        for part in response.iter_content(2**16):
+            received += len(part)
+            if received > size:
+                raise ValueError("more bytes than were published")
+            file.write(part)
 
 
 @contextmanager

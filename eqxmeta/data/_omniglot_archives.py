@@ -141,7 +141,7 @@ def _read_characters(part: _Part, path: Path) -> Iterator[_Character]:
 
 
 def _shrunk(file: BinaryIO, name: str) -> UInt8[np.ndarray, "height width"]:
-    """0 paper to 255 ink, `[28, 28]`: the mean ink over each cell of the drawing."""
+    """0 paper to 255 ink, `[28, 28]`: the mean over the pixels whose centre is in a cell."""
     from PIL import Image
 
     try:
