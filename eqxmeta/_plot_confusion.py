@@ -98,14 +98,14 @@ def _draw_images(
     low, high = min(support.min(), query.min()), max(support.max(), query.max())
     ways = int(support_y.max()) + 1
     # Where most pixels are at the low end, they are paper and the rest is ink.
-    cmap = "gray_r" if np.median(query) - low < 0.05 * (high - low) else "gray"
+    colours = "gray_r" if np.median(query) - low < 0.05 * (high - low) else "gray"
 
     def draw(
         image: np.ndarray, row: int, column: float | int, colour: str, wrong: str = ""
     ) -> None:
         pixels = np.clip((_channels_last(image) - low) / (high - low + 1e-12), 0, 1)
         extent = (column + 0.06, column + 0.94, row + 0.94, row + 0.06)
-        panel.imshow(pixels, cmap=cmap, vmin=0, vmax=1, extent=extent, interpolation="nearest")
+        panel.imshow(pixels, cmap=colours, vmin=0, vmax=1, extent=extent, interpolation="nearest")
         frame = Rectangle(
             (column + 0.06, row + 0.06), 0.88, 0.88, fill=False, edgecolor=colour, linewidth=1.8
         )
