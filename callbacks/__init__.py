@@ -2,6 +2,7 @@ from eqxmeta._callback import Callback as Callback
 
 from ._adaptation_plot import AdaptationPlot as AdaptationPlot
 from ._checkpoint import Checkpoint as Checkpoint
+from ._confusion import Confusion as Confusion
 from ._early_stopping import EarlyStopping as EarlyStopping
 from ._evaluate import Evaluate as Evaluate
 from ._histograms import Histograms as Histograms

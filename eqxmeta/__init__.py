@@ -1,3 +1,4 @@
+from . import data as data
 from . import losses as losses
 from . import nn as nn
 from . import tasks as tasks
@@ -23,6 +24,7 @@ from ._inspect import inspect as inspect
 from ._plan import Plan as Plan
 from ._plan import PlanRow as PlanRow
 from ._plot_adaptation import plot_adaptation as plot_adaptation
+from ._plot_confusion import plot_confusion as plot_confusion
 from ._run import Run as Run
 from ._seeds import SeedRuns as SeedRuns
 from ._seeds import fit_seeds as fit_seeds
