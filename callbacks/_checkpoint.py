@@ -13,7 +13,7 @@ from eqxmeta._arguments import check_int
 from eqxmeta._callback import Callback, Image, Published, published
 from eqxmeta._checkpoint import read_manifest, save, verify
 from eqxmeta._container import remove_leftovers
-from eqxmeta._errors import CheckpointError, explain
+from eqxmeta._errors import CheckpointError, NonFiniteError, explain
 from eqxmeta._files import set_aside
 from eqxmeta._run import Run
 
@@ -23,7 +23,8 @@ _NAME = re.compile(r"step-(\d{9,})\.ckpt")
 class Checkpoint(Callback):
     """Saves the run every `every` outer steps and at its end, as `folder/step-000001000.ckpt`.
 
-    `fit(resume="auto")` continues from the newest sound file.
+    `fit(resume="auto")` continues from the newest sound file. Saved as well is the last good state
+    of a run that ends with a `NonFiniteError`; nothing saved is ever NaN or infinite.
 
     - `keep`: how many of the newest files stay; `None` keeps all.
     - `monitor`: the file of the best value stays as well. A name published with `run.log` at the
@@ -130,6 +131,12 @@ class Checkpoint(Callback):
     def on_step_end(self, run: Run) -> None:
         self._save(run)
 
+    def on_exception(self, run: Run, error: BaseException) -> None:
+        # The last good state. After other errors there may be none.
+        is_new = run.step > run.start and run.step not in self._mine
+        if isinstance(error, NonFiniteError) and is_new:
+            self._save(run)
+
     def on_fit_end(self, run: Run) -> None:
         if run.step > run.start and run.step not in self._mine:
             self._save(run)
@@ -160,7 +167,7 @@ class Checkpoint(Callback):
             self._value = (step, value)
 
     def _is_best(self, step: int) -> bool:
-        if self._value is None or self._value[0] != step or math.isnan(self._value[1]):
+        if self._value is None or self._value[0] != step or not math.isfinite(self._value[1]):
             return False
         if self._best is None:
             return True

@@ -1,5 +1,7 @@
 """The errors that eqxmeta raises, and the one shape that their messages have."""
 
+from typing import Any
+
 
 def explain(invalid: str, received: object, expected: str) -> str:
     """Three parts: what is invalid, what was received, what was expected."""
@@ -7,12 +9,20 @@ def explain(invalid: str, received: object, expected: str) -> str:
 
 
 class NonFiniteError(FloatingPointError):
-    """A metric or a parameter became NaN or infinite during training."""
+    """A metric or a parameter became NaN or infinite during training.
 
-    def __init__(self, message: str, *, step: int, name: str):
+    - `step`: the outer step at which it did (1 is the first).
+    - `name`: the metric, or the array of the state such as `model.layers[0].weight`.
+    - `state`: the last good `TrainState`, that after step `step - 1`. (With
+      `Trainer(on_non_finite="skip")`, which gives up after too many steps in a row that were not
+      taken: that after step `step`, with the parameters before them.)
+    """
+
+    def __init__(self, message: str, *, step: int, name: str, state: Any):
         super().__init__(message)
         self.step = step
         self.name = name
+        self.state = state
 
 
 class CheckpointError(Exception):

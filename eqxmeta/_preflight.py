@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ._chunk import SKIPPED
 from ._errors import explain
 from ._state import TrainState
 from ._strategy import Strategy
@@ -103,8 +104,8 @@ def _check_scalars(metrics: dict[Any, Any], what: str) -> None:
                     "scalar arrays under string names",
                 )
             )
-    if "step" in metrics:
-        raise ValueError(explain(f"{what} use a reserved name.", "'step'", "another name"))
+    for name in {"step", SKIPPED} & metrics.keys():
+        raise ValueError(explain(f"{what} use a reserved name.", repr(name), "another name"))
 
 
 def _show(value: Any) -> str:

@@ -104,6 +104,14 @@ def fit_seeds(
                 "`Trainer(callbacks=[])`; evaluate `runs.state(i).model` afterwards",
             )
         )
+    if trainer.on_non_finite != "raise":
+        raise ValueError(
+            explain(
+                "`fit_seeds(trainer=...)` has a policy for NaN and infinity.",
+                f"on_non_finite={trainer.on_non_finite!r}",
+                "the default: a run that diverges stops no other, and `SeedRuns.finite` tells",
+            )
+        )
     check_int(steps, "fit_seeds(steps=...)", minimum=1, what="outer steps")
     chosen = _check_seeds(seeds, trainer.seed)
     models = _check_models(model, len(chosen))

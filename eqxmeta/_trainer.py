@@ -18,6 +18,7 @@ from ._chunk import CAPACITY
 from ._errors import CheckpointCorrupt, CheckpointMismatch, explain
 from ._loop import Loop
 from ._model import check_model
+from ._non_finite import POLICIES, OnNonFinite
 from ._pace import Pace
 from ._plan import Plan, make_plan
 from ._preflight import check_init, check_loss, check_outer_update
@@ -41,6 +42,14 @@ class Trainer:
     - `steps_per_execution`: the most outer steps per dispatch of the compiled loop, at most 1024;
       `"auto"` aims at half a second. The result does not depend on it.
     - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to.
+    - `on_non_finite`: what to do at an outer step of which a metric (such as the loss or the
+      gradient's norm), a parameter or a number of the optimizer's state is NaN or infinite. The
+      step is never part of the result, whatever the policy, nor of a checkpoint.
+      `"raise"`: `NonFiniteError`, whose `state` is the one after the step before; `Checkpoint`
+      saves it. `"stop"`: the run ends after the step before, as if it had been asked to.
+      `"skip"`: the step is not taken, and the run goes on with the next one's tasks. The metric
+      `skipped` is 1 there, beside the values that were the reason; 100 such steps in a row raise.
+      (`"raise"` and `"stop"` cost a run nothing, `"skip"` a look at every number of the state.)
     - `fast_dev_run`: `True` or a number of steps (`True` is 3): a trial run of so few steps, at
       the end of which every callback has its turn, except those that write files. Prints `plan`.
     - `summary`: print what is about to be trained, and why a run ended early.
@@ -57,6 +66,7 @@ class Trainer:
         callbacks: Iterable[Callback] = (),
         steps_per_execution: int | Literal["auto"] = "auto",
         max_time: int | float | timedelta | None = None,
+        on_non_finite: OnNonFinite = "raise",
         fast_dev_run: bool | int = False,
         summary: bool = True,
     ):
@@ -77,6 +87,12 @@ class Trainer:
                 minimum=1,
                 what="steps, or 'auto'",
             )
+        if on_non_finite not in POLICIES:
+            expected = "'raise', 'skip' or 'stop'"
+            received = repr(on_non_finite)
+            raise ValueError(
+                explain("`Trainer(on_non_finite=...)` is invalid.", received, expected)
+            )
         if not isinstance(fast_dev_run, bool):
             check_int(fast_dev_run, "Trainer(fast_dev_run=...)", minimum=1, what="steps, or a bool")
         self.strategy = strategy
@@ -85,6 +101,7 @@ class Trainer:
         self.callbacks = attach(callbacks)
         self.steps_per_execution: int | Literal["auto"] = steps_per_execution
         self.max_time = _seconds(max_time)
+        self.on_non_finite: OnNonFinite = on_non_finite
         self.fast_dev_run = 3 if fast_dev_run is True else int(fast_dev_run)
         self.summary = summary
 
@@ -150,6 +167,7 @@ class Trainer:
                 callbacks=callbacks,
                 everys=everys,
                 deadline=deadline,
+                on_non_finite=self.on_non_finite,
                 steps=steps,
                 config=config,
                 resuming=resume is not None,
@@ -163,6 +181,8 @@ class Trainer:
         if self.summary and loop.view.stop_reason is not None:
             reason = loop.view.stop_reason
             print(f"stopped at step {loop.view.step:,} of {steps:,}: {reason}", flush=True)
+        if self.summary and loop.view.skipped:
+            print(f"skipped {loop.view.skipped:,} steps that were not finite", flush=True)
         return state
 
     def plan(self, model: PyTree, tasks: Any) -> Plan:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "callbacks": "callbacks",
     "package": "eqxmeta",
-    "trainer": "_trainer _loop _plan _seeds _preflight _summary _pace _signals",
+    "trainer": "_trainer _loop _non_finite _plan _seeds _preflight _summary _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
         "_chunk _sources _evaluate _plot_adaptation _check _checkpoint _callback _run"
     ),
