@@ -4,17 +4,20 @@ import re
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from eqxmeta._arguments import check_int
+from eqxmeta._background import Background
 from eqxmeta._callback import Callback, Image, Published, published
-from eqxmeta._checkpoint import read_manifest, save, verify
+from eqxmeta._checkpoint import on_host, read_manifest, save, verify
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import CheckpointError, NonFiniteError, explain
 from eqxmeta._files import set_aside
+from eqxmeta._lock import locked
 from eqxmeta._run import Run
 
 _NAME = re.compile(r"step-(\d{9,})\.ckpt")
@@ -32,6 +35,13 @@ class Checkpoint(Callback):
       point counts, and `"eval/loss/after_1"` is the one after 1 step), or a training metric such
       as `"loss"`, as it was in that very step.
     - `mode`: `"min"` if less is better, `"max"` if more is. Of equals the first is the best.
+    - `on_error`: whether a file that could not be written, or does not read back as it was written,
+      ends the run (`"raise"`) or not (`"warn"`: a `RuntimeWarning`; the next save is tried anew).
+
+    Training waits only while the state is copied to the host. A thread writes the file and reads
+    it back; what it fails by is raised at the next chunk's end. The next save waits for it, and so
+    does the end of `fit`, however that comes about. Meanwhile the folder is locked: another run
+    that would write to it is refused (`CheckpointInUse`).
 
     Removed are only files that this run has written (before it was resumed included), and only
     once the newer file has been read back. A run that is not resumed refuses a folder with
@@ -50,6 +60,7 @@ class Checkpoint(Callback):
         keep: int | None = 3,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
+        on_error: Literal["raise", "warn"] = "raise",
         name: str | None = None,
     ):
         check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
@@ -62,13 +73,20 @@ class Checkpoint(Callback):
         if mode not in ("min", "max"):
             expected = "'min' or 'max'"
             raise ValueError(explain("`Checkpoint(mode=...)` is invalid.", repr(mode), expected))
+        if on_error not in ("raise", "warn"):
+            expected, received = "'raise' or 'warn'", repr(on_error)
+            raise ValueError(explain("`Checkpoint(on_error=...)` is invalid.", received, expected))
         self.folder = Path(folder)
         self.every = every
         self.keep = keep
         self.monitor = monitor
         self.mode = mode
+        self.on_error = on_error
         self.name = name
         self._restored: dict[str, Any] = {}
+        self._background = Background("eqxmeta-checkpoint")
+        # The step that is being written, and the best as soon as it is.
+        self._in_flight: tuple[int, tuple[int, float] | None] | None = None
         self._forget()
 
     @property
@@ -85,6 +103,7 @@ class Checkpoint(Callback):
         return [path for _, path in sorted(self._files().items(), reverse=True)]
 
     def state_dict(self) -> dict[str, Any]:
+        self._settle()  # so that what another `Checkpoint` stores does not depend on the disk
         step, value = (None, None) if self._best is None else self._best
         return {
             "monitor": self.monitor,
@@ -95,6 +114,9 @@ class Checkpoint(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = dict(state)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return locked(self.folder)
 
     def refuse(self, run: Run) -> None:
         if not run.resuming:
@@ -124,6 +146,8 @@ class Checkpoint(Callback):
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         step = int(metrics["step"][-1])
         self._observe(step, {name: rows[-1] for name, rows in metrics.items() if name != "step"})
+        if not self._background.busy:
+            self._settle()
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         self._observe(run.step, scalars)
@@ -132,14 +156,18 @@ class Checkpoint(Callback):
         self._save(run)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
+        self._settle()
         # The last good state. After other errors there may be none.
         is_new = run.step > run.start and run.step not in self._mine
         if isinstance(error, NonFiniteError) and is_new:
             self._save(run)
+            self._settle()
 
     def on_fit_end(self, run: Run) -> None:
+        self._settle()
         if run.step > run.start and run.step not in self._mine:
             self._save(run)
+            self._settle()
         if self.monitor is not None and self._best is None and run.step > run.start:
             warnings.warn(
                 explain(
@@ -175,10 +203,9 @@ class Checkpoint(Callback):
         return new < best if self.mode == "min" else new > best
 
     def _save(self, run: Run) -> None:
+        """Everything that goes into the file is what it is now; the file follows."""
+        self._settle()
         step, path, best = run.step, self._path(run.step), self._best
-        if path.exists():
-            expected = "a folder into which nobody else writes meanwhile"
-            raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
         if self._is_best(step):
             self._best = self._value
         try:
@@ -189,13 +216,31 @@ class Checkpoint(Callback):
                 "config": run.config,
                 "callbacks": run.callback_states(),  # ours too, so it knows already of this file
             }
-            save(path, run.state, meta=meta)
-        except BaseException:
+            state = on_host(run.state)
+        finally:
+            candidate, self._best = self._best, best
+        self._in_flight = step, candidate
+        self._background.start(lambda: _write(path, state, meta))
+
+    def _settle(self) -> None:
+        """Wait for the write in flight: its file counts from here on, or its error is told."""
+        if self._in_flight is None:
+            return
+        step, best = self._in_flight
+        try:
+            self._background.wait()
+        except Exception as error:
+            self._in_flight = None
+            if self.on_error == "raise":
+                error.add_note(f"The checkpoint of step {step} was not written: {self._path(step)}")
+                raise
+            message = f"{self._path(step)} was not written, training goes on: {error!r}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        else:
+            self._in_flight = None
             self._best = best
-            raise
-        self._mine.add(step)
-        verify(path)
-        self._remove_old()
+            self._mine.add(step)
+            self._remove_old()
 
     def _remove_old(self) -> None:
         if self.keep is None:
@@ -242,3 +287,17 @@ class Checkpoint(Callback):
                 stale = set_aside(path)
                 message = f"The run continues from step {after}: {path} is now {stale.name}."
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _write(path: Path, state: Any, meta: dict[str, Any]) -> None:
+    if path.exists():
+        expected = "a folder into which nobody else writes meanwhile"
+        raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
+    try:
+        save(path, state, meta=meta)
+        verify(path)
+    except BaseException:
+        # Not to be taken for a checkpoint; nor removed, for it tells of the disk.
+        with suppress(OSError):
+            set_aside(path)
+        raise

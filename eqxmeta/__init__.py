@@ -7,6 +7,7 @@ from ._checkpoint import load as load
 from ._checkpoint import save as save
 from ._errors import CheckpointCorrupt as CheckpointCorrupt
 from ._errors import CheckpointError as CheckpointError
+from ._errors import CheckpointInUse as CheckpointInUse
 from ._errors import CheckpointMismatch as CheckpointMismatch
 from ._errors import CheckpointNotFound as CheckpointNotFound
 from ._errors import CheckpointTooNew as CheckpointTooNew

@@ -1,7 +1,9 @@
 """What a callback is, and what it may publish. Concrete callbacks live in `eqxmeta.callbacks`."""
 
+import contextlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -81,6 +83,11 @@ class Callback:
     name: str | None = None
     last: bool = False
     writes: bool = False
+
+    def exclusive(self) -> AbstractContextManager[object]:
+        """Entered before `fit` reads any file, and left however it ends: for what nobody else may
+        touch meanwhile. Entering it raises if somebody else does."""
+        return contextlib.nullcontext()
 
     def refuse(self, run: Run) -> None:
         """Raise if the run must not start, because its files would be somebody else's. Every

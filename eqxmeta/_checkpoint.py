@@ -43,6 +43,12 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
     _container.write(path, stored, {"versions": _versions(), "meta": meta})
 
 
+def on_host(tree: PyTree) -> PyTree:
+    """`tree` with its arrays as NumPy arrays, which can be saved later, and on another thread.
+    Typed PRNG keys, which NumPy does not have, stay."""
+    return jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) and not _is_key(x) else x, tree)
+
+
 def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     """`like`, with its arrays replaced by those of the file, as JAX arrays.
 

@@ -41,5 +41,9 @@ class CheckpointMismatch(CheckpointError):
     """The file is sound, but belongs to another model, strategy or configuration."""
 
 
+class CheckpointInUse(CheckpointError):
+    """Another run is writing to the folder."""
+
+
 class CheckpointTooNew(CheckpointError):
     """The file was written by a newer eqxmeta, in a format that this one does not know."""

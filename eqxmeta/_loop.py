@@ -14,12 +14,13 @@ from ._errors import explain
 from ._non_finite import OnNonFinite, Watch
 from ._pace import Pace, next_stop
 from ._run import Run
-from ._signals import OnInterrupt
+from ._signals import on_interrupt, on_termination
 from ._sources import Loaded, Sampled
 from ._state import TrainState, copied
 from ._strategy import Strategy
 
 INTERRUPTED = "interrupted"
+TERMINATED = "terminated"
 
 
 class Chunk(NamedTuple):
@@ -36,7 +37,7 @@ class Chunk(NamedTuple):
 class Loop:
     """One run: dispatches chunks, and a chunk behind reads their metrics and calls the hooks.
 
-    `view` is what the callbacks see of it.
+    `view` is what the callbacks see of it; `termination` knows whether the process is to end.
     """
 
     def __init__(
@@ -83,13 +84,14 @@ class Loop:
         self._ready = 0.0
         self._copies: dict[int, TrainState] = {}  # by step
         self._interrupted = False
+        self.termination = on_termination(lambda: self.view.request_stop(TERMINATED))
         self._held_back: list[Mapping[str, Published]] | None = None
 
     def run(self) -> TrainState:
         # Outside of what is reported: whoever is refused has nothing to put in order.
         self._call("refuse")
         try:
-            with OnInterrupt(self._interrupt):
+            with on_interrupt(self._interrupt), self.termination:
                 try:
                     self._call("on_fit_start")
                     self._train()

@@ -20,7 +20,7 @@ from ._errors import explain
 from ._model import check_model
 from ._pace import Pace
 from ._preflight import check_loss, check_outer_update
-from ._signals import OnInterrupt
+from ._signals import on_interrupt
 from ._sources import Sampled, check_device_source, is_device_source
 from ._state import TrainState
 from ._strategy import Strategy
@@ -147,7 +147,7 @@ def _run(
     bad: dict[int, int] = {}  # the first bad step of a run, by its index
     rows: list[dict[str, np.ndarray]] = []
     step, stop = 0, 0  # the first dispatch takes no step: compiles, so that the pace is not misled
-    with OnInterrupt(lambda: stopped.append("interrupted")):
+    with on_interrupt(lambda: stopped.append("interrupted")):
         while True:
             began = time.monotonic()
             states, report = train_seeds(

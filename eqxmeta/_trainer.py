@@ -104,6 +104,7 @@ class Trainer:
         self.on_non_finite: OnNonFinite = on_non_finite
         self.fast_dev_run = 3 if fast_dev_run is True else int(fast_dev_run)
         self.summary = summary
+        self.stop_reason: str | None = None
 
     def fit(
         self,
@@ -123,7 +124,10 @@ class Trainer:
           `Checkpoint`, or starts if there is none; a path continues from that file; `None` starts.
 
         The first Ctrl-C ends the run after the current chunk, with the hooks of a run's end (so
-        that `Checkpoint` saves), and the state is returned; a second one raises.
+        that `Checkpoint` saves), and the state is returned; a second one raises. The attribute
+        `stop_reason` is then "interrupted": a script may `sys.exit(130)`, as the shell expects.
+        SIGTERM ends the run in the same way, and after it the process: `SystemExit(143)`, or the
+        handler that was there before.
 
         Raises `NonFiniteError` if a metric or parameter becomes NaN or infinite, `CheckpointError`
         if a run cannot be resumed, `TypeError` or `ValueError` for invalid arguments.
@@ -144,14 +148,18 @@ class Trainer:
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
         )  # fmt: skip
-        origin, restored, states = self._restore(resume, state, callbacks, config)
-        start = 0 if restored is None else int(restored.step)
-        if start > steps:
-            raise ValueError(
-                explain("`fit(steps=...)` is before the checkpoint.", steps, f"{start} or more")
-            )
-
-        with self._open(tasks, start, steps) as (source, example, capacity):
+        with contextlib.ExitStack() as held:
+            for callback in callbacks:
+                held.enter_context(callback.exclusive())
+            origin, restored, states = self._restore(resume, state, callbacks, config)
+            start = 0 if restored is None else int(restored.step)
+            if start > steps:
+                expected = f"{start} or more"
+                raise ValueError(
+                    explain("`fit(steps=...)` is before the checkpoint.", steps, expected)
+                )
+            opened = held.enter_context(self._open(tasks, start, steps))
+            source, example, capacity = opened
             check_loss(self.strategy, model, jax.tree.map(_without_first_axis, example))
             check_outer_update(self.strategy, state, example)
             # Not before: a run that is refused leaves the callbacks as they were.
@@ -178,11 +186,13 @@ class Trainer:
                 if self.fast_dev_run:
                     print(make_plan(self.strategy, state, example), flush=True)
             state = loop.run()
-        if self.summary and loop.view.stop_reason is not None:
-            reason = loop.view.stop_reason
-            print(f"stopped at step {loop.view.step:,} of {steps:,}: {reason}", flush=True)
+        self.stop_reason = loop.view.stop_reason
+        if self.summary and self.stop_reason is not None:
+            reached = f"{loop.view.step:,} of {steps:,}"
+            print(f"stopped at step {reached}: {self.stop_reason}", flush=True)
         if self.summary and loop.view.skipped:
             print(f"skipped {loop.view.skipped:,} steps that were not finite", flush=True)
+        loop.termination.pass_on()
         return state
 
     def plan(self, model: PyTree, tasks: Any) -> Plan:

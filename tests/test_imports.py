@@ -26,7 +26,9 @@ LAYERS = {
         "_strategy _inner_loop _meta_gradient _safe_sqrt _task_chunk _flops"
     ),
     "task, state, types": "_task _state _types _model",
-    "plain Python": "_container _event_file _files _protobuf _arguments _errors",
+    "plain Python": (
+        "_container _event_file _files _protobuf _arguments _errors _background _lock"
+    ),
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
 LEAVES = set(LAYERS["leaves"].split())

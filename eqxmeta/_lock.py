@@ -1,0 +1,117 @@
+"""A folder of which one process at a time is the owner."""
+
+import contextlib
+import errno
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ._errors import CheckpointInUse, explain
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+    import msvcrt
+
+NAME = ".lock"
+_HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+_BEYOND = 1 << 30  # a byte after all of the file: on Windows nobody can read one that is locked
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Own `folder`, which is made if there is none, for the length of the block.
+
+    The lock is the operating system's, on the file `.lock`: it ends with its process, however that
+    ends. Afterwards the file is gone, and so are folders that were made and got no content.
+
+    Raises `CheckpointInUse` if somebody else owns the folder, also in this process; `OSError` if
+    it cannot be made or written to.
+    """
+    made = _make(folder)
+    try:
+        descriptor = _acquire(folder)
+        try:
+            yield
+        finally:
+            _release(folder, descriptor)
+    finally:
+        for empty in made:
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+
+def _make(folder: Path) -> list[Path]:
+    """The folders that did not exist, the innermost first."""
+    missing = []
+    for candidate in (folder, *folder.parents):
+        if candidate.exists():
+            break
+        missing.append(candidate)
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _acquire(folder: Path) -> int:
+    path = folder / NAME
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor)
+            # An owner removes the file: the one that we have open may be of the past.
+            if fcntl is None or _is_open(path, descriptor):
+                _sign(descriptor)
+                return descriptor
+        except OSError as error:
+            if error.errno in _HELD:
+                owner = os.pread(descriptor, 200, 0) if hasattr(os, "pread") else b""
+                os.close(descriptor)
+                raise CheckpointInUse(
+                    explain(
+                        f"Another run writes to the folder {folder}.",
+                        f"a lock of {owner.decode(errors='replace').strip() or 'another process'}",
+                        "a folder for each run, or to wait until the other one has ended",
+                    )
+                ) from None
+            message = f"The file system of {folder} knows no locks: see that nobody else uses it."
+            warnings.warn(f"{message} ({error})", RuntimeWarning, stacklevel=2)
+            return descriptor
+        os.close(descriptor)
+
+
+def _release(folder: Path, descriptor: int) -> None:
+    path = folder / NAME
+    with contextlib.suppress(OSError):
+        if fcntl is not None and _is_open(path, descriptor):
+            path.unlink()  # while it is ours
+    os.close(descriptor)
+    if fcntl is None:
+        with contextlib.suppress(OSError):  # Windows refuses it if somebody else has opened it
+            path.unlink()
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        os.lseek(descriptor, _BEYOND, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore
+
+
+def _is_open(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(descriptor: int) -> None:
+    # For the message of whoever is refused; a full disk is no reason to refuse the owner.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -1,0 +1,185 @@
+"""One owner a folder: refused to all others, in this process and in others, alive or dead."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eqxmeta as em
+from eqxmeta._lock import NAME, locked
+from eqxmeta.callbacks import JSONL, Checkpoint
+
+from .boring import Recorder, at, boring_fit
+
+ROOT = Path(__file__).parent.parent
+OWNER = """
+import sys, pathlib
+from eqxmeta._lock import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def owner():
+    """Starts processes that own a folder until they are told, or killed."""
+    processes = []
+
+    def start(folder):
+        process = subprocess.Popen(
+            [sys.executable, "-c", OWNER, str(folder)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        processes.append(process)
+        assert process.stdout.readline() == "locked\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_the_folder_of_another_process_is_refused_by_its_number(owner, tmp_path):
+    process = owner(tmp_path)
+    with (
+        pytest.raises(
+            em.CheckpointInUse, match=rf"(?s)Received: .*process {process.pid} .*Expected:"
+        ),
+        locked(tmp_path),
+    ):
+        raise AssertionError("two owners")
+    assert os.listdir(tmp_path) == [NAME]  # it is not the refused one's to remove
+    process.communicate("")
+    with locked(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_dead_owner_leaves_the_folder_free(owner, tmp_path):
+    process = owner(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert os.listdir(tmp_path) == [NAME]
+    with locked(tmp_path), pytest.raises(em.CheckpointInUse), locked(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    # Between the opening and the locking of the file its owner ended, and another one began.
+    from eqxmeta import _lock
+
+    with locked(tmp_path):
+        pass
+    begin, others = _lock._lock, []
+
+    def late(descriptor):
+        if not others:
+            (tmp_path / NAME).unlink()
+            others.append(os.open(tmp_path / NAME, os.O_RDWR | os.O_CREAT))
+            begin(others[0])
+        begin(descriptor)
+
+    monkeypatch.setattr(_lock, "_lock", late)
+    with pytest.raises(em.CheckpointInUse), locked(tmp_path):
+        pass
+    os.close(others[0])
+
+
+def test_folders_that_were_made_for_nothing_go(tmp_path):
+    (tmp_path / "a").mkdir()
+    with locked(tmp_path / "a" / "b" / "c"):
+        pass
+    with pytest.raises(KeyError), locked(tmp_path / "a" / "b" / "c"):
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+    with locked(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "file").touch()
+    assert os.listdir(tmp_path / "a" / "b") == ["file"]
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def unknown(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with pytest.warns(RuntimeWarning, match="knows no locks"), locked(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_run_into_the_folder_of_another_process_touches_nothing(owner, tmp_path, resume):
+    def callbacks():
+        return [JSONL(tmp_path / "log"), Checkpoint(tmp_path / "saved", every=10)]
+
+    boring_fit(20, callbacks=callbacks())
+    owner(tmp_path / "saved")
+    before, recorder = contents(tmp_path), Recorder()
+    with pytest.raises(em.CheckpointInUse):
+        boring_fit(30, callbacks=[*callbacks(), recorder], resume=resume)
+    assert recorder.events == []
+    assert contents(tmp_path) == before
+
+
+def test_two_checkpoints_of_one_run_need_two_folders(tmp_path):
+    callbacks = [Checkpoint(tmp_path, every=10), Checkpoint(tmp_path, every=15, name="other")]
+    with pytest.raises(em.CheckpointInUse, match=f"process {os.getpid()} "):
+        boring_fit(20, callbacks=callbacks)
+    assert os.listdir(tmp_path) == []
+
+
+def fails(run):
+    raise ZeroDivisionError
+
+
+def stops(run):
+    run.request_stop("enough")
+
+
+@pytest.mark.parametrize("act", [None, stops, fails])
+def test_the_lock_is_held_during_a_run_and_gone_after_it(tmp_path, act):
+    seen = []
+
+    def look(hook, step, run):
+        seen.append((hook, (tmp_path / NAME).exists()))
+        if act is not None and hook == "on_chunk_end":
+            act(run)
+
+    callbacks = [Recorder(act=look), Checkpoint(tmp_path, every=10)]
+    if act is fails:
+        with pytest.raises(ZeroDivisionError):
+            boring_fit(30, callbacks=callbacks)
+    else:
+        boring_fit(30, callbacks=callbacks)
+    assert all(held for _, held in seen) and len(seen) >= 3
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_run_that_never_starts_leaves_no_folder(tmp_path):
+    with pytest.raises(em.CheckpointNotFound):
+        boring_fit(
+            30,
+            callbacks=[Checkpoint(tmp_path / "a" / "b", every=10)],
+            resume=tmp_path / "nothing",
+        )
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_anything_is_compiled(tmp_path):
+    (tmp_path / "file").touch()
+    recorder = Recorder(act=at("on_fit_start", 0, fails))
+    with pytest.raises(OSError, match="file"):
+        boring_fit(5, callbacks=[recorder, Checkpoint(tmp_path / "file" / "saved", every=10)])
+    assert recorder.events == []
