@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eqxmeta._arguments import check_int
+from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._background import Background
 from eqxmeta._callback import Callback, Image, Published, published
 from eqxmeta._checkpoint import on_host, read_manifest, save, verify
@@ -63,9 +63,11 @@ class Checkpoint(Callback):
         on_error: Literal["raise", "warn"] = "raise",
         name: str | None = None,
     ):
-        check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
+        every = check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
         if keep is not None:
-            check_int(keep, "Checkpoint(keep=...)", minimum=1, what="files, or None to keep all")
+            keep = check_int(
+                keep, "Checkpoint(keep=...)", minimum=1, what="files, or None to keep all"
+            )
         if monitor is not None and (not isinstance(monitor, str) or not monitor):
             expected = "the name of a published value, or None"
             received = repr(monitor)
@@ -76,7 +78,7 @@ class Checkpoint(Callback):
         if on_error not in ("raise", "warn"):
             expected, received = "'raise' or 'warn'", repr(on_error)
             raise ValueError(explain("`Checkpoint(on_error=...)` is invalid.", received, expected))
-        self.folder = Path(folder)
+        self.folder = check_path(folder, "Checkpoint(folder=...)")
         self.every = every
         self.keep = keep
         self.monitor = monitor
@@ -116,6 +118,7 @@ class Checkpoint(Callback):
         self._restored = dict(state)
 
     def exclusive(self) -> AbstractContextManager[None]:
+        check_folder(self.folder, "Checkpoint(folder=...)")
         return locked(self.folder)
 
     def refuse(self, run: Run) -> None:

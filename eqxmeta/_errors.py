@@ -1,11 +1,31 @@
 """The errors that eqxmeta raises, and the one shape that their messages have."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
 def explain(invalid: str, received: object, expected: str) -> str:
     """Three parts: what is invalid, what was received, what was expected."""
     return f"{invalid}\nReceived: {received}\nExpected: {expected}"
+
+
+@contextmanager
+def tracing(whose: str, received: object) -> Iterator[None]:
+    """Around the user's own code. Its errors stay what they are, with a note of where they are
+    from; ours, which say so themselves, pass."""
+    try:
+        yield
+    except Exception as error:
+        if "\nReceived: " not in str(error):
+            note = explain(
+                f"This error came out of {whose}, which is traced before the run.",
+                received,
+                "code that JAX can trace for these shapes: arrays in `jax.numpy`, "
+                "no Python number made of them and no `if` on their values",
+            )
+            error.add_note(note)
+        raise
 
 
 class NonFiniteError(FloatingPointError):

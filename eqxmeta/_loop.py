@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ._callback import Callback, Published, name_of
+from ._callback import Callback, Published, check_published, name_of
 from ._chunk import Job, Report, train_chunk
 from ._errors import explain
 from ._non_finite import OnNonFinite, Watch
@@ -127,6 +127,7 @@ class Loop:
         return self._copies[step]
 
     def _publish(self, scalars: Mapping[str, Published]) -> None:
+        check_published(scalars)
         if self._held_back is not None:
             self._held_back.append(scalars)
             return

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._chunk import SKIPPED
-from ._errors import explain
+from ._errors import explain, tracing
 from ._state import TrainState
 from ._strategy import Strategy
-from ._task import Task
+from ._task import Task, shapes_of
 
 
 def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
@@ -19,8 +19,9 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
     loss = getattr(strategy, "loss", None)
     if loss is None:
         return
-    out = eqx.filter_eval_shape(loss, model, task.support, jax.random.key(0))
     what = "`loss(model, batch, key)`"
+    with tracing(what, f"{type(model).__name__}, and a batch of {shapes_of(task.support)}"):
+        out = eqx.filter_eval_shape(loss, model, task.support, jax.random.key(0))
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         raise TypeError(
             explain(
@@ -43,10 +44,11 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
 
 def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> None:
     """`strategy.outer_update` must give back the same kind of state, and scalar metrics."""
-    out = eqx.filter_eval_shape(
-        lambda s, t: strategy.outer_update(s, t, key=jax.random.key(0)), state, tasks
-    )
     what = f"`{type(strategy).__name__}.outer_update`"
+    with tracing(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
+        out = eqx.filter_eval_shape(
+            lambda s, t: strategy.outer_update(s, t, key=jax.random.key(0)), state, tasks
+        )
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
         raise TypeError(
             explain(

@@ -15,9 +15,9 @@ from ._arguments import check_int, check_seed
 from ._callback import Callback, attach, name_of
 from ._checkpoint import load, read_manifest
 from ._chunk import CAPACITY
-from ._errors import CheckpointCorrupt, CheckpointMismatch, explain
+from ._errors import CheckpointCorrupt, CheckpointMismatch, explain, tracing
 from ._loop import Loop
-from ._model import check_model
+from ._model import check_model, check_no_nan
 from ._non_finite import POLICIES, OnNonFinite
 from ._pace import Pace
 from ._plan import Plan, make_plan
@@ -78,10 +78,12 @@ class Trainer:
                     "an instance of `Strategy`, such as `eqxmeta.MAML(...)`",
                 )
             )
-        check_int(meta_batch_size, "Trainer(meta_batch_size=...)", minimum=1, what="tasks")
-        check_seed(seed, "Trainer(seed=...)")
+        meta_batch_size = check_int(
+            meta_batch_size, "Trainer(meta_batch_size=...)", minimum=1, what="tasks"
+        )
+        seed = check_seed(seed, "Trainer(seed=...)")
         if steps_per_execution != "auto":
-            check_int(
+            steps_per_execution = check_int(
                 steps_per_execution,
                 "Trainer(steps_per_execution=...)",
                 minimum=1,
@@ -94,7 +96,9 @@ class Trainer:
                 explain("`Trainer(on_non_finite=...)` is invalid.", received, expected)
             )
         if not isinstance(fast_dev_run, bool):
-            check_int(fast_dev_run, "Trainer(fast_dev_run=...)", minimum=1, what="steps, or a bool")
+            fast_dev_run = check_int(
+                fast_dev_run, "Trainer(fast_dev_run=...)", minimum=1, what="steps, or a bool"
+            )
         self.strategy = strategy
         self.meta_batch_size = meta_batch_size
         self.seed = seed
@@ -132,7 +136,7 @@ class Trainer:
         Raises `NonFiniteError` if a metric or parameter becomes NaN or infinite, `CheckpointError`
         if a run cannot be resumed, `TypeError` or `ValueError` for invalid arguments.
         """
-        check_int(steps, "fit(steps=...)", minimum=1, what="outer steps")
+        steps = check_int(steps, "fit(steps=...)", minimum=1, what="outer steps")
         check_model(model, "fit(model=...)")
         callbacks = self.callbacks
         if self.fast_dev_run:
@@ -210,7 +214,9 @@ class Trainer:
             return make_plan(self.strategy, state, example)
 
     def _init(self, model: PyTree) -> TrainState:
-        state = self.strategy.init(model)
+        check_no_nan(model)
+        with tracing(f"`{type(self.strategy).__name__}.init(model)`", type(model).__name__):
+            state = self.strategy.init(model)
         check_init(self.strategy, state)
         # The step is the trainer's; weak types would make a second program after the first step.
         return strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
