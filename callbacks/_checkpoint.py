@@ -214,6 +214,7 @@ class Checkpoint(Callback):
         try:
             meta = {
                 "step": step,
+                "file": path.name,
                 "seed": run.config["seed"],
                 "run": self._id,
                 "config": run.config,

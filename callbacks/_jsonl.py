@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,15 @@ class JSONL(Callback):
         if run.start == 0 and self._occupied():
             # Nothing of that attempt can be continued, and no checkpoint says whose it is.
             set_aside(self.path)
-        lines, held = _read(self.path, run.start) if run.resuming else (b"", None)
+        lines, last, held = _read(self.path, run.start) if run.resuming else (b"", b"", None)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
         # The newest row is held back, because more may be published at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.
         self._held = held
         self._end = len(lines)
+        self._last = last  # what the file holds from `_end` on
+        self._pending = b""  # complete lines that are not in the file
         self._ended = False
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
@@ -100,27 +103,39 @@ class JSONL(Callback):
         return self.path.exists() and self.path.stat().st_size > 0
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
-        complete = []
         for row in rows:
             if self._held is not None and self._held["step"] == row["step"]:
                 self._held |= row
                 continue
             if self._held is not None:
-                complete.append(_line(self._held))
+                self._pending += _line(self._held)
             self._held = row
-        if complete:
-            data = b"".join(complete)
-            write_at(self.path, self._end, data)
-            self._end += len(data)
+        if self._pending:
+            self._write(self._pending)
+            self._end += len(self._pending)
+            self._last = self._pending = b""
 
     def _flush(self) -> None:
         if self._held is not None:
-            write_at(self.path, self._end, _line(self._held), sync=True)
+            self._write(self._pending + _line(self._held), sync=True)
+
+    def _write(self, data: bytes, *, sync: bool = False) -> None:
+        """Let the file go on with `data` from `_end`. If that fails it keeps what it had there:
+        a checkpoint may have been written since."""
+        same = len(self._last) if data.startswith(self._last) else 0
+        try:
+            write_at(self.path, self._end + same, data[same:], sync=sync)
+        except OSError:
+            if not same:
+                with suppress(OSError):
+                    write_at(self.path, self._end, self._last)
+            raise
+        self._last = data
 
 
-def _read(path: Path, last: int) -> tuple[bytes, dict[str, Any] | None]:
-    """The lines of `path` up to step `last` but for the newest, and that one as a row. The file
-    is left with these lines."""
+def _read(path: Path, last: int) -> tuple[bytes, bytes, dict[str, Any] | None]:
+    """The lines of `path` up to step `last` but for the newest, and that one, also as a row. The
+    file is left with these lines."""
     data = path.read_bytes() if path.exists() else b""
     lines, rows = [], []
     for line in data.splitlines(keepends=True):
@@ -132,7 +147,7 @@ def _read(path: Path, last: int) -> tuple[bytes, dict[str, Any] | None]:
     if kept != data:
         with replacing(path) as file:
             file.write(kept)
-    return (b"".join(lines[:-1]), rows[-1]) if rows else (b"", None)
+    return (b"".join(lines[:-1]), lines[-1], rows[-1]) if rows else (b"", b"", None)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from ._callback import Curve as Curve
 from ._callback import Image as Image
 from ._check import check_meta_gradient as check_meta_gradient
 from ._checkpoint import load as load
+from ._checkpoint import load_model as load_model
 from ._checkpoint import save as save
 from ._errors import CheckpointCorrupt as CheckpointCorrupt
 from ._errors import CheckpointError as CheckpointError
@@ -16,6 +17,7 @@ from ._evaluate import Evaluation as Evaluation
 from ._evaluate import evaluate as evaluate
 from ._inner_loop import Adaptation as Adaptation
 from ._inner_loop import InnerLoop as InnerLoop
+from ._inspect import inspect as inspect
 from ._plan import Plan as Plan
 from ._plan import PlanRow as PlanRow
 from ._plot_adaptation import plot_adaptation as plot_adaptation

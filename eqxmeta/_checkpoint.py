@@ -1,6 +1,7 @@
 """Checkpoints of pytrees: the arrays go to a file, everything else stays with the code."""
 
 import importlib.metadata
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,16 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     Raises `CheckpointNotFound`, `CheckpointCorrupt` (any damage), `CheckpointTooNew`, and
     `CheckpointMismatch` if `like` has not the same array leaves, by key path, shape and dtype.
     """
-    path = Path(path)
-    leaves = _array_leaves(like)
+    return _load(Path(path), like, "")
+
+
+def _load(path: Path, like: PyTree, prefix: str) -> PyTree:
+    """`like` from the leaves of the file whose key path begins with `prefix`, and none besides."""
+    leaves = {prefix + name: leaf for name, leaf in _array_leaves(like).items()}
     wanted = {name: _entry(name, leaf) for name, leaf in leaves.items()}
     with _container.reading(path) as reader:
-        found = {entry["path"]: entry for entry in reader.manifest["leaves"]}
+        entries = reader.manifest["leaves"]
+        found = {e["path"]: e for e in entries if _is_below(prefix, e["path"])}
         _check_same(path, wanted, found)
         arrays = [
             _to_jax(reader.array(found[name], *_stored_form(leaf)), leaf)
@@ -70,6 +76,27 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         ]
     loaded = iter(arrays)
     return jax.tree.map(lambda leaf: next(loaded) if eqx.is_array(leaf) else leaf, like)
+
+
+def load_model(path: str | os.PathLike[str], like: PyTree) -> PyTree:
+    """The model of a run's checkpoint (or of a saved `TrainState`), for use without a trainer:
+    `like`, a model of the same structure, with the arrays of the file.
+
+    If the run's strategy wraps the model in a module with a field `.model` (one that learns its
+    rates too, say), then `like` may be the user's own model or the wrapped one: it is told by its
+    leaves. A model that `save` stored by itself is loaded with `load`.
+
+    Raises what `load` raises.
+    """
+    path = Path(path)
+    names = [entry["path"] for entry in read_manifest(path)["leaves"]]
+    wanted = _array_leaves(like).keys()
+    # The innermost in which everything is to be found; else the outermost, whose error tells most.
+    prefix = next(
+        (p for p in (".model.model", ".model") if {p + name for name in wanted} <= set(names)),
+        ".model",
+    )
+    return _load(path, like, prefix)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -88,6 +115,21 @@ def verify(path: str | os.PathLike[str]) -> None:
     with _container.reading(Path(path)) as reader:
         for entry in reader.manifest["leaves"]:
             reader.read(entry)
+
+
+def decoded(data: bytes, entry: dict[str, Any]) -> np.ndarray | None:
+    """A leaf by the manifest's word alone; `None` for PRNG keys, whose bits mean nothing."""
+    if entry["dtype"].startswith("key<"):
+        return None
+    dtype = jnp.dtype(entry["dtype"])
+    count = math.prod(entry["shape"])
+    flat = np.frombuffer(data, np.uint8)[len(data) - count * dtype.itemsize :]
+    return flat.view(dtype).reshape(entry["shape"])
+
+
+def _is_below(prefix: str, name: str) -> bool:
+    rest = name.removeprefix(prefix)
+    return name.startswith(prefix) and (not prefix or rest[:1] in ("", ".", "["))
 
 
 def _array_leaves(tree: PyTree) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Reader:
 
     def read(self, entry: dict[str, Any]) -> bytes:
         """The bytes of one leaf. Raises `CheckpointCorrupt` if they are not as written."""
-        with _damage_of(self.path, entry["path"]):
+        with damage_of(self.path, entry["path"]):
             # Nothing is allocated for a size that the file cannot hold: see `_member_sizes`.
             data = self._archive.read(entry["file"])
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
@@ -100,11 +100,11 @@ class Reader:
     def array(self, entry: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """One leaf, which must have this shape and dtype; read-only, without a copy."""
         header = npy_header(shape, dtype)
-        with _damage_of(self.path, entry["path"]):
+        with damage_of(self.path, entry["path"]):
             if self._sizes[entry["file"]] != len(header) + math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"a size that is not that of {dtype.name}{list(shape)}")
         data = self.read(entry)
-        with _damage_of(self.path, entry["path"]):
+        with damage_of(self.path, entry["path"]):
             if not data.startswith(header):
                 raise ValueError(f"a header that is not that of {dtype.name}{list(shape)}")
             flat = np.frombuffer(data, dtype.newbyteorder("<"), offset=len(header))
@@ -152,7 +152,7 @@ def reading(path: Path) -> Iterator[Reader]:
             explain(f"There is no checkpoint at {path}.", received, "a file written by `save`")
         )
     with open(path, "rb") as file:
-        with _damage_of(path):
+        with damage_of(path):
             archive = zipfile.ZipFile(file)
             reader = Reader(path, archive, os.fstat(file.fileno()).st_size)
         with archive:
@@ -172,7 +172,7 @@ def _member_sizes(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
 
 
 @contextmanager
-def _damage_of(path: Path, leaf: str | None = None) -> Iterator[None]:
+def damage_of(path: Path, leaf: str | None = None) -> Iterator[None]:
     """Whatever the parsers trip over is damage; a failing disk or a lack of memory is not."""
     try:
         yield

@@ -275,6 +275,7 @@ class Trainer:
         # The newest of all callbacks' files; damaged ones first, so that they are told of.
         for path in sorted(paths, key=_step_of, reverse=True):
             try:
+                _check_name(path)
                 return self._load(path, like, callbacks, config)
             except CheckpointCorrupt as error:
                 message = f"Skipping a damaged checkpoint. {error}"
@@ -318,6 +319,19 @@ def _step_of(path: Path) -> int | float:
         return read_manifest(path)["meta"]["step"]
     except CheckpointCorrupt:
         return float("inf")
+
+
+def _check_name(path: Path) -> None:
+    """A file under the name of another is found by whoever looks for the other."""
+    saved = read_manifest(path)["meta"].get("file", path.name)
+    if saved != path.name:
+        raise CheckpointCorrupt(
+            explain(
+                f"Checkpoint {path} is damaged: it is another one.",
+                f"the file that was saved as {saved}",
+                "the file that was saved under this name. Rename it, or pass its path as `resume`",
+            )
+        )
 
 
 def _without_first_axis(x: Any) -> jax.ShapeDtypeStruct:

@@ -51,8 +51,9 @@ def train(strategy, model, tasks, test, steps, folder, meta_batch_size=25):
     ]
     trainer = em.Trainer(strategy, meta_batch_size=meta_batch_size, callbacks=callbacks)
     state = trainer.fit(model, tasks, steps, resume="auto")  # goes on where Ctrl-C stopped it
-    best = checkpoint.best_path  # none if it was stopped before the first
-    return (em.load(best, state) if best else state).model
+    if trainer.stop_reason == "interrupted":
+        raise SystemExit(130)  # everything is saved; the shell shall know
+    return em.load_model(checkpoint.best_path, state.model)
 
 
 def overfit_one_sine(steps):
@@ -83,10 +84,9 @@ def compare(names, shots, steps, folder):
     tasks = em.tasks.Sinusoid(shots, queries=10, phase=(0.0, math.pi))
     test = em.tasks.Sinusoid(shots, queries=50, phase=(0.0, math.pi))
     learners = {}
-    for name in names:
-        strategy = recipe(name, steps)
+    for strategy, name in ((recipe(name, steps), name) for name in names):
         model = train(strategy, NETWORK, tasks, test, steps, folder / name.lower())
-        learners[name] = (strategy, model)
+        learners[name] = strategy, model
     report(learners, test, folder)
 
 

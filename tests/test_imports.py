@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 # `leaves` are what users mix and match: nothing in the library may depend on one of them.
 LAYERS = {
     "callbacks": "callbacks",
-    "package": "eqxmeta",
+    "package": "eqxmeta __main__",
     "trainer": "_trainer _loop _non_finite _plan _seeds _preflight _summary _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
-        "_chunk _sources _evaluate _plot_adaptation _check _checkpoint _callback _run"
+        "_chunk _sources _evaluate _plot_adaptation _check _checkpoint _inspect _callback _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -15,14 +14,13 @@ import jax
 import numpy as np
 import optax
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 import eqxmeta as em
-from eqxmeta._checkpoint import read_manifest
 from eqxmeta.callbacks import JSONL, Checkpoint, EarlyStopping, Evaluate, TensorBoard
 
 from .boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_fit, same_bits
 from .resume_run import everything, parts
+from .same_run import check_same_run, events_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,55 +37,6 @@ def start(folder, steps, *flags, hash_seed=0):
 def finish(folder, process, steps):
     assert process.wait(timeout=120) == 0, (folder / "out").read_text()
     assert (folder / "out").read_text().rstrip().endswith(f"finished {steps}")
-
-
-def leaves_of(path):
-    """The digest of every leaf in a checkpoint, by name."""
-    return {leaf["path"]: leaf["sha256"] for leaf in read_manifest(path)["leaves"]}
-
-
-def states_of(path):
-    """What the callbacks left in a checkpoint, but for what tells a run from others."""
-    states = read_manifest(path)["meta"]["callbacks"]
-    return {**states, "Checkpoint": {k: v for k, v in states["Checkpoint"].items() if k != "run"}}
-
-
-def events_of(folder):
-    """`(step, tag, value)` of every scalar in the event files as they are, repetitions and all."""
-    found = []
-    for path in sorted(folder.glob("*tfevents*")):
-        data = path.read_bytes()
-        while data:
-            (size,) = struct.unpack_from("<Q", data)
-            event = Event.FromString(data[12 : 12 + size])
-            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-            data = data[16 + size :]
-    return [entry for entry in found if not entry[1].startswith(("custom_scalars", "_hparams_"))]
-
-
-def check_same_run(resumed, straight, steps):
-    """The files that two runs left agree: byte by byte where they hold no time and no name."""
-    name = f"step-{steps:09}.ckpt"
-    assert leaves_of(resumed / "saved" / name) == leaves_of(straight / "saved" / name)
-    states = states_of(resumed / "saved" / name)
-    assert states == states_of(straight / "saved" / name)
-    assert states["Counter"]["rows"] == steps
-    assert states["EarlyStopping"]["best"] is not None
-    saved = [sorted(path.name for path in (run / "saved").iterdir()) for run in (resumed, straight)]
-    assert saved[0] == saved[1]
-
-    log = (resumed / "log.jsonl").read_bytes()
-    assert log == (straight / "log.jsonl").read_bytes()
-    assert [json.loads(line)["step"] for line in log.splitlines()] == list(range(1, steps + 1))
-
-    events = events_of(resumed / "board")
-    assert sorted(events) == sorted(events_of(straight / "board"))
-    losses = [step for step, tag, _ in events if tag == "train/loss"]
-    assert losses == list(range(1, steps + 1))
-    # The sub-run of the newest adaptation curve.
-    curve = events_of(resumed / "board" / "inner_steps")
-    assert curve == events_of(straight / "board" / "inner_steps")
-    assert len(curve) >= 3 * 2  # mean and both ends of the interval, before and after
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,39 @@
+import argparse
+import random
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, times in (("kill", 100), ("writes", 0), ("damage", 1000)):
+        command = commands.add_parser(name)
+        command.add_argument("--seed", type=int, default=0, help="of what is random")
+        if times:
+            command.add_argument("--times", type=int, default=times)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory(prefix="eqxmeta-faults-") as folder:
+        if args.command == "kill":
+            from .kill import kill  # before JAX has any thread: it forks
+
+            tally = kill(Path(folder), args.times, rng)
+        else:
+            warnings.simplefilter("ignore", RuntimeWarning)
+            if args.command == "writes":
+                from .writes import writes
+
+                tally = writes(Path(folder))
+            else:
+                from .damage import damage
+
+                tally = damage(Path(folder), args.times, rng)
+    print(f"seed {args.seed}: {tally}")
+    return 1 if tally.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

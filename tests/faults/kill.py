@@ -1,0 +1,141 @@
+"""Runs that are ended from outside at random moments, or by themselves in the middle of a save.
+
+Every attempt is a process with Checkpoint, TensorBoard, JSONL and Evaluate, forked from one that
+has imported JAX and not used it yet. When attempts have brought a run to its end, what it left is
+what an uninterrupted run leaves: parameters, optimizer state, states of callbacks and JSONL
+bitwise, and every step once in TensorBoard.
+"""
+
+import json
+import os
+import random
+import select
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import jax
+
+import eqxmeta as em
+
+from ..resume_run import everything, parts
+from ..same_run import check_same_run
+from .inject import Disk, Tally
+
+STEPS = 1000
+SECONDS = 0.6  # in which an attempt is hit, after its first chunk
+
+
+def kill(folder: Path, times: int, rng: random.Random) -> Tally:
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    tally = Tally()
+    straight = folder / "straight"
+    assert _attempt(straight, None, rng) == 0, (straight / "err").read_text()
+    rounds = 0
+    while sum(tally.tried.values()) < times:
+        resumed = folder / f"round-{rounds}"
+        rounds += 1
+        kinds = [("kill -9", "kill -9 in a save"), ("SIGTERM", "SIGINT", "kill -9")][rounds % 2]
+        _round(resumed, straight, kinds, times, rng, tally)
+    print(f"{rounds} runs were brought to their end")
+    return tally
+
+
+def _round(
+    resumed: Path,
+    straight: Path,
+    kinds: tuple[str, ...],
+    times: int,
+    rng: random.Random,
+    tally: Tally,
+) -> None:
+    signals = 0
+    while True:
+        done = sum(tally.tried.values()) >= times
+        kind = None if done else rng.choice(kinds)
+        code = _attempt(resumed, kind, rng)
+        problem = None
+        if code == 0:  # it came to its end before it was hit
+            try:
+                check_same_run(resumed, straight, STEPS, same_files=not signals)
+            except AssertionError:
+                tally.add("comparison", traceback.format_exc())
+            return
+        expected = {"SIGTERM": 143, "SIGINT": 130}.get(kind or "", -signal.SIGKILL)
+        if code != expected:
+            problem = f"code {code} instead of {expected}: {(resumed / 'err').read_text()[-500:]}"
+        elif code > 0:
+            signals += 1
+            problem = _not_exact(resumed)
+        tally.add(kind or "unprovoked", problem)
+        if problem is not None:
+            return
+
+
+def _not_exact(folder: Path) -> str | None:
+    """After a signal that lets the run save: the checkpoint is of the last step that was told."""
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"]
+    newest = max((folder / "saved").glob("step-*.ckpt"), default=None)
+    leftovers = [path.name for path in (folder / "saved").glob(".*")]
+    if newest is None or int(newest.name[5:-5]) != last or leftovers:
+        return f"row {last}, file {newest}, leftovers {leftovers}"
+    return None
+
+
+def _attempt(folder: Path, kind: str | None, rng: random.Random) -> int:
+    """The exit code of a process, negative for a signal, as `subprocess` has it."""
+    folder.mkdir(exist_ok=True)
+    nth = rng.randint(1, 200) if kind == "kill -9 in a save" else None
+    delay = rng.uniform(0, SECONDS)
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of JAX's threads: there are none yet
+        child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os.dup2(writer, 1)
+        os.dup2(os.open(folder / "err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        _train(folder, nth)
+    os.close(writer)
+    number = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+    if kind in number:
+        _wait_for_a_chunk(reader)
+        time.sleep(delay)
+        os.kill(child, number[kind])
+    _, status = os.waitpid(child, 0)
+    os.close(reader)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _wait_for_a_chunk(reader: int) -> None:
+    seen, deadline = b"", time.monotonic() + 120
+    while b"running" not in seen:
+        ready, _, _ = select.select([reader], [], [], max(0, deadline - time.monotonic()))
+        data = os.read(reader, 4096) if ready else b""
+        if not data:
+            return  # it is over already
+        seen += data
+
+
+def _train(folder: Path, nth: int | None) -> None:
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        strategy, model, tasks = parts(boring=True)
+        callbacks = everything(folder, tasks)
+        trainer = em.Trainer(strategy, meta_batch_size=3, seed=1, callbacks=callbacks)
+        disk = Disk(nth, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        with disk.watched():
+            trainer.fit(model, tasks, STEPS, resume="auto")
+        code = 130 if trainer.stop_reason == "interrupted" else 0
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
