@@ -21,6 +21,7 @@ SECTIONS = {
     "inner_loop": "inner_loop",
     "layout": "layout",
     "seeds": "seeds",
+    "anil": "anil",
 }
 
 

@@ -47,7 +47,7 @@ def our_meta_gradient(weights, tasks):
 
 def run(pairs, quick):
     seconds = 0.02 if quick else 1.5  # a run
-    our_steps = 20 if quick else 20_000
+    our_steps = 20 if quick else 3_000
     weights = initial_weights(0)
     tasks = sample(np.random.default_rng(0))
     gradient = our_meta_gradient(weights, tasks)

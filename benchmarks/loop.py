@@ -81,7 +81,7 @@ def notebook_maml(mode="mixed", **options):
 
 
 def run(pairs, quick):
-    steps = 50 if quick else 1_500
+    steps = 50 if quick else 3_000
     processes = 1 if quick else 5
     return _training(pairs, steps) + _first_step(processes) + [_imports(processes)]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._background import Background
-from eqxmeta._callback import Callback, Image, Published, published
+from eqxmeta._callback import Callback, Histogram, Image, Published, published
 from eqxmeta._checkpoint import on_host, read_manifest, save, verify
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import CheckpointError, NonFiniteError, explain
@@ -192,7 +192,8 @@ class Checkpoint(Callback):
         self._seen: set[str] = set()
 
     def _observe(self, step: int, values: Mapping[str, Any]) -> None:
-        self._seen.update(name for name, value in values.items() if not isinstance(value, Image))
+        pictures = Image | Histogram
+        self._seen.update(k for k, value in values.items() if not isinstance(value, pictures))
         value = None if self.monitor is None else published(values, self.monitor)
         if value is not None:
             self._value = (step, value)

@@ -6,7 +6,7 @@ from eqxmeta._callback import Callback, Curve
 from eqxmeta._errors import explain
 from eqxmeta._evaluate import (
     Evaluation,
-    check_query_loss,
+    check_curve,
     check_steps,
     check_tasks,
     evaluate,
@@ -17,8 +17,9 @@ from eqxmeta._run import Run
 class Evaluate(Callback):
     """Measures the strategy on tasks that it does not train on, at multiples of `every`.
 
-    Publishes a curve over inner steps for every metric, as `<prefix>/<metric>`. The arguments are
-    those of `eqxmeta.evaluate`; the same `seed` every time means the same tasks every time. For
+    Publishes a curve over inner steps for every metric, as `<prefix>/<metric>`, and for a model
+    that predicts queries together (see `eqxmeta.Evaluation`) `<prefix>/transductive`. The arguments
+    are those of `eqxmeta.evaluate`; the same `seed` every time means the same tasks every time. For
     several evaluations in one run give each a `prefix` of its own.
 
     - `result`: the newest `Evaluation`; `None` before the first.
@@ -58,8 +59,9 @@ class Evaluate(Callback):
 
     def refuse(self, run: Run) -> None:
         # Now, and not at the first evaluation, which may be hours away.
-        check_steps(run.strategy, self._arguments["inner_steps"], "Evaluate")
-        check_query_loss(run.strategy, run.state.model, self._task)
+        steps = check_steps(run.strategy, self._arguments["inner_steps"], "Evaluate")
+        # One step is as good as many to find what cannot be traced.
+        check_curve(run.strategy, run.state.model, self._task, None if steps is None else 1)
 
     def on_step_end(self, run: Run) -> None:
         begin = time.perf_counter()
@@ -71,4 +73,6 @@ class Evaluate(Callback):
                 f"{self._prefix}/{metric}": Curve(result.mean(metric), result.ci95(metric))
                 for metric in result.metrics
             }
+            # Said only where it is so: the curves are then not comparable with most published ones.
+            | ({f"{self._prefix}/transductive": 1.0} if result.transductive else {})
         )

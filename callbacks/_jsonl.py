@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eqxmeta._arguments import check_folder, check_int, check_path
-from eqxmeta._callback import Callback, Curve, Image, Published
+from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._container import replacing
 from eqxmeta._errors import explain
 from eqxmeta._files import set_aside, write_at
@@ -80,7 +80,7 @@ class JSONL(Callback):
         self._append(dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
-        values = {k: _plain(v) for k, v in scalars.items() if not isinstance(v, Image)}
+        values = {k: _plain(v) for k, v in scalars.items() if not isinstance(v, Image | Histogram)}
         if values:
             self._append([{"step": run.step, **values}])
         if self._ended:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from tqdm import tqdm
 
-from eqxmeta._callback import Callback, Curve, Image, Published
+from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._run import Run
 
 # More of what callbacks publish would leave no room for the bar.
@@ -63,7 +63,7 @@ class ProgressBar(Callback):
         if self._bar is None or self._bar.disable:
             return
         for name, value in scalars.items():
-            if not isinstance(value, Image):
+            if not isinstance(value, Image | Histogram):
                 last = value.mean[-1] if isinstance(value, Curve) else value
                 self._published[name] = float(last)
         self._bar.set_postfix_str(self._postfix(run.steps - run.step))

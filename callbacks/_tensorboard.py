@@ -9,11 +9,14 @@ import numpy as np
 
 from eqxmeta import _protobuf as pb
 from eqxmeta._arguments import check_folder, check_int, check_path
-from eqxmeta._callback import Callback, Curve, Image, Published
+from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._errors import explain
 from eqxmeta._event_file import EventFile, cut, event_files
 from eqxmeta._files import set_aside
 from eqxmeta._run import Run
+
+# Of a histogram; TensorBoard draws about as many.
+_BINS = 30
 
 
 class TensorBoard(Callback):
@@ -21,10 +24,10 @@ class TensorBoard(Callback):
 
     - `train/<metric>`: every metric of the outer step, at steps that are multiples of `every`.
       `every` thins what is written; it does not make the compiled loop stop.
-    - What callbacks publish: numbers, images, and curves over inner steps. A curve `eval/loss`
-      becomes `eval/loss/after_0`, `after_1`, ... against outer steps, with the ends of its 95%
-      interval under `ci95/...` (drawn as a band in the tab "Custom scalars"), and the newest curve
-      is the sub-run `inner_steps`, whose x axis is the inner step.
+    - What callbacks publish: numbers, images, histograms, and curves over inner steps. A curve
+      `eval/loss` becomes `eval/loss/after_0`, `after_1`, ... against outer steps, with the ends of
+      its 95% interval under `ci95/...` (drawn as a band in the tab "Custom scalars"), and the
+      newest curve is the sub-run `inner_steps`, whose x axis is the inner step.
     - `hparams` and the run's own configuration, in the tab "HParams".
 
     A resumed run continues the old one: what was written after the checkpoint's step is removed,
@@ -114,6 +117,8 @@ class TensorBoard(Callback):
                 numbers |= self._curve(run.step, name, value)
             elif isinstance(value, Image):
                 self._add(run.step, _image_summary(name, value.pixels))
+            elif isinstance(value, Histogram):
+                self._add(run.step, _histogram_summary(name, value.values))
             else:
                 numbers[name] = float(value)
         self._add(run.step, _scalars_summary(numbers))
@@ -223,6 +228,22 @@ def _image_summary(name: str, pixels: np.ndarray) -> Any:
     image = pb.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
     metadata = pb.SummaryMetadata(plugin_data=pb.SummaryMetadata.PluginData(plugin_name="images"))
     return pb.Summary(value=[pb.Summary.Value(tag=name, image=image, metadata=metadata)])
+
+
+def _histogram_summary(name: str, values: np.ndarray) -> Any:
+    values = np.asarray(values, np.float64).ravel()
+    counts, edges = np.histogram(values, bins=_BINS)
+    # A bucket is named by its upper end; the first, empty one says where the second begins.
+    histogram = pb.HistogramProto(
+        min=values.min(),
+        max=values.max(),
+        num=len(values),
+        sum=values.sum(),
+        sum_squares=(values**2).sum(),
+        bucket_limit=edges.tolist(),
+        bucket=[0, *counts.tolist()],
+    )
+    return pb.Summary(value=[pb.Summary.Value(tag=name, histo=histogram)])
 
 
 def _png(pixels: np.ndarray) -> bytes:

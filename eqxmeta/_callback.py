@@ -30,7 +30,14 @@ class Image:
     pixels: np.ndarray
 
 
-Published: TypeAlias = "float | Curve | Image"
+@dataclass(frozen=True)
+class Histogram:
+    """How numbers are distributed, published with `run.log`: all of them, `[n]`."""
+
+    values: np.ndarray
+
+
+Published: TypeAlias = "float | Curve | Image | Histogram"
 
 
 def published(values: Mapping[str, Any], monitor: str) -> float | None:
@@ -46,11 +53,12 @@ def published(values: Mapping[str, Any], monitor: str) -> float | None:
         value, index = values[curve], int(point)
     else:
         return None
-    if isinstance(value, Image):
+    if isinstance(value, Image | Histogram):
+        kind = "an image" if isinstance(value, Image) else "a histogram"
         raise TypeError(
             explain(
-                f"The monitor {monitor!r} is an image.",
-                "an image",
+                f"The monitor {monitor!r} is {kind}.",
+                kind,
                 "the name of a number or a curve",
             )
         )
@@ -69,13 +77,15 @@ def published(values: Mapping[str, Any], monitor: str) -> float | None:
 
 def check_published(scalars: Any) -> None:
     """What `run.log` was given. Raises `TypeError`."""
-    expected = "a mapping from names to numbers, `Curve`s or `Image`s"
+    expected = "a mapping from names to numbers, `Curve`s, `Image`s or `Histogram`s"
     message = "`run.log` was given something else than values by name."
     if not isinstance(scalars, Mapping):
         raise TypeError(explain(message, repr(scalars), expected))
     for name, value in scalars.items():
         number = np.ndim(value) == 0 and np.asarray(value).dtype.kind not in "OUSc"
-        if not isinstance(name, str) or not (isinstance(value, Curve | Image) or number):
+        if not isinstance(name, str) or not (
+            isinstance(value, Curve | Image | Histogram) or number
+        ):
             raise TypeError(explain(message, f"{name!r}: {value!r}", expected))
 
 

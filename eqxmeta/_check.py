@@ -12,6 +12,7 @@ from ._errors import explain
 from ._inner_loop import InnerLoop
 from ._meta_gradient import MixedModeError
 from ._strategy import Strategy
+from ._support_statistics import with_support_statistics
 from ._task import Task
 
 # Central differences in float64: the truncation error is of order eps**2, rounding of order
@@ -67,7 +68,8 @@ def check_meta_gradient(
     your own model, loss, inner loop and one `task`.
 
     The objective is MAML's, `loss(inner_adapt(model, support), query)`, in float64 whatever the
-    dtypes of `model` and `task`. Print the result, or assert its `.ok`.
+    dtypes of `model` (what `TrainState.model` holds) and `task`. Print the result, or assert its
+    `.ok`.
 
     Raises `TypeError` if `strategy` has no `InnerLoop` in its field `inner`.
     """
@@ -86,6 +88,7 @@ def check_meta_gradient(
         def objective(params: PyTree, mode: str):
             chosen: Any = eqx.tree_at(lambda s: s.inner.gradient, strategy, mode)
             adapted = chosen.inner_adapt(eqx.combine(params, static), task.support, key=key)
+            adapted = with_support_statistics(chosen.loss, adapted, task.support, key=key)
             return chosen.loss(adapted, task.query, key)[0]
 
         flat, unravel = jax.flatten_util.ravel_pytree(params)

@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,15 @@ from ._errors import explain, tracing
 from ._model import check_model
 from ._sources import check_device_source, check_task
 from ._strategy import Strategy, can_roll_out, check_metrics
+from ._support_statistics import (
+    TransductiveLayer,
+    has_layer,
+    with_support_statistics,
+    without_statistics,
+)
 from ._task import Task, count_tasks, shapes_of
 from ._task_chunk import is_large
+from ._types import Loss
 
 # Evaluation tasks are drawn from a stream of their own: the same seed for training and for
 # evaluation must not mean the same tasks.
@@ -28,10 +36,15 @@ _PARALLEL = 100
 class Evaluation:
     """Query metrics of every task at every inner step.
 
-    `values[name]`: `[num_tasks, inner_steps + 1]`; column 0 is before adaptation.
+    - `values[name]`: `[num_tasks, inner_steps + 1]`; column 0 is before adaptation,
+      NaN for a strategy that predicts nothing before (`ProtoNet`).
+    - `transductive`: whether the model predicts the queries of a task together, so that a
+      prediction depends on the other queries (`eqxmeta.nn.BatchNorm`). Not comparable with results
+      that are not.
     """
 
     values: Mapping[str, np.ndarray]
+    transductive: bool = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -74,7 +87,8 @@ def evaluate(
       measured before and after.
 
     The query loss is computed with `eqx.nn.inference_mode`. With the losses of `eqxmeta.losses` no
-    prediction depends on the other queries; a loss of your own must keep to it by itself.
+    prediction depends on the other queries, unless the model has an `eqxmeta.nn.BatchNorm` (the
+    result's `transductive` says so); a loss of your own must keep to it by itself.
     Adaptation uses the model as it is (dropout is on).
 
     Raises `ValueError` or `TypeError` for invalid arguments.
@@ -83,15 +97,15 @@ def evaluate(
     steps = check_steps(strategy, inner_steps, "evaluate")
     seed = check_seed(seed, "evaluate(seed=...)")
     task = check_tasks(tasks, "evaluate(tasks=...)")
-    check_query_loss(strategy, model, task)
     if isinstance(tasks, Task):
         num_tasks = count_tasks(tasks)
     num_tasks = check_int(
         num_tasks, "evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval"
     )
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
-    values = _evaluate(strategy, model, tasks, root, num_tasks, steps)
-    return Evaluation(jax.tree.map(np.asarray, values))
+    with _tracing(model, task):
+        values = _evaluate(strategy, model, tasks, root, num_tasks, steps)
+    return Evaluation(jax.tree.map(np.asarray, values), has_layer(model, TransductiveLayer))
 
 
 def check_tasks(tasks: Any, argument: str) -> Task:
@@ -112,12 +126,21 @@ def check_tasks(tasks: Any, argument: str) -> Task:
     return jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x)[0], tasks))
 
 
-def check_query_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
-    """That the loss can be traced on a query set; errors of the user's code get a note."""
-    received = f"{type(model).__name__}, and a batch of {shapes_of(task.query)}"
-    with tracing("`loss(model, batch, key)`", received):
-        model = eqx.nn.inference_mode(model)
-        eqx.filter_eval_shape(strategy.loss, model, task.query, None)  # pyright: ignore
+def check_curve(strategy: Strategy, model: PyTree, task: Task, steps: int | None) -> None:
+    """That the evaluation of such a task can be traced. Nothing is compiled."""
+
+    def curve(model: PyTree, task: Task) -> dict[str, Array]:
+        return adaptation_curve(strategy, model, task, steps=steps, key=jax.random.key(0))
+
+    with _tracing(model, task):
+        eqx.filter_eval_shape(curve, model, task)
+
+
+def _tracing(model: PyTree, task: Task) -> AbstractContextManager[None]:
+    return tracing(
+        "the evaluation, of `inner_adapt(model, support)` and `loss(model, query, None)`",
+        f"{type(model).__name__}, support {shapes_of(task.support)}, query {shapes_of(task.query)}",
+    )
 
 
 @eqx.filter_jit
@@ -145,10 +168,13 @@ def adaptation_curve(
     """Query metrics of one task after 0, 1, ..., `steps` inner steps: `[steps + 1]` each."""
 
     def measure(model: PyTree) -> dict[str, Array]:
-        loss, metrics = strategy.loss(eqx.nn.inference_mode(model), task.query, None)  # pyright: ignore
+        loss: Loss = strategy.loss  # pyright: ignore
+        model = with_support_statistics(loss, eqx.nn.inference_mode(model), task.support)
+        value, metrics = loss(model, task.query, None)
         check_metrics(metrics)
-        return {"loss": loss, **metrics}
+        return {"loss": value, **metrics}
 
+    model = without_statistics(model)
     if steps is not None and can_roll_out(strategy):
         rollout = strategy.inner_rollout  # pyright: ignore
         return rollout(model, task.support, steps=steps, observe=measure, key=key).observed
@@ -156,8 +182,14 @@ def adaptation_curve(
     strategies = (
         [strategy] if steps is None else [with_inner_steps(strategy, k + 1) for k in range(steps)]
     )
-    models = [model] + [s.inner_adapt(model, task.support, key=key) for s in strategies]
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *map(measure, models))
+    after = [measure(s.inner_adapt(model, task.support, key=key)) for s in strategies]
+    unadapted = strategy.unadapted(model)
+    before = (
+        jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), after[0])
+        if unadapted is None
+        else measure(unadapted)
+    )
+    return jax.tree.map(lambda *xs: jnp.stack(xs), before, *after)
 
 
 def with_inner_steps(strategy: Strategy, steps: int) -> Strategy:

@@ -27,6 +27,14 @@ def count_flops(fun: Callable[..., Any], *args: Any, loops: bool = True) -> int:
     return _count(closed.jaxpr, loops)
 
 
+def register_flops(primitive: str, count: Callable[[Any], int]) -> None:
+    """`count(equation)` are the operations of a primitive that JAX does not have itself."""
+    _REGISTERED[primitive] = count
+
+
+_REGISTERED: dict[str, Callable[[Any], int]] = {}
+
+
 def equations(jaxpr: Jaxpr) -> Iterator[Any]:
     """Every equation of `jaxpr` and of what it calls."""
     for eqn in jaxpr.eqns:
@@ -45,6 +53,8 @@ def _count(jaxpr: Jaxpr, loops: bool) -> int:
 
 def _of(eqn: Any, loops: bool) -> int:
     name = eqn.primitive.name
+    if name in _REGISTERED:
+        return _REGISTERED[name](eqn)
     bodies = list(_bodies(eqn.params))
     if name == "cond":
         return max(_count(body, loops) for body in bodies)

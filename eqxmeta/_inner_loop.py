@@ -10,9 +10,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._arguments import check_int, check_optimizer
 from ._errors import explain
+from ._hoist import hoist
 from ._meta_gradient import GRADIENT_MODES, GradientMode, value_and_grad
 from ._safe_sqrt import with_safe_sqrt
+from ._select import select
 from ._state import strong
+from ._support_statistics import without_statistics
 from ._types import Loss
 
 
@@ -46,17 +49,22 @@ class InnerLoop(eqx.Module):
       gradient (Chen et al. 2016, arXiv 1604.06174, section 4.1). A number is the length of such a
       block of steps. `trainer.plan` shows what it saves.
 
-    What adapts is every inexact array of the model. To hold leaves fixed give them
-    `optax.set_to_zero()` in an `optax.partition`, or use `jax.lax.stop_gradient` on them inside
-    the model.
+    - `adapt`: what adapts, a function from the model to those of its parts that do:
+      `lambda m: m.layers[-1]`, `lambda m: (m.scale, m.shift)`, or all but one part,
+      `lambda m: eqx.tree_at(lambda m: m.head, m, None)`. `None`: every inexact array. Leaves
+      outside of it cost neither an inner gradient nor memory for fast weights, and what the loss
+      computes from them alone (the features of a head that adapts by itself) is computed once, not
+      at every step; they are meta-learnt like all others, also through the inner loop.
 
-    Raises `TypeError` or `ValueError` for an argument that is not as above.
+    Raises `TypeError` or `ValueError` for an argument that is not as above, and `ValueError` when
+    called with a model of which `adapt` chooses no inexact array.
     """
 
     optimizer: optax.GradientTransformation
     steps: int
     gradient: GradientMode
     remat: bool | int
+    adapt: Callable[[Any], PyTree] | None
 
     def __init__(
         self,
@@ -64,6 +72,7 @@ class InnerLoop(eqx.Module):
         steps: int,
         gradient: GradientMode = "mixed",
         *,
+        adapt: Callable[[Any], PyTree] | None = None,
         remat: bool | int = False,
     ):
         check_optimizer(optimizer, "InnerLoop(optimizer=...)")
@@ -78,14 +87,27 @@ class InnerLoop(eqx.Module):
         if not isinstance(remat, bool):
             what = "inner steps a block, True or False"
             remat = check_int(remat, "InnerLoop(remat=...)", minimum=1, what=what)
+        if adapt is not None and (not callable(adapt) or isinstance(adapt, type)):
+            expected = "a function from the model to what adapts: `lambda m: m.layers[-1]`; or None"
+            raise TypeError(
+                explain("`InnerLoop(adapt=...)` is not a function.", repr(adapt), expected)
+            )
         self.optimizer = optimizer
         self.steps = steps
         self.gradient = gradient
         self.remat = remat
+        self.adapt = adapt
+
+    def partition(self, model: PyTree) -> tuple[PyTree, PyTree]:
+        """`(fast, others)`, which `eqx.combine` puts together: the leaves that adapt, the rest."""
+        if self.adapt is None:
+            return eqx.partition(model, eqx.is_inexact_array)
+        return select(model, self.adapt, "InnerLoop(adapt=...)")
 
     def init(self, model: PyTree) -> PyTree:
         """State of the inner optimizer before the first step."""
-        return strong(self.optimizer.init(eqx.filter(model, eqx.is_inexact_array)))
+        fast, _ = self.partition(model)
+        return strong(self.optimizer.init(fast))
 
     def __call__(
         self,
@@ -109,35 +131,43 @@ class InnerLoop(eqx.Module):
         """
         steps = self.steps if steps is None else steps
         mode = "reverse" if self.gradient == "mixed" and steps == 1 else self.gradient
-        fast, frozen = eqx.partition(model, eqx.is_inexact_array)
+        # Those of a model that has adapted to other examples.
+        model = without_statistics(model)
+        fast, others = self.partition(model)
         opt_state = self.init(model) if opt_state is None else opt_state
         update = with_safe_sqrt(self.optimizer.update)
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
+        xs = (jnp.arange(steps), minibatches)
 
-        def inner_loss(fast: PyTree, rest: tuple[PyTree, PyTree, Any]) -> Float[Array, ""]:
-            frozen, batch, step_key = rest
-            return loss(eqx.combine(fast, frozen), batch, step_key)[0]
+        def support_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
+            (fast, (index, rows)), (others, data, key) = varying, fixed
+            step_key = None if key is None else jax.random.fold_in(key, index)
+            batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
+            return loss(eqx.combine(fast, others), batch, step_key)[0]
+
+        inner_loss, fixed = support_loss, (others, data, key)
+        if self.adapt is not None and steps > 0:
+            first = jax.tree.map(lambda x: x[0], xs)
+            inner_loss, fixed = hoist(support_loss, (fast, first), fixed)
 
         def seen(fast: PyTree) -> PyTree:
-            return None if observe is None else observe(eqx.combine(fast, frozen))
+            return None if observe is None else observe(eqx.combine(fast, others))
 
         def step(carry: tuple[PyTree, PyTree], x: tuple[Array, Any]):
             fast, opt_state = carry
-            index, rows = x
-            step_key = None if key is None else jax.random.fold_in(key, index)
-            batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
             before = seen(fast)
-            value, grads = value_and_grad(inner_loss, mode, fast, (frozen, batch, step_key))
+            value, grads = value_and_grad(
+                lambda fast, rest: inner_loss((fast, rest[0]), rest[1]), mode, fast, (x, fixed)
+            )
             updates, opt_state = update(grads, opt_state, fast)
             new = (optax.apply_updates(fast, updates), opt_state)
             # Optimizers may compute in a wider type (a schedule's float32 rate on bfloat16
             # parameters); the model's dtypes are the user's and stay.
             return jax.tree.map(lambda x, dtype: x.astype(dtype), new, dtypes), (value, before)
 
-        xs = (jnp.arange(steps), minibatches)
         (fast, opt_state), (losses, path) = _scan(step, (fast, opt_state), xs, steps, self.remat)
         observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), path, seen(fast))
-        return Adaptation(eqx.combine(fast, frozen), losses, observed, opt_state)
+        return Adaptation(eqx.combine(fast, others), losses, observed, opt_state)
 
 
 def _scan(

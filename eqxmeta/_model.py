@@ -37,7 +37,8 @@ def check_model(model: PyTree, argument: str) -> None:
             explain(
                 f"`{argument}` has layers with state (such as `eqx.nn.BatchNorm`).",
                 f"state at {', '.join('model' + path for path in stateful)}",
-                "a model without state: `eqx.nn.LayerNorm` or `eqx.nn.GroupNorm` instead",
+                "a model without state: `eqxmeta.nn.SupportNorm` or `eqxmeta.nn.BatchNorm`, which "
+                "keep no averages, `eqx.nn.LayerNorm` or `eqx.nn.GroupNorm` instead",
             )
         )
     if not any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(model)):

@@ -12,8 +12,10 @@ from jaxtyping import Array, PyTree
 from ._arguments import check_int, check_seed
 from ._errors import explain
 from ._evaluate import with_inner_steps
+from ._predict import predict
 from ._sources import check_device_source
 from ._strategy import Strategy
+from ._support_statistics import fill_statistics
 from ._task import Task
 
 if TYPE_CHECKING:
@@ -121,7 +123,9 @@ def _predictions(strategy: Strategy, model: PyTree, tasks: Task) -> Array:
     def one(task: Task) -> Array:
         adapted = strategy.inner_adapt(model, task.support, key=None)
         x, _ = task.pooled
-        return jax.vmap(eqx.nn.inference_mode(adapted))(x).ravel()
+        # Strategies that need not have a loss for it: only asked for if there are such layers.
+        adapted = fill_statistics(adapted, lambda m: strategy.loss(m, task.support, None))  # pyright: ignore
+        return predict(eqx.nn.inference_mode(adapted), x).ravel()
 
     return jax.vmap(one)(tasks)
 

@@ -9,19 +9,28 @@ from jaxtyping import PyTree
 
 from ._chunk import SKIPPED
 from ._errors import explain, tracing
+from ._slow_convolutions import warn_slow_convolutions
 from ._state import TrainState
 from ._strategy import Strategy
 from ._task import Task, shapes_of
 
 
 def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
-    """`strategy.loss`, if there is one, must return a scalar and a dict of scalars."""
+    """`strategy.loss`, if there is one, must return a scalar and a dict of scalars.
+
+    `model` is what `TrainState.model` holds."""
     loss = getattr(strategy, "loss", None)
     if loss is None:
         return
+
+    def of_support(model: PyTree, support: PyTree) -> Any:
+        before = strategy.unadapted(model)
+        predictor = strategy.inner_adapt(model, support) if before is None else before
+        return loss(predictor, support, jax.random.key(0))
+
     what = "`loss(model, batch, key)`"
     with tracing(what, f"{type(model).__name__}, and a batch of {shapes_of(task.support)}"):
-        out = eqx.filter_eval_shape(loss, model, task.support, jax.random.key(0))
+        out = eqx.filter_eval_shape(of_support, model, task.support)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         raise TypeError(
             explain(
@@ -46,9 +55,9 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> No
     """`strategy.outer_update` must give back the same kind of state, and scalar metrics."""
     what = f"`{type(strategy).__name__}.outer_update`"
     with tracing(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
-        out = eqx.filter_eval_shape(
-            lambda s, t: strategy.outer_update(s, t, key=jax.random.key(0)), state, tasks
-        )
+        closed, out, _ = eqx.filter_make_jaxpr(
+            lambda s, t: strategy.outer_update(s, t, key=jax.random.key(0))
+        )(state, tasks)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
         raise TypeError(
             explain(
@@ -73,6 +82,7 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> No
                 "every leaf of the new state as in the old one",
             )
         )
+    warn_slow_convolutions(closed)
 
 
 def check_init(strategy: Strategy, state: Any) -> None:

@@ -14,6 +14,7 @@ _WHERE = {
     "SessionLog": "tensorboardX.proto.event_pb2",
     "Summary": "tensorboardX.proto.summary_pb2",
     "SummaryMetadata": "tensorboardX.proto.summary_pb2",
+    "HistogramProto": "tensorboardX.proto.summary_pb2",
     "Layout": "tensorboardX.proto.layout_pb2",
     "Category": "tensorboardX.proto.layout_pb2",
     "Chart": "tensorboardX.proto.layout_pb2",

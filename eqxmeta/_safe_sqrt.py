@@ -14,8 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import sqrt_p
+
+from ._interpret import interpret, jit_body
 
 
 @jax.custom_jvp
@@ -43,45 +45,24 @@ def with_safe_sqrt(fun: Callable[..., Any]) -> Callable[..., Any]:
         closed, shape = jax.make_jaxpr(fun, return_shape=True)(*args)
         if not _has_sqrt(closed):
             return fun(*args)
-        out = _evaluate(closed, jax.tree.leaves(args))
+        out = interpret(closed, jax.tree.leaves(args), _replaced)
         return jax.tree.unflatten(jax.tree.structure(shape), out)
 
     return wrapped
 
 
-def _inner_jaxpr(eqn) -> ClosedJaxpr | None:
-    """The body of a nested `jax.jit`, which may as well be inlined here."""
-    body = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") else None
-    return body if isinstance(body, ClosedJaxpr) else None
-
-
 def _has_sqrt(closed: ClosedJaxpr) -> bool:
     for eqn in closed.jaxpr.eqns:
-        body = _inner_jaxpr(eqn)
+        body = jit_body(eqn)
         if eqn.primitive is sqrt_p or (body is not None and _has_sqrt(body)):
             return True
     return False
 
 
-def _evaluate(closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-    values: dict[Any, Any] = {}
-
-    def read(atom):
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    jaxpr = closed.jaxpr
-    values.update(zip(jaxpr.constvars, closed.consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        body = _inner_jaxpr(eqn)
-        if eqn.primitive is sqrt_p:
-            outputs = [safe_sqrt(*inputs)]
-        elif body is not None and _has_sqrt(body):
-            outputs = _evaluate(body, inputs)
-        else:
-            params = eqn.primitive.get_bind_params(eqn.params)
-            outputs = eqn.primitive.bind(*inputs, **params)
-            outputs = outputs if eqn.primitive.multiple_results else [outputs]
-        values.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _replaced(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    if eqn.primitive is sqrt_p:
+        return [safe_sqrt(*inputs)]
+    body = jit_body(eqn)
+    if body is not None and _has_sqrt(body):
+        return interpret(body, inputs, _replaced)
+    return None

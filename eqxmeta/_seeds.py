@@ -123,7 +123,7 @@ def fit_seeds(
     _check_alike(inits)
     source = Sampled(tasks, trainer.meta_batch_size)
     task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
-    check_loss(trainer.strategy, models[0], task)
+    check_loss(trainer.strategy, inits[0].model, task)
     example = eqx.filter_eval_shape(source.first, jax.random.key(0))
     check_outer_update(trainer.strategy, inits[0], example)
 

@@ -5,6 +5,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from ._support_statistics import without_statistics
+
 
 class TrainState(eqx.Module):
     """Everything that a run learns.
@@ -34,7 +36,9 @@ def strong(tree: PyTree) -> PyTree:
 def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """State before the first outer step: `optimizer` looks after the inexact arrays of `model`."""
     model = strong(
-        jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, model)
+        jax.tree.map(
+            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, without_statistics(model)
+        )
     )
     opt_state = strong(optimizer.init(eqx.filter(model, eqx.is_inexact_array)))
     return TrainState(jnp.zeros((), jnp.int32), model, opt_state)

@@ -12,6 +12,7 @@ from ._arguments import python_int
 from ._errors import explain
 from ._inner_loop import Adaptation
 from ._state import TrainState, init_state
+from ._support_statistics import with_support_statistics
 from ._task import Task, check_batch
 from ._task_chunk import OverTasks, TaskChunk, mean_over_tasks
 from ._types import Loss, Metrics
@@ -46,6 +47,15 @@ class Strategy(eqx.Module):
         `model` is what `TrainState.model` holds; `key` is for dropout.
         """
 
+    def unadapted(self, model: PyTree) -> PyTree | None:
+        """The model as it is before it adapts, of the user's own type: what step 0 of an evaluation
+        and `loss_before` measure. `None` if there is nothing that predicts before it has adapted.
+
+        `model` is what `TrainState.model` holds. A strategy for which that is not the user's own
+        model, from which tasks start, says here what is.
+        """
+        return model
+
     @abc.abstractmethod
     def outer_update(
         self, state: TrainState, tasks: Task, *, key: PRNGKeyArray | None
@@ -57,7 +67,8 @@ class GradientStrategy(Strategy):
     """A strategy whose outer step descends the gradient, through `inner_adapt`, of the query
     loss: the mean over tasks of `loss(inner_adapt(model, support), query)`.
 
-    A subclass adds fields `loss` and `optimizer` (the outer one) and the method `inner_adapt`.
+    A subclass adds fields `loss` and `optimizer` (the outer one) and the method `inner_adapt`. One
+    that learns more than an initialisation also has `meta_model` and `unadapted`.
 
     `task_chunk`: how many tasks are computed at a time. `None` is all of them, in parallel under
     `vmap`. A number is at most that many, in chunks of equal size; the meta-gradient of each chunk
@@ -65,7 +76,8 @@ class GradientStrategy(Strategy):
     the same to rounding. `"auto"` is all, but one at a time where a task is large and the device a
     CPU.
 
-    Metrics: `loss` (query loss after adaptation), `loss_before` (before), `grad_norm`, those that
+    Metrics: `loss` (query loss after adaptation), `loss_before` (before, if
+    there is anything before), `grad_norm`, those that
     the loss reports (after, and as `<name>_before`), and `support_loss/<i>` for every inner step
     if the subclass also has `inner_rollout`.
     """
@@ -75,7 +87,12 @@ class GradientStrategy(Strategy):
     task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True, converter=python_int)
 
     def init(self, model: PyTree) -> TrainState:
-        return init_state(model, self.optimizer)
+        return init_state(self.meta_model(model), self.optimizer)
+
+    def meta_model(self, model: PyTree) -> PyTree:
+        """What is meta-learnt, made from the user's `model`: that model, or an `eqx.Module` with a
+        field `model` that holds it and other fields with the rest. `unadapted` is its inverse."""
+        return model
 
     @eqx.filter_jit
     def outer_update(
@@ -84,7 +101,9 @@ class GradientStrategy(Strategy):
         def task_loss(model: PyTree, task: Task, key: PRNGKeyArray | None):
             adapt_key, query_key = split_or_none(key)
             adapted, metrics = adapt_with_metrics(self, model, task.support, key=adapt_key)
-            loss, query_metrics = query_loss(self.loss, model, adapted, task.query, query_key)
+            loss, query_metrics = query_loss(
+                self.loss, self.unadapted(model), adapted, task, query_key
+            )
             return loss, metrics | query_metrics
 
         return descend(task_loss, self.optimizer, state, tasks, key=key, task_chunk=self.task_chunk)
@@ -142,13 +161,19 @@ def apply_gradient(
 
 
 def query_loss(
-    loss: Loss, model: PyTree, adapted: PyTree, query: PyTree, key: PRNGKeyArray | None
+    loss: Loss, unadapted: PyTree | None, adapted: PyTree, task: Task, key: PRNGKeyArray | None
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Query loss after adaptation, and the metrics of before and after."""
-    # Stopped at its input, so that nothing of it is kept for the backward pass.
-    before, metrics_before = loss(stop_gradient(model), query, key)
-    after, metrics_after = loss(adapted, query, key)
+    """Query loss after adaptation, and the metrics of before (unless `None`) and after."""
+
+    def on_query(model: PyTree) -> tuple[Float[Array, ""], Metrics]:
+        return loss(with_support_statistics(loss, model, task.support, key=key), task.query, key)
+
+    after, metrics_after = on_query(adapted)
     check_metrics(metrics_after)
+    if unadapted is None:
+        return after, metrics_after
+    # Stopped at its input, so that nothing of it is kept for the backward pass.
+    before, metrics_before = on_query(stop_gradient(unadapted))
     metrics = {"loss_before": before, **metrics_after}
     return after, metrics | {f"{name}_before": value for name, value in metrics_before.items()}
 

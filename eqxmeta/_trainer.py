@@ -164,7 +164,7 @@ class Trainer:
                 )
             opened = held.enter_context(self._open(tasks, start, steps))
             source, example, capacity = opened
-            check_loss(self.strategy, model, jax.tree.map(_without_first_axis, example))
+            check_loss(self.strategy, state.model, jax.tree.map(_without_first_axis, example))
             check_outer_update(self.strategy, state, example)
             # Not before: a run that is refused leaves the callbacks as they were.
             for callback in callbacks:
@@ -209,7 +209,7 @@ class Trainer:
         check_model(model, "plan(model=...)")
         state = self._init(model)
         with self._open(tasks, 0, 1) as (_, example, _):
-            check_loss(self.strategy, model, jax.tree.map(_without_first_axis, example))
+            check_loss(self.strategy, state.model, jax.tree.map(_without_first_axis, example))
             check_outer_update(self.strategy, state, example)
             return make_plan(self.strategy, state, example)
 

@@ -4,7 +4,6 @@ Each is a `Loss`: `loss(model, (x, y), key) -> (scalar, metrics)`, means over ex
 computed in float32 at least: half-precision outputs are widened first.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._errors import explain
+from ._predict import predict as predict
 from ._types import Metrics
 
 
@@ -67,28 +67,6 @@ def cross_entropy(
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(_widened(logits), labels)
     accuracy = jnp.mean(jnp.argmax(logits, axis=1).astype(jnp.int32) == labels)
     return jnp.mean(losses), {"accuracy": accuracy}
-
-
-def predict(model: Callable, x: PyTree, key: PRNGKeyArray | None = None) -> Any:
-    """The model's output for each example of `x: [n, ...]`.
-
-    A model whose `__call__` takes `key=` is given one per example, unless `key` is `None`: then,
-    and for other models, it is called with the example alone.
-    """
-    if key is None or not _takes_key(model):
-        return jax.vmap(lambda example: model(example))(x)
-    keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
-    return jax.vmap(lambda example, key: model(example, key=key))(x, keys)
-
-
-def _takes_key(model: Callable) -> bool:
-    try:
-        parameters = inspect.signature(model).parameters
-    except ValueError:  # Some built-in callables have no signature.
-        return False
-    kinds = {p.kind for p in parameters.values()}
-    named = "key" in parameters and parameters["key"].kind is not inspect.Parameter.POSITIONAL_ONLY
-    return named or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _examples(batch: PyTree) -> tuple[PyTree, Array]:

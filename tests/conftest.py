@@ -12,6 +12,16 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request):
+    """Without XLA's expensive passes, which take half of the suite's time, except in modules with
+    `pytestmark = pytest.mark.optimised`: what users run is what must be bitwise reproducible."""
+    optimised = request.node.get_closest_marker("optimised") is not None
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def strict_dtypes():
     """Implicit dtype promotion is an error. Not for every test: optax's Adam relies on it."""

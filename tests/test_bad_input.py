@@ -423,7 +423,7 @@ MISTAKES = {
         TypeError, r"Evaluate\(tasks=", "BoringTasks", A_SOURCE),
     "evaluation of tasks of another shape": Mistake(
         lambda f: fit(f, Evaluate(em.tasks.Sinusoid(2, 2), every=5), model=LINEAR),
-        TypeError, r"`loss\(model, batch, key\)`", r"float32\[2,1\]", TRACED),
+        TypeError, "the evaluation", r"query \(float32\[2,1\]", TRACED),
     "evaluation after steps that cannot be counted": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=5, inner_steps=3),
                       strategy=BoringStrategy()),

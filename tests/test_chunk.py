@@ -25,6 +25,8 @@ from .boring import (
 )
 from .helpers import tiny_mlp, tree_allclose
 
+pytestmark = pytest.mark.optimised
+
 
 def test_one_program_for_all_cadences_and_no_more_for_the_next_runs():
     strategy = BoringStrategy(noise=0.125)  # not used elsewhere: its program is not cached yet

@@ -17,6 +17,8 @@ from eqxmeta.callbacks import JSONL, Checkpoint, ProgressBar, TensorBoard
 
 from .boring import BoringModel, BoringStrategy, BoringTasks, Recorder, compilations
 
+pytestmark = pytest.mark.optimised
+
 
 def notebook(gradient="mixed", steps=1):
     """The founding notebook's MAML: 16 tasks of 32 + 32 points, an MLP 1-40-40-1."""

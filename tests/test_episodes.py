@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eqxmeta.data import random_crop, random_flip
 from eqxmeta.tasks import Episodes
 from eqxmeta.tasks._distinct import distinct
 
@@ -203,6 +204,106 @@ def test_wrong_arguments_are_named(changed, error, said):
     with pytest.raises(error, match=f"(?s){said}") as caught:
         Episodes(**(GOOD | changed))
     assert "\nReceived: " in str(caught.value) and "\nExpected: " in str(caught.value)
+
+
+def squares(sizes, side=5, channels=None):
+    """Images of uint8 that have no symmetry, all different, and their labels."""
+    shape = (side, side) if channels is None else (channels, side, side)
+    images = np.random.default_rng(0).integers(0, 256, (sum(sizes), *shape), np.uint8)
+    return images, np.repeat(np.arange(len(sizes)), sizes)
+
+
+@pytest.mark.parametrize("channels", [None, 1])
+def test_rotations_are_what_appended_turned_images_would_be(channels):
+    images, labels = squares([4, 6, 5], channels=channels)
+    turned = [np.rot90(images, turn, axes=(-2, -1)) for turn in range(4)]
+    appended = [labels + 3 * turn for turn in range(4)]
+    expected = Episodes(np.concatenate(turned), np.concatenate(appended), 7, 1, 3)
+    episodes = Episodes(images, labels, 7, 1, 3, rotations=True)
+    assert episodes.images.shape == images.shape  # and no four times the memory
+    assert tree_allclose(draw(episodes, 50), draw(expected, 50), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"(?s)12 classes.*ways=13"):
+        Episodes(images, labels, 13, 1, 3, rotations=True)
+
+
+def test_turns_of_one_class_are_distinct_classes_and_uniform():
+    images, labels = squares([3, 3])
+    task = draw(Episodes(images, labels, 2, 1, 2, rotations=True), 4000)
+    which = {}
+    for turn in range(4):
+        for image, label in zip(np.rot90(images, turn, axes=(1, 2)), labels, strict=True):
+            which[image.tobytes()] = 2 * turn + int(label)
+    support, query = (
+        np.rint(255 * np.asarray(x)).astype(np.uint8) for x in (task.support[0], task.query[0])
+    )
+    first = np.array([[which[image.tobytes()] for image in episode] for episode in support])
+    # A label means one turn of one class, in the query set too.
+    again = np.array([[which[image.tobytes()] for image in episode] for episode in query])
+    assert np.array_equal(np.repeat(first, 2, axis=1), again)
+    codes, observed = np.unique(first @ [1, 8], return_counts=True)
+    assert len(codes) == 8 * 7
+    assert_chi_square(observed, 4000 / 56)
+
+
+def crop_offsets(padded, image, original):
+    """The shifts at which `image` is a window of `original` with a border of `padded` zeros."""
+    border = np.pad(original, ((0, 0), (padded, padded), (padded, padded)))
+    side = image.shape[-1]
+    shifts = range(2 * padded + 1)
+    found = [(i, j) for i in shifts for j in shifts]
+    return [(i, j) for i, j in found if (border[:, i : i + side, j : j + side] == image).all()]
+
+
+def test_augmented_examples_are_flipped_and_moved_one_by_one():
+    images = np.random.default_rng(0).uniform(0.1, 1, (8, 3, 6, 6)).astype(np.float32)
+    labels = np.repeat([0, 1], 4)
+    plain = draw(Episodes(images, labels, 2, 1, 3), 250)
+    augment = [random_crop(padding=1), random_flip]
+    task = draw(Episodes(images, labels, 2, 1, 3, augment=augment), 250)
+    shifts, mirrored = np.zeros((3, 3), int), 0
+    for (x, y), (before, y_before) in ((task.support, plain.support), (task.query, plain.query)):
+        assert np.array_equal(y, y_before)  # the same examples as without
+        x, before = (np.asarray(images).reshape(-1, 3, 6, 6) for images in (x, before))
+        for image, original in zip(x, before, strict=True):
+            straight = crop_offsets(1, image, original)
+            turned = crop_offsets(1, image[..., ::-1], original)
+            ((shift,),) = [found for found in (straight, turned) if found]
+            shifts[shift] += 1
+            mirrored += bool(turned)
+    assert_chi_square(shifts, 2000 / 9)
+    assert abs(mirrored - 1000) < 5 * np.sqrt(2000 / 4)
+
+
+def test_an_augmentation_gets_a_key_for_each_example_and_floats():
+    def noise(image, *, key):
+        assert jnp.issubdtype(image.dtype, jnp.floating)
+        return image + jax.random.normal(key, image.shape, image.dtype)
+
+    images = np.zeros((9, 2, 2), np.uint8)
+    task = draw(Episodes(images, np.repeat(np.arange(3), 3), 3, 1, 2, augment=noise), 5)
+    x = np.concatenate([task.support[0], task.query[0]], axis=1).reshape(-1)
+    assert len(np.unique(x)) == 5 * 9 * 4
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "error", "said"),
+    [
+        (np.zeros((6, 4, 5)), {"rotations": True}, ValueError, r"`rotations`.*\(4, 5\).*square"),
+        (np.zeros((6, 4)), {"rotations": True}, ValueError, r"`rotations`.*\(4,\)"),
+        (np.zeros((6, 8, 8, 3)), {"rotations": True}, ValueError, "channels first"),
+        (np.zeros((6, 4, 4)), {"augment": lambda x, *, key: x[1:]}, ValueError, "something else"),
+        (np.zeros((6, 4, 4)), {"augment": lambda x, *, key: x > 0}, ValueError, "bool"),
+        (np.zeros((6, 4, 4)), {"augment": [3]}, TypeError, "`augment` is not a function"),
+    ],
+)
+@pytest.mark.usefixtures("as_users_run_it")
+def test_wrong_rotations_and_augmentations(images, options, error, said):
+    with pytest.raises(error, match=f"(?s){said}") as caught:
+        Episodes(images, [0, 0, 0, 1, 1, 1], 2, 1, 2, **options)
+    assert "\nReceived: " in str(caught.value) and "\nExpected: " in str(caught.value)
+    for padding, wrong in ((0, ValueError), (1.5, TypeError)):
+        with pytest.raises(wrong, match="padding"):
+            random_crop(padding)
 
 
 def centroid_accuracy(task, ways):

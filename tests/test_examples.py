@@ -24,24 +24,24 @@ def test_at_most_120_lines(path):
 
 
 def test_sinusoid(tmp_path):
-    out = run("sinusoid.py", "--steps", 100, cwd=tmp_path)
+    out = run("sinusoid.py", "--steps", 60, cwd=tmp_path)
     assert re.search(r"one sine: MSE \d+\.\d+ before", out)
     for name in ("Joint", "MAML", "FOMAML", "Reptile"):
         assert (
             len(re.findall(rf"^{name} .*(?:\d+\.\d+ ± \d+\.\d+ *){{4}}$", out, re.MULTILINE)) == 1
         )
         folder = tmp_path / "runs/sinusoid" / name.lower()
-        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 100
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 60
         assert (folder / "adaptation.png").read_bytes().startswith(b"\x89PNG")
-        assert (folder / "checkpoints/step-000000100.ckpt").is_file()
+        assert (folder / "checkpoints/step-000000060.ckpt").is_file()
     # Finn et al. 2017: 4.25 for the zero predictor; 3.01 for the best that does not look.
     zero, blind = (
         float(re.search(rf"^{n} +(\S+)", out, re.MULTILINE)[1]) for n in ("zero", "task-blind")
     )
     assert abs(zero - 4.25) < 0.15 and abs(blind - 3.01) < 0.15
     assert (tmp_path / "runs/sinusoid/adaptation.png").is_file()
-    again = run("sinusoid.py", "--steps", 100, cwd=tmp_path)
-    assert "resumed at step 100" in again
+    again = run("sinusoid.py", "--steps", 60, cwd=tmp_path)
+    assert "resumed at step 60" in again
     assert out[out.index("MSE over") :] == again[again.index("MSE over") :]
 
 
@@ -61,12 +61,24 @@ def test_custom_callback(tmp_path):
     assert re.search(r"stopped at step \d+ of 1,000: moved only", out)
 
 
-def test_omniglot(tmp_path):
+@pytest.mark.parametrize("algorithm", ["MetaSGD", "ProtoNet"])
+def test_omniglot(tmp_path, algorithm):
     # Drawings that differ by class, in the format of the real file.
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 256, (24, 1, 28, 28))
     images = np.clip(classes + rng.integers(-20, 20, (24, 20, 28, 28)), 0, 255).astype(np.uint8)
     splits = np.repeat(["train", "val", "test"], 8)
     np.savez(tmp_path / "data.npz", images=images, vinyals=splits)
-    out = run("omniglot.py", "--data", "data.npz", "--steps", 4, "--width", 8, cwd=tmp_path)
-    assert re.search(r"test accuracy .* over 600 tasks", out)
+    settings = (
+        "--steps",
+        2,
+        "--width",
+        4,
+        "--test-tasks",
+        20,
+        "--train-ways",
+        8 if algorithm == "ProtoNet" else 5,
+    )
+    arguments = ("--data", "data.npz", "--algorithm", algorithm, *settings)
+    out = run("omniglot.py", *arguments, cwd=tmp_path)
+    assert re.search(rf"{algorithm}, 5-way 1-shot(.|\n)*test accuracy .* over 20 tasks", out)

@@ -8,7 +8,7 @@ TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "promises.md").read_text()
 
 
-def tests_in(path):
+def functions_of(path):
     return {n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}
 
 
@@ -22,4 +22,4 @@ def test_every_promise_names_tests_that_exist():
         assert len(names) == held_by.count("`") // 2 > 0, row  # nothing that is not a test
         for file, test in names:
             assert (TESTS / file).exists(), f"{file}, for {promise!r}"
-            assert test in tests_in(TESTS / file), f"{file}::{test}, for {promise!r}"
+            assert test in functions_of(TESTS / file), f"{file}::{test}, for {promise!r}"

@@ -64,7 +64,7 @@ def test_the_outer_step_is_the_same_to_rounding(name, x64):
         return strategy.outer_update(strategy.init(model), tasks, key=jax.random.key(2))
 
     state, metrics = step(None)
-    for chunk in (1, 2, 4, 6, 7, "auto"):  # 4 does not divide the tasks, 7 is more than there are
+    for chunk in (1, 4, 7):  # 4 does not divide the tasks, 7 is more than there are
         other, others = step(chunk)
         assert tree_allclose(other, state, rtol=1e-9, atol=1e-12)
         assert tree_allclose(others, metrics, rtol=1e-9, atol=1e-12)

@@ -14,21 +14,28 @@ def check_arguments(
     optimizer: optax.GradientTransformation,
     task_chunk: TaskChunk,
 ) -> None:
-    """The arguments that the built-in strategies share."""
-    if not callable(loss) or isinstance(loss, type):
-        raise TypeError(
-            explain(
-                f"`{strategy}(loss=...)` is not a loss.",
-                repr(loss),
-                "`loss(model, batch, key) -> (scalar, metrics)`, such as `eqxmeta.losses.mse`",
-            )
-        )
+    """The arguments that the strategies with an inner loop share."""
+    check_loss_and_optimizer(strategy, loss, optimizer, task_chunk)
     if not isinstance(inner, InnerLoop):
         raise TypeError(
             explain(
                 f"`{strategy}(inner=...)` is not an inner loop.",
                 repr(inner),
                 "an `eqxmeta.InnerLoop`, for example `InnerLoop(optax.sgd(0.01), steps=1)`",
+            )
+        )
+
+
+def check_loss_and_optimizer(
+    strategy: str, loss: Loss, optimizer: optax.GradientTransformation, task_chunk: TaskChunk
+) -> None:
+    """The arguments that all built-in strategies share."""
+    if not callable(loss) or isinstance(loss, type):
+        raise TypeError(
+            explain(
+                f"`{strategy}(loss=...)` is not a loss.",
+                repr(loss),
+                "`loss(model, batch, key) -> (scalar, metrics)`, such as `eqxmeta.losses.mse`",
             )
         )
     check_optimizer(optimizer, f"{strategy}(optimizer=...)")

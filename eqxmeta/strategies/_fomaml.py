@@ -1,15 +1,23 @@
+from typing import Any
+
 import equinox as eqx
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
 
-from .._inner_loop import Adaptation, InnerLoop
+from .._inner_loop import InnerLoop
 from .._strategy import GradientStrategy
 from .._task_chunk import TaskChunk
 from .._types import Loss
-from ._arguments import check_arguments
+from ._by_inner_loop import ByInnerLoop
 
 
-class FOMAML(GradientStrategy):
+def _first_order(inner: Any) -> Any:
+    if not isinstance(inner, InnerLoop):  # refused by `__check_init__`
+        return inner
+    # Nothing of the loop is kept for a backward pass, so that there is nothing to remember either.
+    return InnerLoop(inner.optimizer, inner.steps, "first_order", adapt=inner.adapt)
+
+
+class FOMAML(GradientStrategy, ByInnerLoop):
     """First-order MAML: MAML whose inner gradients count as constants.
 
     The meta-gradient is the query loss's gradient at the adapted parameters, and nothing of the
@@ -18,28 +26,6 @@ class FOMAML(GradientStrategy):
     """
 
     loss: Loss
-    inner: InnerLoop
+    inner: InnerLoop = eqx.field(converter=_first_order)
     optimizer: optax.GradientTransformation
-
-    def __init__(
-        self,
-        loss: Loss,
-        inner: InnerLoop,
-        optimizer: optax.GradientTransformation,
-        *,
-        task_chunk: TaskChunk = "auto",
-    ):
-        check_arguments("FOMAML", loss, inner, optimizer, task_chunk)
-        self.loss = loss
-        self.inner = InnerLoop(inner.optimizer, inner.steps, "first_order")
-        self.optimizer = optimizer
-        self.task_chunk = task_chunk
-
-    @eqx.filter_jit
-    def inner_adapt(
-        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
-    ) -> PyTree:
-        return self.inner_rollout(model, support, key=key).model
-
-    def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
-        return self.inner(self.loss, model, support, **options)
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)

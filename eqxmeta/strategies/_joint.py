@@ -2,10 +2,9 @@ import equinox as eqx
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._inner_loop import Adaptation, InnerLoop
+from .._inner_loop import InnerLoop
 from .._state import TrainState, init_state
 from .._strategy import (
-    Strategy,
     adapt_with_metrics,
     descend,
     query_loss,
@@ -15,10 +14,10 @@ from .._strategy import (
 from .._task import Task
 from .._task_chunk import TaskChunk
 from .._types import Loss, Metrics
-from ._arguments import check_arguments
+from ._by_inner_loop import ByInnerLoop
 
 
-class Joint(Strategy):
+class Joint(ByInnerLoop):
     """The naive baseline: one model for the examples of all tasks, then fine-tuning.
 
     The outer step descends the mean loss over support and query examples of all tasks together;
@@ -32,33 +31,10 @@ class Joint(Strategy):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
-    task_chunk: TaskChunk
-
-    def __init__(
-        self,
-        loss: Loss,
-        inner: InnerLoop,
-        optimizer: optax.GradientTransformation,
-        *,
-        task_chunk: TaskChunk = "auto",
-    ):
-        check_arguments("Joint", loss, inner, optimizer, task_chunk)
-        self.loss = loss
-        self.inner = inner
-        self.optimizer = optimizer
-        self.task_chunk = task_chunk
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
 
     def init(self, model: PyTree) -> TrainState:
         return init_state(model, self.optimizer)
-
-    @eqx.filter_jit
-    def inner_adapt(
-        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
-    ) -> PyTree:
-        return self.inner_rollout(model, support, key=key).model
-
-    def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
-        return self.inner(self.loss, model, support, **options)
 
     @eqx.filter_jit
     def outer_update(
@@ -70,7 +46,7 @@ class Joint(Strategy):
             pooled, _ = self.loss(model, task.pooled, pooled_key)
             frozen = stop_gradient(model)  # the rest is for reporting
             adapted, metrics = adapt_with_metrics(self, frozen, task.support, key=adapt_key)
-            after, query_metrics = query_loss(self.loss, frozen, adapted, task.query, query_key)
+            after, query_metrics = query_loss(self.loss, frozen, adapted, task, query_key)
             return pooled, {"loss_after": after, **metrics, **query_metrics}
 
         state, metrics = descend(

@@ -1,15 +1,14 @@
 import equinox as eqx
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
 
-from .._inner_loop import Adaptation, InnerLoop
+from .._inner_loop import InnerLoop
 from .._strategy import GradientStrategy
 from .._task_chunk import TaskChunk
 from .._types import Loss
-from ._arguments import check_arguments
+from ._by_inner_loop import ByInnerLoop
 
 
-class MAML(GradientStrategy):
+class MAML(GradientStrategy, ByInnerLoop):
     """Model-agnostic meta-learning: an initialisation from which `inner` adapts well.
 
     Descends, with `optimizer`, the gradient in θ of the mean over tasks of
@@ -25,26 +24,4 @@ class MAML(GradientStrategy):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
-
-    def __init__(
-        self,
-        loss: Loss,
-        inner: InnerLoop,
-        optimizer: optax.GradientTransformation,
-        *,
-        task_chunk: TaskChunk = "auto",
-    ):
-        check_arguments("MAML", loss, inner, optimizer, task_chunk)
-        self.loss = loss
-        self.inner = inner
-        self.optimizer = optimizer
-        self.task_chunk = task_chunk
-
-    @eqx.filter_jit
-    def inner_adapt(
-        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
-    ) -> PyTree:
-        return self.inner_rollout(model, support, key=key).model
-
-    def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
-        return self.inner(self.loss, model, support, **options)
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)

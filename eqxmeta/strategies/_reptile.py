@@ -11,7 +11,6 @@ from .._errors import explain
 from .._inner_loop import Adaptation, InnerLoop
 from .._state import TrainState, init_state
 from .._strategy import (
-    Strategy,
     apply_gradient,
     can_roll_out,
     check_outer_arguments,
@@ -19,10 +18,11 @@ from .._strategy import (
     split_or_none,
     support_losses,
 )
+from .._support_statistics import without_statistics
 from .._task import Task
 from .._task_chunk import OverTasks, TaskChunk, mean_over_tasks
 from .._types import Loss, Metrics
-from ._arguments import check_arguments
+from ._by_inner_loop import RollsOut
 
 
 class ReptileOptState(eqx.Module):
@@ -32,7 +32,7 @@ class ReptileOptState(eqx.Module):
     inner: PyTree
 
 
-class Reptile(Strategy):
+class Reptile(RollsOut):
     """Reptile: move the initialisation towards the weights that tasks adapt to.
 
     Each task takes `inner.steps` steps on minibatches of all its examples, support and query
@@ -71,7 +71,6 @@ class Reptile(Strategy):
         inner_state: Literal["reset", "carry"] = "reset",
         task_chunk: TaskChunk = "auto",
     ):
-        check_arguments("Reptile", loss, inner, optimizer, task_chunk)
         if batch_size is not None:
             batch_size = check_int(
                 batch_size, "Reptile(batch_size=...)", minimum=1, what="examples, or None"
@@ -95,12 +94,6 @@ class Reptile(Strategy):
         state = init_state(model, self.optimizer)
         inner = self.inner.init(state.model) if self.inner_state == "carry" else None
         return TrainState(state.step, state.model, ReptileOptState(state.opt_state, inner))
-
-    @eqx.filter_jit
-    def inner_adapt(
-        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
-    ) -> PyTree:
-        return self.inner_rollout(model, support, key=key).model
 
     def inner_rollout(
         self,
@@ -143,8 +136,9 @@ class Reptile(Strategy):
                 )
             else:  # a subclass that adapts in its own way
                 adapted = self.inner_adapt(state.model, task.pooled, key=adapt_key)
+                adapted = without_statistics(adapted)  # queries are normalised by the support set
                 losses = {}
-            loss, metrics = query_loss(self.loss, state.model, adapted, task.query, query_key)
+            loss, metrics = query_loss(self.loss, state.model, adapted, task, query_key)
             adapted = eqx.filter(adapted, eqx.is_inexact_array)
             carried = inner_state if self.inner_state == "carry" else None
             return adapted, carried, {"loss": loss, **losses, **metrics}

@@ -1,3 +1,4 @@
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +11,9 @@ from .._arguments import check_int
 from .._errors import explain
 from .._task import Task
 from ._distinct import distinct
+
+# The keys of augmentations come from a stream of their own: what is drawn stays what it was.
+_STREAM = 0x61756776
 
 
 class Episodes(eqx.Module):
@@ -24,10 +28,19 @@ class Episodes(eqx.Module):
     - `labels`: `[N]`, integers or strings of any values and in any order. Classes may differ in
       size; what an episode costs depends on neither the number of classes nor their sizes.
     - `ways`, `shots`, `queries`: classes a task, support and query examples a class.
+    - `rotations`: every class turned by 90, 180 and 270 degrees is a class of its own, as usual for
+      Omniglot (Santoro et al. 2016, arXiv 1605.06065, section 4.1): four times the classes, of
+      which an episode may draw several that are turns of one. Images are turned when they are
+      drawn, by `rot90` over their last two axes; they take no more memory than before.
+    - `augment`: `augment(image, *, key) -> image` of the same shape and dtype, or several in the
+      order in which they apply, such as `[em.data.random_crop(padding=4), em.data.random_flip]`.
+      Each example of each episode gets a key of its own; images are floats by then. For training:
+      evaluate on tasks without.
 
     Raises `ValueError` or `TypeError`, naming the argument, for arrays of wrong ranks, lengths or
-    dtypes, for fewer than `ways` classes, and for a class of fewer than `shots + queries`
-    examples: none is left out in silence.
+    dtypes, for fewer than `ways` classes, for a class of fewer than `shots + queries` examples
+    (none is left out in silence), for images that are not square if they are to be turned, and
+    for an augmentation that makes something else of an image.
     """
 
     images: Shaped[Array, "N ..."]
@@ -37,38 +50,87 @@ class Episodes(eqx.Module):
     ways: int = eqx.field(static=True)
     shots: int = eqx.field(static=True)
     queries: int = eqx.field(static=True)
+    rotations: bool = eqx.field(static=True)
+    augment: tuple[Callable, ...]
 
-    def __init__(self, images: Any, labels: Any, ways: int, shots: int, queries: int):
+    def __init__(
+        self,
+        images: Any,
+        labels: Any,
+        ways: int,
+        shots: int,
+        queries: int,
+        *,
+        rotations: bool = False,
+        augment: Callable | Sequence[Callable] = (),
+    ):
         ways = check_int(ways, "ways", minimum=1, what="classes a task")
         shots = check_int(shots, "shots", minimum=1, what="support examples a class")
         queries = check_int(queries, "queries", minimum=1, what="query examples a class")
         self.ways = ways
         self.shots = shots
         self.queries = queries
+        self.rotations = rotations
+        self.augment = (augment,) if callable(augment) else tuple(augment)
         self.images = _checked_images(images)
+        if rotations:
+            _check_square(self.images.shape)
+        _check_augment(self.augment, self.images)
         labels = _checked_labels(labels, len(self.images))
         classes, counts = np.unique(labels, return_counts=True)
-        _check_sizes(classes, counts, self.ways, self.shots, self.queries)
+        _check_sizes(classes, counts, self.turns, self.ways, self.shots, self.queries)
         # Examples of class `c`: `order[offsets[c] : offsets[c] + counts[c]]`.
         self.order = jnp.asarray(np.argsort(labels, kind="stable"), jnp.int32)
         self.offsets = jnp.asarray(np.cumsum(counts) - counts, jnp.int32)
         self.counts = jnp.asarray(counts, jnp.int32)
+
+    @property
+    def turns(self) -> int:
+        """Classes that are made of one class of `labels`: 4 with rotations, else 1."""
+        return 4 if self.rotations else 1
 
     def sample(self, key: PRNGKeyArray) -> Task:
         """An episode, class by class: support `x: [ways * shots, ...]`, `y: [ways * shots]`, query
         `x: [ways * queries, ...]`, `y: [ways * queries]`; `y` is int32 in `range(ways)`. Pure, for
         use inside `jit`, `vmap` and loops."""
         class_key, example_key = jax.random.split(key)
-        classes = distinct(class_key, self.counts.shape[0], self.ways)
+        bases = self.counts.shape[0]
+        # Class `turn * bases + base`: as if the turned images had been appended to the others.
+        turn, base = jnp.divmod(distinct(class_key, self.turns * bases, self.ways), bases)
         example_keys = jax.random.split(example_key, self.ways)
         examples = self.shots + self.queries
-        rank = jax.vmap(lambda k, n: distinct(k, n, examples))(example_keys, self.counts[classes])
-        index = self.order[self.offsets[classes][:, None] + rank]
-        return Task(self._batch(index[:, : self.shots]), self._batch(index[:, self.shots :]))
+        rank = jax.vmap(lambda k, n: distinct(k, n, examples))(example_keys, self.counts[base])
+        index = self.order[self.offsets[base][:, None] + rank]
+        support = self._batch(index[:, : self.shots], turn)
+        query = self._batch(index[:, self.shots :], turn)
+        return self._augmented(Task(support, query), key) if self.augment else Task(support, query)
 
-    def _batch(self, index: Int[Array, "ways examples"]) -> tuple[Array, Int[Array, " batch"]]:
+    def _batch(
+        self, index: Int[Array, "ways examples"], turn: Int[Array, " ways"]
+    ) -> tuple[Array, Int[Array, " batch"]]:
         y = jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), index.shape[1])
-        return _as_float(self.images[index.reshape(-1)]), y
+        x = self.images[index.reshape(-1)]
+        if self.rotations:
+            x = jax.vmap(_turned)(x, jnp.repeat(turn, index.shape[1]))
+        return _as_float(x), y
+
+    def _augmented(self, task: Task, key: PRNGKeyArray) -> Task:
+        def one(image: Array, key: PRNGKeyArray) -> Array:
+            for number, function in enumerate(self.augment):
+                image = function(image, key=jax.random.fold_in(key, number))
+            return image
+
+        (support, support_y), (query, query_y) = task.support, task.query
+        keys = jax.random.split(jax.random.fold_in(key, _STREAM), len(support) + len(query))
+        support = jax.vmap(one)(support, keys[: len(support)])
+        query = jax.vmap(one)(query, keys[len(support) :])
+        return Task((support, support_y), (query, query_y))
+
+
+def _turned(image: Shaped[Array, "..."], turn: Int[Array, ""]) -> Shaped[Array, "..."]:
+    """`rot90(image, turn)`, for `turn` in `range(4)`: by half a turn, then by a quarter."""
+    image = jnp.where(turn >= 2, jnp.flip(image, (-2, -1)), image)
+    return jnp.where(turn % 2 == 1, jnp.rot90(image, axes=(-2, -1)), image)
 
 
 def _as_float(images: Shaped[Array, "..."]) -> Float[Array, "..."]:
@@ -116,14 +178,44 @@ def _checked_labels(labels: Any, length: int) -> np.ndarray:
     return labels
 
 
+def _check_square(shape: tuple[int, ...]) -> None:
+    if len(shape) < 3 or shape[-1] != shape[-2]:
+        raise ValueError(
+            explain(
+                "`images` cannot be turned by 90 degrees, as `rotations` wants.",
+                f"images of shape {shape[1:]}",
+                "square images, [height, width] or channels first [channels, height, width]",
+            )
+        )
+
+
+def _check_augment(augment: tuple[Callable, ...], images: Shaped[Array, "N ..."]) -> None:
+    image = jax.eval_shape(lambda x: _as_float(x[0]), images)
+    for function in augment:
+        if not callable(function):
+            expected = "`augment(image, *, key) -> image`, or several in a list"
+            raise TypeError(explain("`augment` is not a function.", repr(function), expected))
+        made = eqx.filter_eval_shape(lambda x, f=function: f(x, key=jax.random.key(0)), image)
+        shape, dtype = getattr(made, "shape", None), getattr(made, "dtype", None)
+        if (shape, dtype) != (image.shape, image.dtype):
+            raise ValueError(
+                explain(
+                    "`augment` makes something else of an image.",
+                    f"{getattr(function, '__name__', function)}: {image.dtype} {image.shape} "
+                    f"becomes {made}",
+                    "an image of the same shape and dtype",
+                )
+            )
+
+
 def _check_sizes(
-    classes: np.ndarray, counts: np.ndarray, ways: int, shots: int, queries: int
+    classes: np.ndarray, counts: np.ndarray, turns: int, ways: int, shots: int, queries: int
 ) -> None:
-    if len(classes) < ways:
+    if turns * len(classes) < ways:
         raise ValueError(
             explain(
                 "`labels` has too few classes for `ways`.",
-                f"{len(classes)} classes",
+                f"{turns * len(classes)} classes",
                 f"at least ways={ways}",
             )
         )

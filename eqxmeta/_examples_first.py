@@ -1,0 +1,50 @@
+"""Matrix-vector products in the order in which a `vmap` over examples leaves no transposes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from ._interpret import interpret, jit_body
+
+
+def examples_first(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """The same function, with every product of a matrix and a vector computed as that of the
+    vector and the transposed matrix. For use under `jax.vmap`, over arguments that are arrays.
+
+    Of `weight @ x`, which is how one writes a layer that sees one example, `jax.vmap` makes
+    `weight @ x.T`: the examples become the last axis. What adds a bias to it moves them to the
+    front again, and so it goes on through the layers and back through their derivatives. Copies
+    from one order to the other took a sixth of a meta-training step of a small MLP. With the
+    vector first the examples are first everywhere.
+    """
+
+    def swapped(*args: PyTree) -> PyTree:
+        closed, shape = jax.make_jaxpr(fun, return_shape=True)(*args)
+        out = interpret(closed, jax.tree.leaves(args), _swap)
+        return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    return swapped
+
+
+def _swap(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    if (body := jit_body(eqn)) is not None:
+        return interpret(body, inputs, _swap)
+    if eqn.primitive.name != "dot_general":
+        return None
+    matrix, vector = inputs
+    (of_matrix, of_vector), batch = eqn.params["dimension_numbers"]
+    # The result has the axes of the left that are not contracted, then those of the right: it is
+    # the same either way only where one side has none left.
+    if any(batch) or vector.ndim > len(of_vector) or matrix.ndim == len(of_matrix):
+        return None
+    precision = eqn.params["precision"]
+    product = jax.lax.dot_general(
+        vector,
+        matrix,
+        ((of_vector, of_matrix), ((), ())),
+        precision=precision[::-1] if isinstance(precision, tuple) else precision,
+        preferred_element_type=eqn.params["preferred_element_type"],
+    )
+    return [product]

@@ -1,0 +1,42 @@
+"""A traced function, evaluated equation by equation, so that some may be treated in another way."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Literal
+
+# `rule(equation, inputs)`: the outputs, or `None` for those of the equation itself.
+Rule = Callable[[Any, Sequence[Any]], Sequence[Any] | None]
+
+
+def interpret(closed: ClosedJaxpr, args: Sequence[Any], rule: Rule) -> list[Any]:
+    """What `closed` computes of `args`, with the equations that `rule` replaces."""
+    jaxpr = closed.jaxpr
+    values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values.update(zip(jaxpr.invars, args, strict=True))
+    evaluate(jaxpr.eqns, values, rule)
+    return read(jaxpr.outvars, values)
+
+
+def evaluate(
+    equations: Iterable[Any], values: dict[Any, Any], rule: Rule = lambda eqn, inputs: None
+) -> None:
+    """Add to `values`, by variable, what `equations` compute."""
+    for eqn in equations:
+        inputs = read(eqn.invars, values)
+        outputs = rule(eqn, inputs)
+        if outputs is None:
+            params = eqn.primitive.get_bind_params(eqn.params)
+            outputs = eqn.primitive.bind(*inputs, **params)
+            outputs = outputs if eqn.primitive.multiple_results else [outputs]
+        values.update(zip(eqn.outvars, outputs, strict=True))
+
+
+def read(atoms: Iterable[Any], values: dict[Any, Any]) -> list[Any]:
+    return [atom.val if isinstance(atom, Literal) else values[atom] for atom in atoms]
+
+
+def jit_body(eqn: Any) -> ClosedJaxpr | None:
+    """The body of a nested `jax.jit`, which may as well be inlined."""
+    body = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") else None
+    return body if isinstance(body, ClosedJaxpr) else None

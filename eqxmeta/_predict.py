@@ -1,0 +1,33 @@
+"""Models map one example to one output; here they are applied to many."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from ._support_statistics import map_examples
+
+
+def predict(model: Callable, x: PyTree, key: PRNGKeyArray | None = None) -> Any:
+    """The model's output for each example of `x: [n, ...]`.
+
+    A model whose `__call__` takes `key=` is given one per example, unless `key` is `None`: then,
+    and for other models, it is called with the example alone. Layers that normalise with the
+    statistics of a batch (`eqxmeta.nn.SupportNorm`, `eqxmeta.nn.BatchNorm`) take `x` for it.
+    """
+    if key is None or not takes_key(model):
+        return map_examples(lambda example: model(example), x)
+    keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+    return map_examples(lambda example, key: model(example, key=key), x, keys)
+
+
+def takes_key(model: Callable) -> bool:
+    try:
+        parameters = inspect.signature(model).parameters
+    except ValueError:  # Some built-in callables have no signature.
+        return False
+    kinds = {p.kind for p in parameters.values()}
+    named = "key" in parameters and parameters["key"].kind is not inspect.Parameter.POSITIONAL_ONLY
+    return named or inspect.Parameter.VAR_KEYWORD in kinds

@@ -1,0 +1,55 @@
+"""Parts of a model, said by a function of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from ._errors import explain
+
+
+def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tuple[PyTree, PyTree]:
+    """`(chosen, others)`, as `eqx.partition`: `chosen` are the inexact arrays in `where(model)`.
+
+    `where` returns a part of the model or any pytree of such parts. A part is known by its place:
+    of two leaves that happen to be the same array, only the one that was named is chosen.
+
+    Raises `ValueError` if `where(model)` holds no inexact array, or one that is not the model's;
+    `argument` names `where` in the message.
+    """
+    params, others = eqx.partition(model, eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(params)
+    chosen = [False] * len(leaves)
+
+    def mark(leaves: list[Any]) -> None:
+        # Traced, because there every leaf is an object of its own.
+        index = {id(leaf): i for i, leaf in enumerate(leaves)}
+        parts = where(eqx.combine(jax.tree.unflatten(structure, leaves), others))
+        for leaf in filter(eqx.is_inexact_array, jax.tree.leaves(parts)):
+            if id(leaf) not in index:
+                raise ValueError(
+                    explain(
+                        f"`{argument}` returned an array that is not the model's.",
+                        f"{leaf.dtype.name}{list(leaf.shape)}",
+                        "parts of the model as they are, such as `lambda m: m.layers[-1]`",
+                    )
+                )
+            chosen[index[id(leaf)]] = True
+
+    jax.eval_shape(mark, leaves)
+    if not any(chosen):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise ValueError(
+            explain(
+                f"`{argument}` chooses nothing of the model.",
+                "no floating-point array",
+                "one or more of "
+                + (", ".join("model" + jax.tree_util.keystr(path) for path in paths[:20]))
+                + (", ..." if len(paths) > 20 else ""),
+            )
+        )
+    where_chosen = jax.tree.unflatten(structure, chosen)
+    fast, rest = eqx.partition(params, where_chosen)
+    return fast, eqx.combine(rest, others)

@@ -1,0 +1,19 @@
+"""The packages of the extra `data`, which are imported when they are needed."""
+
+import importlib
+from typing import Any
+
+from .._errors import explain
+
+
+def need(module: str, caller: str) -> Any:
+    """The imported `module`. Raises `ImportError` that says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        message = explain(
+            f"`{caller}` needs a package that is not installed.",
+            f"no {module.split('.')[0]}",
+            "pip install 'eqxmeta[data]'",
+        )
+        raise ImportError(message) from error

@@ -1,0 +1,123 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from .._arguments import check_int
+from .._errors import explain
+from ._extra import need
+from ._images import Images, check_choice
+from ._npz import from_npz
+from ._split import images_by_class
+
+
+def from_folder(
+    path: str | Path,
+    split: str | Path | Sequence[str] | None = None,
+    *,
+    size: int | None = None,
+    mode: Literal["L", "RGB"] | None = None,
+) -> Images:
+    """Images in one folder a class, as miniImageNet, CIFAR-FS and CUB are commonly kept.
+
+        train = em.data.from_folder("mini-imagenet", split="train")            # train.csv, images/
+        train = em.data.from_folder("cifar100/data", split="bertinetto/train.txt")
+        train = em.data.from_folder("CUB_200_2011/images", ["001.Albatross", ...], size=84)
+
+    Every folder that holds images is a class, named by its path below `path`
+    (`cat`, or `animals/cat`); classes and images are in sorted order.
+
+    - `split`: which classes. `None`: all. A name such as `"train"`: what `train.csv`, `train.txt`
+      or `train.json` in `path` say, or else the class folders in the folder `train`. A path to
+      such a file, relative to here or to `path`. Or a list of class names.
+      A csv file has columns `filename` and `label` (Ravi and Larochelle 2017), its images lie in
+      `path` or `path/images`, in class folders or not; a txt file has a class name a line; a json
+      file a list of them.
+    - `size`: resize every image to `size` x `size` pixels, whatever its shape was, by Pillow's
+      bilinear filter (which averages where it shrinks). `None`: all must have one size.
+    - `mode`: `"RGB"` or `"L"` (grey) converts every image. `None`: all must be of one kind.
+
+    A `path` to an .npz file is read by `from_npz`, and takes no other argument. Images are uint8,
+    `[1, height, width]` or `[3, height, width]`. Needs the extra `data`, and memory for all images.
+
+    Raises `ValueError` or `FileNotFoundError`, naming the file, for empty folders, images that
+    cannot be read or differ in size or kind, and classes of a split that are not there.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        if (split, size, mode) != (None, None, None):
+            received = f"split={split!r}, size={size!r}, mode={mode!r}"
+            expected = "no further arguments: the file holds what is meant"
+            raise ValueError(explain(f"{path} is an .npz file.", received, expected))
+        return from_npz(path)
+    need("PIL.Image", "from_folder")
+    if size is not None:
+        check_int(size, "from_folder(size=...)", minimum=1, what="pixels, or None")
+    if mode is not None:
+        check_choice(mode, "from_folder(mode=...)", ("L", "RGB"))
+    if not path.is_dir():
+        expected = "a folder that holds a folder a class, or an .npz file"
+        raise FileNotFoundError(explain("`path` is not a folder.", str(path), expected))
+    classes = images_by_class(path, split)
+    files = [file for images in classes.values() for file in images]
+    counts = [len(images) for images in classes.values()]
+    return Images(
+        _read_all(files, size, mode),
+        np.repeat(np.arange(len(classes), dtype=np.int32), counts),
+        tuple(classes),
+    )
+
+
+def _read_all(
+    files: Sequence[Path], size: int | None, mode: str | None
+) -> UInt8[np.ndarray, "N channels height width"]:
+    first = _read(files[0], size, mode)
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for index, file in enumerate(files):
+        image = _read(file, size, mode)
+        if image.shape != first.shape:
+            kind = len(image) != len(first)
+            raise ValueError(
+                explain(
+                    f"Images differ in {'kind' if kind else 'size'}.",
+                    f"{files[0]} is {_described(first)}, {file} is {_described(image)}",
+                    "all alike; mode='RGB' or 'L' makes them so"
+                    if kind
+                    else "all alike; size=84, for example, makes them so",
+                )
+            )
+        images[index] = image
+    return images
+
+
+def _read(
+    file: Path, size: int | None, mode: str | None
+) -> UInt8[np.ndarray, "channels height width"]:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+            kind = mode or _KINDS.get(image.mode)
+            if kind is None or image.mode.startswith(("I", "F")):
+                raise ValueError(f"pixels of mode {image.mode}")
+            image = image.convert(kind)
+            if size is not None:
+                image = image.resize((size, size), Image.Resampling.BILINEAR)
+            pixels = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        expected = "an image of 8 bits a channel, grey or colour, that Pillow can read"
+        raise ValueError(explain(f"{file} cannot be read.", str(error), expected)) from error
+    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+
+
+# Pillow's modes that lose nothing on the way. Of images with transparency, or with more than 8
+# bits, somebody has to say what they mean.
+_KINDS = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "YCbCr": "RGB", "CMYK": "RGB"}
+
+
+def _described(image: np.ndarray) -> str:
+    channels, height, width = image.shape
+    return f"{'grey' if channels == 1 else 'colour'}, {height} x {width} pixels (height x width)"

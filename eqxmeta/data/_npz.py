@@ -1,0 +1,66 @@
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from .._errors import explain
+from ._images import Images
+
+
+def from_npz(path: str | Path) -> Images:
+    """Labelled images from a NumPy archive: its arrays `images` and `labels`.
+
+        train = em.data.from_npz("mini-imagenet-train.npz")
+
+    - `images`: uint8 or floating, `[N, height, width]`, `[N, channels, height, width]` or
+      `[N, height, width, channels]` with 1 or 3 channels. They come out channels first.
+    - `labels`: `[N]`, integers or strings of any values. Classes are numbered in sorted order.
+
+    Raises `FileNotFoundError`, or `ValueError` for a damaged file and for arrays that are missing
+    or of another kind. Nothing is unpickled.
+    """
+    path = Path(path)
+    expected = "an .npz file with arrays `images` [N, ...] and `labels` [N]"
+    if not path.is_file():
+        raise FileNotFoundError(explain("`path` is not a file.", str(path), expected))
+    try:
+        # NumPy would leave a damaged file open that it opened itself.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            images, labels = file["images"], file["labels"]
+    except KeyError as error:
+        raise ValueError(explain(f"{path} lacks an array.", str(error), expected)) from error
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(explain(f"{path} cannot be read.", repr(error), expected)) from error
+    if images.ndim not in (3, 4) or not (
+        images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
+    ):
+        received = f"{images.dtype} {images.shape}"
+        kinds = "uint8 or floating, [N, height, width] or with channels of their own axis"
+        raise ValueError(explain(f"`images` in {path} are not images.", received, kinds))
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iuUS" or not len(labels):
+        received = f"{labels.dtype} {labels.shape} for {len(images)} images"
+        kinds = "integers or strings, one an image, one image or more"
+        raise ValueError(explain(f"`labels` in {path} do not name classes.", received, kinds))
+    names, numbers = np.unique(labels, return_inverse=True)
+    if names.dtype.kind == "S":
+        names = np.char.decode(names)
+    return Images(
+        _channels_first(images, path), numbers.astype(np.int32), tuple(map(str, names.tolist()))
+    )
+
+
+def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
+    if images.ndim == 3:
+        return images[:, None]
+    if images.shape[1] in (1, 3):
+        return images
+    if images.shape[3] in (1, 3):
+        return np.ascontiguousarray(np.moveaxis(images, 3, 1))
+    raise ValueError(
+        explain(
+            f"`images` in {path} have no axis of channels.",
+            f"shape {images.shape}",
+            "1 or 3 channels as the second or the last axis",
+        )
+    )

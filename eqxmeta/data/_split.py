@@ -1,0 +1,139 @@
+"""Which images of a folder are meant, and of what class each is."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .._errors import explain
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm")
+_SPLIT_SUFFIXES = (".csv", ".txt", ".json")
+
+
+def images_by_class(path: Path, split: str | Path | Sequence[str] | None) -> dict[str, list[Path]]:
+    """The image files of each class, both in sorted order; no class is empty. See `from_folder`."""
+    if split is None:
+        return _in_class_folders(path)
+    if not isinstance(split, str | Path):
+        return _chosen(_class_folder_names(split), path, "`split`")
+    file = _split_file(path, split)
+    if file is None:
+        return _in_class_folders(path / split)
+    if file.suffix == ".csv":
+        return _listed(file, path)
+    return _chosen(_class_names(file), path, str(file))
+
+
+def _split_file(path: Path, split: str | Path) -> Path | None:
+    """The file that says what is in the split, or `None` if that is a folder's business."""
+    if Path(split).suffix in _SPLIT_SUFFIXES:
+        candidates = [Path(split), path / split]
+    else:
+        candidates = [path / f"{split}{suffix}" for suffix in _SPLIT_SUFFIXES]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if (path / split).is_dir():
+        return None
+    where = ", ".join(str(c) for c in [*candidates, path / split])
+    raise FileNotFoundError(explain("`split` was not found.", repr(str(split)), f"one of {where}"))
+
+
+def _in_class_folders(path: Path) -> dict[str, list[Path]]:
+    """Every folder at or below `path` that holds images is a class, named by its relative path."""
+    found: dict[str, list[Path]] = {}
+    # Links are followed: that is how large data sets are shared.
+    for folder, subfolders, _ in os.walk(path, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        images = _images_in(Path(folder))
+        name = Path(folder).relative_to(path).as_posix()
+        if images and name == ".":
+            raise ValueError(
+                explain(
+                    f"{path} holds images that belong to no class.",
+                    f"{images[0].name} and {len(images) - 1} more outside of class folders",
+                    "one folder a class, or a csv file of filename and label as `split`",
+                )
+            )
+        if images:
+            found[name] = images
+        elif not subfolders:
+            raise ValueError(
+                explain(
+                    f"{folder} is empty.",
+                    "a folder without images",
+                    f"images ({' '.join(IMAGE_SUFFIXES)}) in every class folder",
+                )
+            )
+    return dict(sorted(found.items()))
+
+
+def _chosen(names: Sequence[str], path: Path, source: str) -> dict[str, list[Path]]:
+    found = {name: _images_in(path / name) for name in sorted(set(names))}
+    missing = [name for name, images in found.items() if not images]
+    if missing or not found:
+        raise ValueError(
+            explain(
+                f"{source} names classes of which {path} has no images.",
+                f"{missing[:5]}, {len(missing)} of {len(found)} classes",
+                "the names of folders in it, one or more, each with images",
+            )
+        )
+    return found
+
+
+def _listed(file: Path, path: Path) -> dict[str, list[Path]]:
+    """As Ravi and Larochelle 2017 published the split of miniImageNet: `filename,label`."""
+    with open(file, newline="") as lines:
+        rows = csv.DictReader(lines)
+        if not {"filename", "label"} <= set(rows.fieldnames or ()):
+            expected = "columns named filename and label in the first line"
+            raise ValueError(explain(f"{file} is not a split.", repr(rows.fieldnames), expected))
+        pairs = [(row["filename"], row["label"]) for row in rows]
+    if not pairs or not all(filename and label for filename, label in pairs):
+        expected = "one image or more, each with its class"
+        raise ValueError(explain(f"{file} names no images.", f"{len(pairs)} lines", expected))
+    found: dict[str, list[Path]] = {}
+    for filename, label in pairs:
+        found.setdefault(label, []).append(_place_of(filename, label, file, path))
+    return {label: sorted(images) for label, images in sorted(found.items())}
+
+
+def _place_of(filename: str, label: str, file: Path, path: Path) -> Path:
+    # Together or by class, beside the split file or in the folder `images`: all are around.
+    candidates = [path / base / filename for base in ("", "images", label, f"images/{label}")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    expected = f"one of {', '.join(map(str, candidates))}"
+    raise ValueError(explain(f"{file} names an image that is missing.", filename, expected))
+
+
+def _class_names(file: Path) -> list[str]:
+    text = file.read_text()
+    if file.suffix == ".txt":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        return _class_folder_names(json.loads(text))
+    except ValueError as error:
+        expected = 'a list of class names, such as ["cat", "dog"]'
+        raise ValueError(explain(f"{file} is not a split.", str(error), expected)) from error
+
+
+def _class_folder_names(names: object) -> list[str]:
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        expected = "a list of class names, or the name of a split or of its file"
+        raise ValueError(explain("`split` does not name classes.", repr(names)[:200], expected))
+    return list(names)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+    )

@@ -1,0 +1,75 @@
+"""What the backbones share: the norm by its name, initial weights, and checks of arguments."""
+
+import math
+from typing import Literal, TypeAlias, TypeVar, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from .._arguments import check_int
+from .._errors import explain
+from ._norm import BatchNorm, SupportNorm
+
+Layer = TypeVar("Layer", bound=eqx.Module)
+NormName: TypeAlias = Literal["support", "batch", "layer", "group"]
+
+
+def make_norm(name: NormName, channels: int) -> eqx.Module:
+    """`"support"`: `SupportNorm`. `"batch"`: `BatchNorm`, transductive. `"layer"`: each example by
+    all its values; `"group"`: in groups of channels, 32 (Wu & He 2018, arXiv 1803.08494) or, where
+    that does not divide `channels`, the largest power of two that does. All have a scale and a
+    shift for each channel."""
+    if name == "support":
+        return SupportNorm(channels)
+    if name == "batch":
+        return BatchNorm(channels)
+    return eqx.nn.GroupNorm(1 if name == "layer" else math.gcd(32, channels), channels)
+
+
+def check_backbone(
+    who: str, *, norm: object, ways: object, **at_least: tuple[object, int, str]
+) -> None:
+    """`at_least`: by the argument's name its value, the least that it may be, and its unit."""
+    if norm not in get_args(NormName):
+        expected = ", ".join(map(repr, get_args(NormName)))
+        message = f"`{who}(norm=...)` is not a policy of normalisation."
+        raise ValueError(explain(message, repr(norm), f"one of {expected}"))
+    if ways is not None:
+        check_int(ways, f"{who}(ways=...)", minimum=1, what="classes, or None: features only")
+    for name, (value, minimum, what) in at_least.items():
+        check_int(value, f"{who}({name}=...)", minimum=minimum, what=what)
+
+
+def check_image(who: str, x: Array, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise ValueError(
+            explain(
+                f"`{who}` was called with an image of another shape.",
+                f"one example of shape {x.shape}",
+                f"[channels, height, width] = {list(shape)}, one example at a time",
+            )
+        )
+
+
+def xavier(layer: Layer, key: PRNGKeyArray) -> Layer:
+    """A convolution's or linear layer's weights, uniform with variance 2 / (fan in + fan out)
+    (Glorot & Bengio 2010, equation 16); biases zero."""
+    weight = layer.weight  # pyright: ignore
+    init = jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)
+    return set_weight(layer, init(key, weight.shape, weight.dtype))
+
+
+def set_weight(layer: Layer, weight: Array) -> Layer:
+    layer = eqx.tree_at(lambda x: x.weight, layer, weight)
+    if layer.bias is None:  # pyright: ignore
+        return layer
+    return eqx.tree_at(lambda x: x.bias, layer, replace_fn=jnp.zeros_like)
+
+
+def linear_head(features: int, ways: int | None, key: PRNGKeyArray) -> eqx.nn.Linear | None:
+    """Xavier-initialised; `None` for no head."""
+    if ways is None:
+        return None
+    return xavier(eqx.nn.Linear(features, ways, key=key), key)

@@ -1,0 +1,107 @@
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Inexact, PRNGKeyArray
+
+from .._errors import explain
+from ._bilinear import Geometry, convolve
+
+_PAD_MODES = {"REFLECT": "reflect", "REPLICATE": "edge", "CIRCULAR": "wrap"}
+
+
+class Conv2d(eqx.Module):
+    """`equinox.nn.Conv2d` with the same parameters and results, fast where that one is not: on a
+    CPU inside of loops, under `vmap` over the weights, and in first and second derivatives.
+
+    Takes the arguments of `equinox.nn.Conv2d`, and raises what it raises. For the same `key` the
+    parameters are the same bits: `weight [out, in / groups, kh, kw]`, `bias [out, 1, 1]` or
+    `None`. `eqxmeta.nn.fast` converts a whole model.
+    """
+
+    weight: Array
+    bias: Array | None
+    num_spatial_dims: int = eqx.field(static=True)
+    in_channels: int = eqx.field(static=True)
+    out_channels: int = eqx.field(static=True)
+    kernel_size: tuple[int, int] = eqx.field(static=True)
+    stride: tuple[int, int] = eqx.field(static=True)
+    padding: str | tuple[tuple[int, int], tuple[int, int]] = eqx.field(static=True)
+    dilation: tuple[int, int] = eqx.field(static=True)
+    groups: int = eqx.field(static=True)
+    use_bias: bool = eqx.field(static=True)
+    padding_mode: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=(1, 1),
+        padding=(0, 0),
+        dilation=(1, 1),
+        groups=1,
+        use_bias=True,
+        padding_mode="ZEROS",
+        dtype=None,
+        *,
+        key: PRNGKeyArray,
+    ):
+        conv = eqx.nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            use_bias,
+            padding_mode,
+            dtype,
+            key=key,
+        )
+        _take_fields(self, conv)
+
+    def __call__(
+        self, x: Inexact[Array, "in h w"], *, key: PRNGKeyArray | None = None
+    ) -> Inexact[Array, "out rows columns"]:
+        """One image, channels first. `key` is ignored."""
+        del key
+        if x.ndim != 3 or x.shape[0] != self.in_channels:
+            expected = f"one image [{self.in_channels}, height, width], without a batch axis"
+            raise ValueError(explain("The input of `Conv2d` is invalid.", x.shape, expected))
+        if x.dtype != self.weight.dtype:
+            raise TypeError(
+                explain("The input of `Conv2d` is invalid.", x.dtype, f"{self.weight.dtype}")
+            )
+        kernel, size = self.kernel_size, (x.shape[1], x.shape[2])
+        padding = self.padding
+        if isinstance(padding, str):
+            reach = [d * (k - 1) + 1 for k, d in zip(kernel, self.dilation, strict=True)]
+            padding = lax.padtype_to_pads(size, reach, self.stride, padding)
+        padding = tuple((int(a), int(b)) for a, b in padding)
+        if self.padding_mode != "ZEROS":
+            x = jnp.pad(x, ((0, 0), *padding), _PAD_MODES[self.padding_mode])
+            size, padding = (x.shape[1], x.shape[2]), ((0, 0), (0, 0))
+        geometry = Geometry(size, kernel, self.stride, padding, self.dilation)
+
+        # Channels last, a group as a task: groups have weights of their own. The compiler finds
+        # layouts in which the transpositions between two layers move nothing.
+        g = self.groups
+        images = jnp.transpose(x.reshape(g, -1, *size), (0, 2, 3, 1))[:, None]
+        w = self.weight.reshape(g, -1, *self.weight.shape[1:])
+        y = convolve(images, jnp.transpose(w, (0, 3, 4, 2, 1)), geometry)
+        y = jnp.transpose(y[:, 0], (0, 3, 1, 2)).reshape(self.out_channels, *geometry.out)
+        return y if self.bias is None else y + self.bias
+
+
+def from_equinox(conv: eqx.nn.Conv) -> Conv2d:
+    """The same layer, with the very arrays of `conv`."""
+    new = object.__new__(Conv2d)
+    _take_fields(new, conv)
+    return new
+
+
+def _take_fields(to: Conv2d, conv: eqx.nn.Conv) -> None:
+    # Equinox has read and checked the arguments.
+    for name in Conv2d.__dataclass_fields__:
+        object.__setattr__(to, name, getattr(conv, name))

@@ -1,0 +1,137 @@
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._arguments import check_int
+from .._errors import explain
+from .._support_statistics import (
+    SupportLayer,
+    TransductiveLayer,
+    count_examples,
+    mean_over_examples,
+    support_statistics,
+)
+
+Statistics = tuple[Float[Array, " channels"], Float[Array, " channels"]]
+
+
+class SupportNorm(SupportLayer):
+    """Normalises each channel with the statistics of a task's support set: batch normalisation
+    (Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1) that is not transductive.
+
+    While a model adapts, mean and (biased) variance are those of the support examples, over
+    examples and positions, under the weights as they are. A query is normalised with the
+    statistics of the support set under the adapted weights: what is predicted for it does not
+    depend on the other queries. (Where published code normalises queries by queries, its results
+    are transductive: Nichol et al. 2018, arXiv 1803.02999, section 6.1.)
+
+    It keeps nothing between tasks, and is differentiated through. The statistics, of the support
+    set that is seen by `eqxmeta.losses.predict`, are put into the model that `inner_adapt` returns,
+    into the field `statistics`; see `eqxmeta.with_support_statistics`.
+
+    `x: [channels, ...]`, one example. Computed in float32 at least. `weight` (γ) starts at 1,
+    `bias` (β) at 0; `eps` is added to the variance.
+
+    Raises `ValueError` when called for one example, outside of `predict`, without statistics.
+    """
+
+    weight: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    eps: float = eqx.field(static=True)
+    statistics: Any
+
+    def __init__(self, channels: int, *, eps: float = 1e-5):
+        check_int(channels, "SupportNorm(channels=...)", minimum=1, what="channels")
+        self.weight = jnp.ones(channels)
+        self.bias = jnp.zeros(channels)
+        self.eps = eps
+        self.statistics = None
+
+    def __call__(
+        self, x: Float[Array, "channels ..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "channels ..."]:
+        wide = _wide(x, self.weight, "SupportNorm")
+        found = support_statistics(self, lambda: _batch_statistics(wide, "SupportNorm"))
+        return _normalise(wide, found, self.weight, self.bias, self.eps).astype(x.dtype)
+
+
+class BatchNorm(TransductiveLayer):
+    """Batch normalisation with the statistics of whatever is predicted together, and with no
+    others: Ioffe & Szegedy 2015 (arXiv 1502.03167), algorithm 1.
+
+    Queries are normalised with the statistics of the query set, so that a prediction depends on
+    the other queries: transductive, as in the code of MAML and Reptile. `Evaluation.transductive`
+    records it. There are no running averages, and no prediction for a single example.
+
+    `x: [channels, ...]`, one example of those that `eqxmeta.losses.predict` maps the model over.
+    Computed in float32 at least. `weight` (γ) starts at 1, `bias` (β) at 0; `eps` is added to the
+    variance.
+
+    Raises `ValueError` when called outside of `predict`.
+    """
+
+    weight: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, eps: float = 1e-5):
+        check_int(channels, "BatchNorm(channels=...)", minimum=1, what="channels")
+        self.weight = jnp.ones(channels)
+        self.bias = jnp.zeros(channels)
+        self.eps = eps
+
+    def __call__(
+        self, x: Float[Array, "channels ..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "channels ..."]:
+        wide = _wide(x, self.weight, "BatchNorm")
+        found = _batch_statistics(wide, "BatchNorm")
+        return _normalise(wide, found, self.weight, self.bias, self.eps).astype(x.dtype)
+
+
+def _wide(x: Array, weight: Array, layer: str) -> Array:
+    if x.ndim < 1 or x.shape[0] != weight.shape[0]:
+        raise ValueError(
+            explain(
+                f"`{layer}` was called with another number of channels.",
+                f"one example of shape {x.shape}",
+                f"[{weight.shape[0]}, ...]",
+            )
+        )
+    with jax.numpy_dtype_promotion("standard"):
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _batch_statistics(x: Array, layer: str) -> Statistics:
+    """Mean and variance over examples and positions, each `[channels]`."""
+    positions = tuple(range(1, x.ndim))
+    if count_examples(layer) * math.prod(x.shape[1:]) == 1:
+        # A variance of zero: all that the channel would give is its bias, whatever comes in.
+        raise ValueError(
+            explain(
+                f"`{layer}` has a single value for each channel.",
+                f"one example of shape {x.shape}",
+                "more examples at a time, or more positions",
+            )
+        )
+
+    def mean(x: Array) -> Array:
+        return mean_over_examples(jnp.mean(x, axis=positions))
+
+    first = mean(x)
+    return first, mean((x - _per_channel(first, x)) ** 2)
+
+
+def _normalise(x: Array, found: Statistics, weight: Array, bias: Array, eps: float) -> Array:
+    mean, variance = (s.astype(x.dtype) for s in found)
+    weight, bias = weight.astype(x.dtype), bias.astype(x.dtype)
+    # One multiply-add a value: the factors are of one channel, the values of all its positions.
+    scale = weight * jax.lax.rsqrt(variance + eps)
+    return x * _per_channel(scale, x) + _per_channel(bias - mean * scale, x)
+
+
+def _per_channel(values: Array, x: Array) -> Array:
+    return values.reshape(-1, *[1] * (x.ndim - 1))

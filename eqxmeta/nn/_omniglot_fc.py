@@ -1,0 +1,66 @@
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._blocks import NormName, check_backbone, make_norm, set_weight
+
+_WIDTHS = (256, 128, 64, 64)
+
+
+class OmniglotFC(eqx.Module):
+    """The fully connected network for Omniglot: layers of 256, 128, 64 and 64 units, each with
+    norm and relu, then a linear layer: Santoro et al. 2016 (arXiv 1605.06065), as in Finn et al.
+    2017 (arXiv 1703.03400), section 5.2.
+
+    - `inputs`: values of an example; 784 for 28x28.
+    - `ways`, `norm`: as for `Conv4`.
+
+    One example in, of any shape with `inputs` values; logits out, `[ways]`. `features(x): [64]` is
+    what the linear layer `head` sees. Initialised as in the code of MAML (github.com/cbfinn/maml):
+    weights of a truncated normal distribution, standard deviation 0.01, zero biases.
+
+    Raises `TypeError` or `ValueError` for an argument that is not as above.
+    """
+
+    layers: tuple[eqx.nn.Linear, ...]
+    norms: tuple[Any, ...]
+    head: eqx.nn.Linear | None
+
+    def __init__(
+        self,
+        inputs: int,
+        ways: int | None,
+        *,
+        norm: NormName = "support",
+        key: PRNGKeyArray,
+    ):
+        check_backbone("OmniglotFC", norm=norm, ways=ways, inputs=(inputs, 1, "values"))
+        *keys, head_key = jax.random.split(key, 5)
+        sizes = (inputs, *_WIDTHS)
+        self.layers = tuple(
+            _linear(i, o, k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
+        )
+        self.norms = tuple(make_norm(norm, width) for width in _WIDTHS)
+        self.head = None if ways is None else _linear(_WIDTHS[-1], ways, head_key)
+
+    def features(self, x: Float[Array, "..."]) -> Float[Array, "64"]:
+        x = x.reshape(math.prod(x.shape))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = jax.nn.relu(norm(layer(x)))
+        return x
+
+    def __call__(
+        self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " outputs"]:
+        features = self.features(x)
+        return features if self.head is None else self.head(features)
+
+
+def _linear(inputs: int, outputs: int, key: PRNGKeyArray) -> eqx.nn.Linear:
+    layer = eqx.nn.Linear(inputs, outputs, key=key)
+    # TensorFlow's cuts at two standard deviations of what is cut, and does not widen the rest.
+    normal = jax.random.truncated_normal(key, -2.0, 2.0, layer.weight.shape, layer.weight.dtype)
+    return set_weight(layer, 0.01 * normal)

@@ -1,0 +1,48 @@
+import equinox as eqx
+import optax
+
+from .._inner_loop import InnerLoop
+from .._strategy import GradientStrategy
+from .._task_chunk import TaskChunk
+from .._types import Loss
+from ._by_inner_loop import ByInnerLoop
+from ._head import Head, Where, adapting, check_head
+
+
+class ANIL(GradientStrategy, ByInnerLoop):
+    """Almost no inner loop: MAML in which the head alone adapts, on features that stay.
+
+    Raghu, Raghu, Bengio, Vinyals 2020 (arXiv 1909.09157), section 4: with θ = (body, head) an
+    inner step is `head ← head - α ∇_head loss(body, head; support)`, and the outer step descends
+    `loss(body, head_K; query)` in both. The body's features of the support set are computed once,
+    not at every inner step (unless the loss has a `key` and the body drops out).
+
+    - `loss`, `inner`, `optimizer`, `task_chunk`: as for `MAML`; `inner.adapt` must be `None`.
+    - `head`: from the model to its head: `lambda m: m.layers[-1]`. `None`: the model's field
+      `head` or, if it has none, the last `eqx.nn.Linear` in the order of the fields.
+
+    `MAML(loss, InnerLoop(..., adapt=head), optimizer)` is the same algorithm.
+
+    Raises `TypeError` or `ValueError` for arguments that are not as above, and `ValueError` when
+    used with a model that has no such head.
+    """
+
+    loss: Loss
+    inner: InnerLoop
+    optimizer: optax.GradientTransformation
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
+
+    def __init__(
+        self,
+        loss: Loss,
+        inner: InnerLoop,
+        optimizer: optax.GradientTransformation,
+        *,
+        head: Where | None = None,
+        task_chunk: TaskChunk = "auto",
+    ):
+        check_head(head, "ANIL(head=...)")
+        self.loss = loss
+        self.inner = adapting(inner, Head(head, "ANIL(head=...)"), "ANIL")
+        self.optimizer = optimizer
+        self.task_chunk = task_chunk

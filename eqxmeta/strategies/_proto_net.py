@@ -1,0 +1,129 @@
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from .._arguments import check_int
+from .._errors import explain
+from .._predict import predict, takes_key
+from .._strategy import GradientStrategy
+from .._support_statistics import fill_statistics, without_statistics
+from .._task_chunk import TaskChunk
+from .._types import Loss
+from ._arguments import check_loss_and_optimizer
+
+
+class PrototypeClassifier(eqx.Module):
+    """Maps one example to logits `[classes]`, `-‖f(x) - c_k‖²`.
+
+    - `embedding`: f, the user's own model.
+    - `prototypes`: c, `[classes, features]`, the mean of each class of the support set.
+    - `present`: `[classes]`, whether the class was in the support set; the logit of one that was
+      not is minus infinity.
+    """
+
+    embedding: PyTree
+    prototypes: Float[Array, "classes features"]
+    present: Bool[Array, " classes"]
+
+    def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " classes"]:
+        f = self.embedding
+        feature = f(x) if key is None or not takes_key(f) else f(x, key=key)
+        differences = jnp.ravel(feature)[None, :] - self.prototypes
+        return jnp.where(self.present, -jnp.sum(differences**2, axis=1), -jnp.inf)
+
+
+class ProtoNet(GradientStrategy):
+    """Prototypical networks: an embedding in which a class is where the mean of its examples is.
+
+    Snell, Swersky, Zemel 2017 (arXiv 1703.05175), equations 1 and 2: `c_k` is the mean of `f(x)`
+    over the support examples of class k, and `p(y = k | x) ∝ exp(-‖f(x) - c_k‖²)`. There is no
+    inner gradient; the outer step descends `loss` on the query set in the parameters of f.
+
+    The model that is trained is f: one example to an array, which counts as a vector.
+    `inner_adapt` returns a `PrototypeClassifier`, one example to logits. Tasks are classification
+    tasks, `(x, y)` with integer labels `y: [n]` from 0; more ways may be used for training than for
+    testing, as in the paper, and classes need not be of one size or in order.
+
+    - `loss`: of logits, such as `eqxmeta.losses.cross_entropy`.
+    - `optimizer`: the outer optax optimizer. `task_chunk`: see `GradientStrategy`.
+    - `ways`: the number of logits, if all tasks have the same number of classes or a known most.
+      `None`: what the labels say, where they are at hand (a call of `inner_adapt` by itself). In a
+      compiled program, such as training, they are not, but no class has less than one example:
+      there are as many logits as support examples. A class that is not there has a logit of minus
+      infinity, a probability of zero, so that loss and accuracy do not depend on it.
+
+    Before adaptation there is no classifier: no metric `loss_before`, and in an `Evaluation` the
+    column of step 0 is NaN; that of step 1 is what counts.
+
+    Raises `TypeError` or `ValueError` for arguments, or tasks, that are not as above.
+    """
+
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    ways: int | None = eqx.field(default=None, kw_only=True)
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
+
+    def __check_init__(self):
+        check_loss_and_optimizer("ProtoNet", self.loss, self.optimizer, self.task_chunk)
+        if self.ways is not None:
+            check_int(self.ways, "ProtoNet(ways=...)", minimum=1, what="classes, or None")
+
+    def unadapted(self, model: PyTree) -> None:
+        return None
+
+    def inner_adapt(
+        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
+    ) -> PrototypeClassifier:
+        x, y = _examples(support)
+        classes = self.ways
+        if classes is None:
+            classes = y.shape[0] if isinstance(y, jax.core.Tracer) else int(np.max(y)) + 1
+        return _classifier(model, x, y, classes, key)
+
+
+@eqx.filter_jit
+def _classifier(
+    model: PyTree, x: PyTree, y: Array, classes: int, key: PRNGKeyArray | None
+) -> PrototypeClassifier:
+    found = []
+
+    def embed(model: PyTree) -> None:
+        found.append(predict(model, x, key).reshape(y.shape[0], -1))
+
+    # Layers that normalise by the support set keep, for queries, the statistics of this pass.
+    model = fill_statistics(without_statistics(model), embed)
+    if not found:  # there are no such layers
+        embed(model)
+    (features,) = found
+    member = jax.nn.one_hot(y, classes, dtype=features.dtype)  # [examples, classes]
+    count = jnp.sum(member, axis=0)
+    prototypes = member.T @ features / jnp.maximum(count, 1)[:, None]
+    return PrototypeClassifier(model, prototypes, count > 0)
+
+
+def _examples(support: Any) -> tuple[PyTree, Array]:
+    if not isinstance(support, tuple | list) or len(support) != 2:
+        received = str(jax.tree.structure(support))
+        raise TypeError(explain("`support` is not a pair.", received, "`(x, y)`"))
+    x, y = support
+    if not (eqx.is_array(y) or isinstance(y, np.ndarray)) or y.ndim != 1:
+        received = f"shape {getattr(y, 'shape', type(y).__name__)}"
+        raise ValueError(
+            explain("The labels of `support` are invalid.", received, "an integer array `[n]`")
+        )
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(
+            explain("The labels of `support` are not integers.", y.dtype, "class numbers from 0")
+        )
+    if not isinstance(y, jax.core.Tracer) and (y.size == 0 or np.min(y) < 0):
+        received = f"{y.size} labels" + (f", the least {np.min(y)}" if y.size else "")
+        raise ValueError(
+            explain("The labels of `support` are invalid.", received, "class numbers from 0")
+        )
+    return x, jnp.asarray(y)

@@ -1,0 +1,233 @@
+"""Images from folders, split files and npz files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import eqxmeta as em
+
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
+
+
+def picture(path, number, mode="RGB", shape=(6, 6)):
+    """An image that can be told from others, written to `path`; its pixels."""
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
+    pixels = np.random.default_rng(number).integers(0, 256, (*shape, *channels), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Classes `cat` (2 images), `dog` (3) and `fish/cod` (1), and what else lies around."""
+    pixels = {}
+    for number, name in enumerate(("cat/b", "cat/a", "dog/1", "dog/2", "dog/3", "fish/cod/x")):
+        pixels[name] = picture(tmp_path / f"{name}.png", number)
+    (tmp_path / "README.txt").write_text("about")
+    (tmp_path / "dog" / ".hidden.png").write_text("not an image")
+    (tmp_path / "cat" / "notes.md").write_text("about")
+    return tmp_path, pixels
+
+
+def assert_holds(data, pixels, **expected):
+    """Classes of these names, and in each the images of these names, in this order."""
+    assert data.class_names == tuple(expected)
+    wanted = [pixels[name] for names in expected.values() for name in names]
+    assert np.array_equal(data.images, np.moveaxis(np.stack(wanted), 3, 1))
+    labels = [i for i, names in enumerate(expected.values()) for _ in names]
+    assert np.array_equal(data.labels, labels) and data.labels.dtype == np.int32
+    assert data.images.dtype == np.uint8
+
+
+ALL = {"cat": ["cat/a", "cat/b"], "dog": ["dog/1", "dog/2", "dog/3"], "fish/cod": ["fish/cod/x"]}
+
+
+def test_a_folder_a_class(folder):
+    root, pixels = folder
+    assert_holds(em.data.from_folder(root), pixels, **ALL)
+    assert_holds(em.data.from_folder(str(root)), pixels, **ALL)
+
+
+@pytest.mark.parametrize("how", ["list", "txt", "json", "elsewhere", "relative", "link"])
+def test_a_list_of_class_names(folder, how, tmp_path):
+    root, pixels = folder
+    names, split = ["fish/cod", "cat"], "train"
+    if how == "list":
+        split = names
+    elif how == "txt":
+        (root / "train.txt").write_text("fish/cod\n\ncat\n")
+    elif how == "json":
+        (root / "train.json").write_text(json.dumps(names))
+    elif how == "elsewhere":
+        split = tmp_path / "lists" / "mine.txt"
+        split.parent.mkdir()
+        split.write_text("fish/cod\ncat")
+    elif how == "relative":
+        split = "lists/train.json"
+        (root / "lists").mkdir()
+        (root / split).write_text(json.dumps(names))
+    else:
+        (root / "train").mkdir()
+        for name in ("fish", "cat"):
+            (root / "train" / name).symlink_to(root / name, target_is_directory=True)
+    data = em.data.from_folder(root, split)
+    assert_holds(data, pixels, **{name: ALL[name] for name in sorted(names)})
+
+
+@pytest.mark.parametrize("place", ["", "images/", "images/{label}/", "{label}/"])
+def test_csv_files_as_of_mini_imagenet(tmp_path, place):
+    rows, pixels = ["filename,label"], {}
+    for number, (name, label) in enumerate([("b", "n2"), ("a", "n2"), ("c", "n1"), ("d", "n3")]):
+        file = tmp_path / place.format(label=label) / f"{name}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(file, number)
+        with Image.open(file) as image:  # as it comes back from a lossy file
+            pixels[name] = np.asarray(image)
+        rows += [f"{name}.jpg,{label}"] if label != "n3" else []
+    (tmp_path / "test.csv").write_text("\n".join(rows))
+    data = em.data.from_folder(tmp_path, "test")
+    assert_holds(data, pixels, n1=["c"], n2=["a", "b"])
+
+
+def test_grey_images_and_conversions(tmp_path):
+    grey, colour = picture(tmp_path / "a/1.png", 1, "L"), picture(tmp_path / "a/2.png", 2)
+    with pytest.raises(ValueError, match=r"(?s)in kind.*1.png is grey.*2.png is colour.*mode="):
+        em.data.from_folder(tmp_path)
+    images = em.data.from_folder(tmp_path, mode="RGB").images
+    assert np.array_equal(images, np.moveaxis([np.stack([grey] * 3, 2), colour], 3, 1))
+    images = em.data.from_folder(tmp_path, mode="L").images
+    luma = colour @ [0.299, 0.587, 0.114]
+    assert images.shape == (2, 1, 6, 6) and np.array_equal(images[0, 0], grey)
+    assert np.abs(images[1, 0] - luma).max() <= 1
+    (tmp_path / "a/2.png").unlink()
+    assert np.array_equal(em.data.from_folder(tmp_path).images, grey[None, None])
+
+
+def test_sizes(tmp_path):
+    picture(tmp_path / "a/1.png", 1, shape=(4, 6))
+    picture(tmp_path / "b/2.png", 2, shape=(8, 8))
+    with pytest.raises(ValueError, match=r"(?s)differ in size.*1.png is .*4 x 6.*2.png is .*8 x 8"):
+        em.data.from_folder(tmp_path)
+    assert em.data.from_folder(tmp_path, size=5).images.shape == (2, 3, 5, 5)
+    # Of one colour it stays, whatever the filter.
+    Image.new("RGB", (9, 3), (1, 2, 250)).save(tmp_path / "a/1.png")
+    image = em.data.from_folder(tmp_path, ["a"], size=7).images[0]
+    assert np.array_equal(image, np.broadcast_to(np.array([1, 2, 250])[:, None, None], (3, 7, 7)))
+
+
+def refused(said, *args, error=ValueError, **kwargs):
+    with pytest.raises(error, match=f"(?s){said}") as caught:
+        em.data.from_folder(*args, **kwargs)
+    assert "\nReceived: " in str(caught.value) and "\nExpected: " in str(caught.value)
+
+
+def test_images_that_cannot_be_read_are_named(folder):
+    root, _ = folder
+    whole = (root / "dog/2.png").read_bytes()
+    for content in (b"", b"text", whole[:60], whole[:23] + b"\7" + whole[24:]):
+        (root / "dog/2.png").write_bytes(content)
+        refused("dog/2.png cannot be read", root)
+    picture(root / "dog/2.png", 0, "RGBA")
+    refused("dog/2.png cannot be read.*mode RGBA", root)
+    Image.fromarray(np.zeros((6, 6), np.uint16)).save(root / "dog/2.png")
+    refused("dog/2.png cannot be read.*mode I", root, mode="L")
+
+
+def test_folders_that_hold_nothing(folder, tmp_path):
+    root, _ = folder
+    (root / "cow").mkdir()
+    refused("cow is empty", root)
+    (root / "cow" / "labels.txt").write_text("")
+    refused("cow is empty", root)
+    refused("`split` names classes.*'cow'.*1 of 2", root, ["cow", "cat"])
+    (tmp_path / "none").mkdir()
+    refused("none is empty", tmp_path / "none")
+    refused("`path` is not a folder", tmp_path / "nowhere", error=FileNotFoundError)
+    picture(root / "stray.png", 3)
+    refused("stray.png and 0 more", root)
+
+
+def test_splits_that_are_wrong(folder):
+    root, _ = folder
+    refused("`split` was not found.*train.csv", root, "train", error=FileNotFoundError)
+    refused("`split` was not found.*mine.txt", root, "mine.txt", error=FileNotFoundError)
+    refused("`split` names classes.*'cow'", root, ["cow", "cat"])
+    refused("0 of 0", root, [])
+    refused("`split` does not name classes", root, [1, 2])
+    for name, content, said in (
+        ("a.json", "{}", "does not name classes|is not a split"),
+        ("a.json", "[", "is not a split"),
+        ("a.txt", "cat\ncow\n", r"a.txt names classes.*\['cow'\]"),
+        ("a.csv", "file,class\n", "filename and label"),
+        ("a.csv", "filename,label\n", "names no images"),
+        ("a.csv", "filename,label\nx.png\n", "names no images"),
+        ("a.csv", "filename,label\nx.png,cat\n", "image that is missing.*x.png"),
+    ):
+        (root / name).write_text(content)
+        refused(said, root, name)
+    refused("size", root, size=0)
+    refused("mode", root, mode="grey")
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (IMAGES, np.moveaxis(IMAGES, 3, 1)),
+        (np.moveaxis(IMAGES, 3, 1), np.moveaxis(IMAGES, 3, 1)),
+        (IMAGES[..., :1], np.moveaxis(IMAGES[..., :1], 3, 1)),
+        (IMAGES[..., 0], IMAGES[:, None, :, :, 0]),
+        (IMAGES[..., 0] / np.float32(7), IMAGES[:, None, :, :, 0] / np.float32(7)),
+    ],
+)
+def test_npz_files(tmp_path, images, expected):
+    np.savez(tmp_path / "data.npz", images=images, labels=[7, -2, 7, 30])
+    for data in (
+        em.data.from_npz(tmp_path / "data.npz"),
+        em.data.from_folder(tmp_path / "data.npz"),
+    ):
+        assert data.images.dtype == images.dtype and np.array_equal(data.images, expected)
+        assert data.class_names == ("-2", "7", "30") and list(data.labels) == [1, 0, 1, 2]
+        assert data.labels.dtype == np.int32
+    np.savez(tmp_path / "data.npz", images=images, labels=np.array(["b", "a", "b", "a"]))
+    assert em.data.from_npz(tmp_path / "data.npz").class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"images": IMAGES}, "lacks an array.*labels"),
+        ({"images": IMAGES, "labels": [1, 2]}, "`labels`.*4 images"),
+        ({"images": IMAGES, "labels": [0.5] * 4}, "`labels`.*float64"),
+        ({"images": IMAGES[:, :, :, :2], "labels": [1] * 4}, "no axis of channels"),
+        ({"images": IMAGES.astype(int), "labels": [1] * 4}, "`images`.*int64"),
+        ({"images": IMAGES, "labels": np.array(["a", None] * 2, object)}, "cannot be read"),
+    ],
+)
+def test_npz_files_that_are_wrong(tmp_path, arrays, said):
+    np.savez(tmp_path / "data.npz", **arrays)
+    refused(said, tmp_path / "data.npz")
+
+
+def test_npz_files_that_are_damaged(tmp_path):
+    path = tmp_path / "data.npz"
+    refused("`path` is not a file", path, error=FileNotFoundError)
+    np.savez(path, images=IMAGES, labels=[1] * 4)
+    whole = path.read_bytes()
+    for content in (whole[:200], b"", b"text"):
+        path.write_bytes(content)
+        refused("cannot be read", path)
+    path.write_bytes(whole)
+    refused("is an .npz file", path, size=3)
+
+
+def test_without_the_extra(folder, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    refused(r"no PIL.*eqxmeta\[data\]", folder[0], error=ImportError)

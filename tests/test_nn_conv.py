@@ -1,0 +1,175 @@
+"""`em.nn.Conv2d` against `eqx.nn.Conv2d`: values, first and second derivatives, under `vmap`, in
+loops; and that what is compiled from it has no convolution in it."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import eqxmeta as em
+from eqxmeta._flops import count_flops
+from eqxmeta.nn import _bilinear
+
+from .helpers import tree_allclose
+
+OPTIONS = {
+    "plain": dict(kernel_size=3, padding=1),
+    "uneven": dict(kernel_size=(3, 2), padding=((2, 1), (0, 3)), stride=(2, 1), dilation=(1, 2)),
+    "groups": dict(kernel_size=2, stride=3, groups=2, use_bias=False),
+    "same": dict(kernel_size=3, padding="SAME", stride=2),
+    "same_lower": dict(kernel_size=2, padding="SAME_LOWER"),
+    "reflect": dict(kernel_size=3, padding="SAME", padding_mode="REFLECT", groups=2, dilation=2),
+    "cropped": dict(kernel_size=1, padding=((-1, 0), (0, -2))),
+}
+
+
+def pair(**options):
+    make = [cls(4, 6, key=jax.random.key(0), **options) for cls in (eqx.nn.Conv2d, em.nn.Conv2d)]
+    return (*make, jax.random.normal(jax.random.key(1), (2, 4, 7, 6)))
+
+
+def loss(layer, x):
+    return jnp.sum(jnp.sin(jax.vmap(layer)(x)))
+
+
+def leaves(tree):
+    return jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+
+
+def everything(layer, x):
+    """Values, gradients, and Hessian products forward over reverse and reverse over reverse."""
+    arrays, static = eqx.partition(layer, eqx.is_array)
+    args = (leaves(arrays), x)
+
+    def fun(args):
+        return loss(
+            eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), args[0]), static), args[1]
+        )
+
+    along = jax.tree.map(
+        lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), args
+    )
+    grads, forward = jax.jvp(jax.grad(fun), (args,), (along,))
+
+    def slope(args):
+        return optax.tree.vdot(jax.grad(fun)(args), along)
+
+    return jax.vmap(layer)(x), grads, forward, jax.grad(slope)(args)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_values_and_derivatives_are_those_of_equinox(name, x64):
+    theirs, ours, x = pair(**OPTIONS[name])
+    assert tree_allclose(leaves(theirs), leaves(ours), rtol=0, atol=0)
+    expected = jax.jit(lambda x: everything(theirs, x))(x)
+    found = jax.jit(lambda x: everything(ours, x))(x)
+    assert tree_allclose(found, expected, rtol=1e-9, atol=1e-10)
+    assert tree_allclose(found[2], found[3], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["plain", "uneven"])
+def test_under_vmap_over_weights_and_inside_a_scan(name, x64):
+    theirs, ours, x = pair(**OPTIONS[name])
+
+    def adapt(layer, scale):
+        arrays, static = eqx.partition(layer, eqx.is_array)
+
+        def step(arrays, _):
+            grads = jax.grad(lambda a: loss(eqx.combine(a, static), scale * x))(arrays)
+            return jax.tree.map(lambda a, g: a - 0.1 * g, arrays, grads), None
+
+        return loss(eqx.combine(jax.lax.scan(step, arrays, None, length=2)[0], static), x)
+
+    def total(layer):
+        return jnp.sum(jax.vmap(lambda s: adapt(layer, s))(jnp.array([0.5, 1.0, 2.0])))
+
+    expected, found = (leaves(eqx.filter_jit(eqx.filter_grad(total))(m)) for m in (theirs, ours))
+    assert tree_allclose(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_gradients_of_single_examples(x64):
+    theirs, ours, x = pair(**OPTIONS["plain"])
+
+    def each(layer):
+        return leaves(jax.vmap(lambda x: eqx.filter_grad(loss)(layer, x[None]))(x))
+
+    assert tree_allclose(each(ours), each(theirs), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_other_platforms_compute_the_same(stride, tasks, x64):
+    geometry = _bilinear.Geometry((7, 6), (3, 2), stride, ((1, 0), (2, 1)), (1, 2))
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (tasks, 2, 7, 6, 3))
+    w = jax.random.normal(keys[1], (tasks, 3, 2, 3, 4))
+    y = jax.random.normal(keys[2], (tasks, 2, *geometry.out, 4))
+    for name, args in (
+        ("convolve", (x, w)),
+        ("input_gradient", (y, w)),
+        ("filter_gradient", (x, y)),
+    ):
+        cpu, other = (getattr(_bilinear, f"_{name}_{where}") for where in ("cpu", "lax"))
+        found, expected = cpu(*args, geometry=geometry), other(*args, geometry=geometry)
+        assert tree_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", ["mixed", "reverse"])
+def test_a_compiled_outer_step_has_no_convolution_in_it(mode):
+    model = eqx.nn.Sequential(
+        [
+            em.nn.Conv2d(1, 4, 3, padding=1, key=jax.random.key(0)),
+            eqx.nn.Lambda(jax.nn.relu),
+            em.nn.MaxPool2d(2, 2),
+            em.nn.Conv2d(4, 5, 4, key=jax.random.key(1)),
+            eqx.nn.Lambda(jnp.ravel),
+        ]
+    )
+    x, y = jnp.ones((2, 3, 1, 8, 8)), jnp.zeros((2, 3), jnp.int32)
+    inner = em.InnerLoop(optax.sgd(0.1), 2, mode)
+
+    def compiled(model):
+        maml = em.MAML(em.losses.cross_entropy, inner, optax.sgd(0.1), task_chunk=None)
+        arrays, static = eqx.partition(maml.init(model), eqx.is_array)
+
+        def step(arrays):
+            new, _ = maml.outer_update(
+                eqx.combine(arrays, static), em.Task((x, y), (x, y)), key=None
+            )
+            return eqx.filter(new, eqx.is_array)
+
+        return jax.jit(step).lower(arrays).compile().as_text()
+
+    assert " convolution(" not in compiled(model)
+    assert " reduce-window(" not in compiled(model) and " select-and-scatter(" not in compiled(
+        model
+    )
+
+
+def test_operations_are_counted_as_those_of_equinox():
+    theirs, ours, x = pair(kernel_size=3, padding=1, use_bias=False)
+    forward = 2 * 2 * 7 * 6 * 6 * 4 * 9
+    assert count_flops(lambda x: jax.vmap(ours)(x), x) == forward
+    assert count_flops(lambda x: jax.vmap(theirs)(x), x) == forward
+    # Forwards, in the input and in the weights; sine, cosine, their product and the sum beside.
+    grad = count_flops(lambda x: jax.grad(loss, (0, 1))(ours, x), x)
+    assert 3 * forward <= grad < 3.1 * forward + 4 * 2 * 6 * 7 * 6
+
+
+def test_half_precision_stays():
+    layer = em.nn.Conv2d(4, 6, 3, dtype=jnp.bfloat16, key=jax.random.key(0))
+    x = jnp.ones((4, 5, 5), jnp.bfloat16)
+    assert layer(x).dtype == eqx.filter_grad(lambda m: jnp.sum(m(x)))(layer).weight.dtype == x.dtype
+
+
+def test_errors(as_users_run_it):
+    layer = em.nn.Conv2d(4, 6, 3, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"\(2, 4, 5, 5\)[\s\S]*\[4, height, width\]"):
+        layer(jnp.ones((2, 4, 5, 5)))
+    with pytest.raises(TypeError, match="int32"):
+        layer(jnp.ones((4, 5, 5), jnp.int32))
+    with pytest.raises(ValueError, match="divisible"):
+        em.nn.Conv2d(3, 4, 3, groups=2, key=jax.random.key(0))
+    assert np.shape(layer(np.ones((4, 5, 5), np.float32))) == (6, 3, 3)
