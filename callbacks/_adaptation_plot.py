@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_int
+from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._callback import Callback, Image
 from eqxmeta._container import replacing
 from eqxmeta._plot_adaptation import check_plot, plot_adaptation
@@ -41,15 +41,20 @@ class AdaptationPlot(Callback):
         name: str | None = None,
     ):
         if every is not None:
-            check_int(every, "AdaptationPlot(every=...)", minimum=1, what="outer steps, or None")
+            every = check_int(
+                every, "AdaptationPlot(every=...)", minimum=1, what="outer steps, or None"
+            )
         check_plot(tasks, inner_steps, num_tasks, seed, "AdaptationPlot")
-        self.path = Path(path)
+        self.path = check_path(path, "AdaptationPlot(path=...)")
         self.every = every
         self.name = name
         self._tasks = tasks
         self._arguments = {"inner_steps": inner_steps, "num_tasks": num_tasks, "seed": seed}
         self._drawn: int | None = None  # at which step
         self._restored = False
+
+    def refuse(self, run: Run) -> None:
+        check_folder(self.path.absolute().parent, "AdaptationPlot(path=...)")
 
     def on_fit_start(self, run: Run) -> None:
         if not self._restored:

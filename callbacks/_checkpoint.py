@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eqxmeta._arguments import check_int
+from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._background import Background
 from eqxmeta._callback import Callback, Histogram, Image, Published, published
 from eqxmeta._checkpoint import on_host, read_manifest, save, verify
 from eqxmeta._container import remove_leftovers
-from eqxmeta._errors import CheckpointError, explain
+from eqxmeta._errors import CheckpointError, NonFiniteError, explain
 from eqxmeta._files import set_aside
 from eqxmeta._lock import locked
 from eqxmeta._run import Run
@@ -26,7 +26,8 @@ _NAME = re.compile(r"step-(\d{9,})\.ckpt")
 class Checkpoint(Callback):
     """Saves the run every `every` outer steps and at its end, as `folder/step-000001000.ckpt`.
 
-    `fit(resume="auto")` continues from the newest sound file.
+    `fit(resume="auto")` continues from the newest sound file. Saved as well is the last good state
+    of a run that ends with a `NonFiniteError`; nothing saved is ever NaN or infinite.
 
     - `keep`: how many of the newest files stay; `None` keeps all.
     - `monitor`: the file of the best value stays as well. A name published with `run.log` at the
@@ -62,9 +63,11 @@ class Checkpoint(Callback):
         on_error: Literal["raise", "warn"] = "raise",
         name: str | None = None,
     ):
-        check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
+        every = check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
         if keep is not None:
-            check_int(keep, "Checkpoint(keep=...)", minimum=1, what="files, or None to keep all")
+            keep = check_int(
+                keep, "Checkpoint(keep=...)", minimum=1, what="files, or None to keep all"
+            )
         if monitor is not None and (not isinstance(monitor, str) or not monitor):
             expected = "the name of a published value, or None"
             received = repr(monitor)
@@ -75,7 +78,7 @@ class Checkpoint(Callback):
         if on_error not in ("raise", "warn"):
             expected, received = "'raise' or 'warn'", repr(on_error)
             raise ValueError(explain("`Checkpoint(on_error=...)` is invalid.", received, expected))
-        self.folder = Path(folder)
+        self.folder = check_path(folder, "Checkpoint(folder=...)")
         self.every = every
         self.keep = keep
         self.monitor = monitor
@@ -115,6 +118,7 @@ class Checkpoint(Callback):
         self._restored = dict(state)
 
     def exclusive(self) -> AbstractContextManager[None]:
+        check_folder(self.folder, "Checkpoint(folder=...)")
         return locked(self.folder)
 
     def refuse(self, run: Run) -> None:
@@ -156,6 +160,11 @@ class Checkpoint(Callback):
 
     def on_exception(self, run: Run, error: BaseException) -> None:
         self._settle()
+        # The last good state. After other errors there may be none.
+        is_new = run.step > run.start and run.step not in self._mine
+        if isinstance(error, NonFiniteError) and is_new:
+            self._save(run)
+            self._settle()
 
     def on_fit_end(self, run: Run) -> None:
         self._settle()
@@ -190,7 +199,7 @@ class Checkpoint(Callback):
             self._value = (step, value)
 
     def _is_best(self, step: int) -> bool:
-        if self._value is None or self._value[0] != step or math.isnan(self._value[1]):
+        if self._value is None or self._value[0] != step or not math.isfinite(self._value[1]):
             return False
         if self._best is None:
             return True

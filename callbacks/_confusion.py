@@ -43,7 +43,7 @@ class Confusion(Callback):
         name: str | None = None,
     ):
         if every is not None:
-            check_int(every, "Confusion(every=...)", minimum=1, what="outer steps, or None")
+            every = check_int(every, "Confusion(every=...)", minimum=1, what="outer steps, or None")
         check_confusion(tasks, num_tasks, inner_steps, seed, "Confusion")
         self.path = None if path is None else Path(path)
         self.writes = path is not None

@@ -11,6 +11,10 @@ from eqxmeta._errors import explain
 from eqxmeta._run import Run
 
 
+def _is_size(x: Any) -> bool:
+    return isinstance(x, int | float | np.number) and 0 <= x < math.inf
+
+
 class EarlyStopping(Callback):
     """Ends the run when `monitor` has not improved for `patience` observations in a row.
 
@@ -35,12 +39,16 @@ class EarlyStopping(Callback):
         every: int | None = None,
         name: str | None = None,
     ):
-        check_int(patience, "EarlyStopping(patience=...)", minimum=1, what="observations")
+        patience = check_int(
+            patience, "EarlyStopping(patience=...)", minimum=1, what="observations"
+        )
         if every is not None:
-            check_int(every, "EarlyStopping(every=...)", minimum=1, what="outer steps, or None")
+            every = check_int(
+                every, "EarlyStopping(every=...)", minimum=1, what="outer steps, or None"
+            )
         for argument, value, valid, expected in (
             ("monitor", monitor, isinstance(monitor, str) and monitor != "", "a name"),
-            ("min_delta", min_delta, 0 <= min_delta < math.inf, "a finite number, 0 or more"),
+            ("min_delta", min_delta, _is_size(min_delta), "a finite number, 0 or more"),
             ("mode", mode, mode in ("min", "max"), "'min' or 'max'"),
         ):
             if not valid:

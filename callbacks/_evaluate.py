@@ -4,7 +4,13 @@ from typing import Any
 from eqxmeta._arguments import check_int, check_seed
 from eqxmeta._callback import Callback, Curve
 from eqxmeta._errors import explain
-from eqxmeta._evaluate import Evaluation, evaluate
+from eqxmeta._evaluate import (
+    Evaluation,
+    check_curve,
+    check_steps,
+    check_tasks,
+    evaluate,
+)
 from eqxmeta._run import Run
 
 
@@ -31,13 +37,18 @@ class Evaluate(Callback):
         prefix: str = "eval",
         name: str | None = None,
     ):
-        check_int(every, "Evaluate(every=...)", minimum=1, what="outer steps")
-        check_int(num_tasks, "Evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval")
+        every = check_int(every, "Evaluate(every=...)", minimum=1, what="outer steps")
+        num_tasks = check_int(
+            num_tasks, "Evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval"
+        )
         if inner_steps is not None:
-            check_int(inner_steps, "Evaluate(inner_steps=...)", minimum=1, what="inner steps")
-        check_seed(seed, "Evaluate(seed=...)")
+            inner_steps = check_int(
+                inner_steps, "Evaluate(inner_steps=...)", minimum=1, what="inner steps"
+            )
+        seed = check_seed(seed, "Evaluate(seed=...)")
         if not isinstance(prefix, str) or not prefix:
             raise ValueError(explain("`Evaluate(prefix=...)` is invalid.", repr(prefix), "a name"))
+        self._task = check_tasks(tasks, "Evaluate(tasks=...)")
         self.every = every
         self.name = f"Evaluate[{prefix}]" if name is None and prefix != "eval" else name
         self.result: Evaluation | None = None
@@ -45,6 +56,12 @@ class Evaluate(Callback):
         self._tasks = tasks
         self._prefix = prefix
         self._arguments = {"num_tasks": num_tasks, "inner_steps": inner_steps, "seed": seed}
+
+    def refuse(self, run: Run) -> None:
+        # Now, and not at the first evaluation, which may be hours away.
+        steps = check_steps(run.strategy, self._arguments["inner_steps"], "Evaluate")
+        # One step is as good as many to find what cannot be traced.
+        check_curve(run.strategy, run.state.model, self._task, None if steps is None else 1)
 
     def on_step_end(self, run: Run) -> None:
         begin = time.perf_counter()

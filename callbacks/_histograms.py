@@ -22,7 +22,7 @@ class Histograms(Callback):
     """
 
     def __init__(self, *, every: int, name: str | None = None):
-        check_int(every, "Histograms(every=...)", minimum=1, what="outer steps")
+        every = check_int(every, "Histograms(every=...)", minimum=1, what="outer steps")
         self.every = every
         self.name = name
 

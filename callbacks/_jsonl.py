@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_int
+from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._container import replacing
 from eqxmeta._errors import explain
@@ -36,13 +36,17 @@ class JSONL(Callback):
     writes = True
 
     def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
-        check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
-        self.path = Path(path)
+        every = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
+        self.path = check_path(path, "JSONL(path=...)")
         self.name = name
         self._thinning = every
         self._held: dict[str, Any] | None = None
 
     def refuse(self, run: Run) -> None:
+        if self.path.is_dir():
+            received = f"a folder: '{self.path}'"
+            raise IsADirectoryError(explain("`JSONL(path=...)` is a folder.", received, "a file"))
+        check_folder(self.path.absolute().parent, "JSONL(path=...)")
         if not run.resuming and self._occupied():
             raise FileExistsError(
                 explain(

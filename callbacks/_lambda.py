@@ -57,7 +57,7 @@ class Lambda(Callback):
                 )
             )
         if every is not None:
-            check_int(every, "Lambda(every=...)", minimum=1, what="outer steps")
+            every = check_int(every, "Lambda(every=...)", minimum=1, what="outer steps")
         self.every = every
         self.name = name
         # In the place of the methods, so that their signatures are checked as those are.

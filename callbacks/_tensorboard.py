@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eqxmeta import _protobuf as pb
-from eqxmeta._arguments import check_int
+from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._errors import explain
 from eqxmeta._event_file import EventFile, cut, event_files
@@ -48,7 +48,7 @@ class TensorBoard(Callback):
         hparams: Mapping[str, Any] | None = None,
         name: str | None = None,
     ):
-        check_int(every, "TensorBoard(every=...)", minimum=1, what="outer steps")
+        every = check_int(every, "TensorBoard(every=...)", minimum=1, what="outer steps")
         if not all(isinstance(key, str) for key in hparams or {}):
             raise TypeError(
                 explain(
@@ -57,13 +57,14 @@ class TensorBoard(Callback):
                     "a mapping from names to values",
                 )
             )
-        self.logdir = Path(logdir)
+        self.logdir = check_path(logdir, "TensorBoard(logdir=...)")
         self.hparams = dict(hparams or {})
         self.name = name
         self._thinning = every
         self._file: EventFile | None = None
 
     def refuse(self, run: Run) -> None:
+        check_folder(self.logdir, "TensorBoard(logdir=...)")
         if not run.resuming and event_files(self.logdir):
             raise FileExistsError(
                 explain(

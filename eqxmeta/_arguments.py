@@ -1,26 +1,66 @@
 """Checks of arguments that many public names share. Each raises before anything is traced."""
 
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import optax
 
 from ._errors import explain
 
 
-def check_int(value: object, argument: str, *, minimum: int, what: str) -> None:
-    """`TypeError` unless `value` is an integer, `ValueError` if it is below `minimum`."""
+def check_int(value: Any, argument: str, *, minimum: int, what: str) -> int:
+    """`value` as Python's integer; NumPy's would be an array to JAX, and is not JSON.
+
+    `TypeError` unless it is an integer, `ValueError` if it is below `minimum`."""
     expected = f"an integer, {minimum} or more {what}"
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(explain(f"`{argument}` is not an integer.", repr(value), expected))
     if value < minimum:
         raise ValueError(explain(f"`{argument}` is too small.", repr(value), expected))
+    return int(value)
 
 
-def check_seed(value: object, argument: str) -> None:
+def check_seed(value: Any, argument: str) -> int:
     """A seed is an integer that every platform's generator takes; a key is not a seed."""
     expected = "an integer from 0 to 2**32 - 1"
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(explain(f"`{argument}` is not a seed.", repr(value), expected))
-    if not 0 <= value < 2**32:
+    if not 0 <= int(value) < 2**32:
         raise ValueError(explain(f"`{argument}` is out of range.", repr(value), expected))
+    return int(value)
+
+
+def python_int(value: Any) -> Any:
+    """For what may be an integer or something else."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def check_path(value: Any, argument: str) -> Path:
+    """`value` as a path. Raises `TypeError`."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(
+            explain(f"`{argument}` is not a path.", repr(value), "a path: a string or a `Path`")
+        )
+    return Path(value)
+
+
+def check_folder(folder: Path, argument: str) -> None:
+    """Raises `OSError` if there cannot be a folder at `folder` to write into. Leaves no trace."""
+    expected = "a folder, or a path at which one can be made, that can be written to"
+    above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not above.is_dir():
+        message = explain(f"`{argument}` is not a folder.", f"a file: {above}", expected)
+        raise NotADirectoryError(message)
+    if not os.access(above, os.W_OK | os.X_OK) or _is_virtual(above):
+        message = explain(f"`{argument}` cannot be written.", f"{folder}, in {above}", expected)
+        raise PermissionError(message)
+
+
+def _is_virtual(folder: Path) -> bool:
+    # Of a file system that the kernel makes up, the access rights of root say nothing.
+    return folder.absolute().parts[1:2] in (("proc",), ("sys",))
 
 
 def check_optimizer(optimizer: object, argument: str) -> None:

@@ -75,6 +75,20 @@ def published(values: Mapping[str, Any], monitor: str) -> float | None:
     return float(value.mean[index])
 
 
+def check_published(scalars: Any) -> None:
+    """What `run.log` was given. Raises `TypeError`."""
+    expected = "a mapping from names to numbers, `Curve`s, `Image`s or `Histogram`s"
+    message = "`run.log` was given something else than values by name."
+    if not isinstance(scalars, Mapping):
+        raise TypeError(explain(message, repr(scalars), expected))
+    for name, value in scalars.items():
+        number = np.ndim(value) == 0 and np.asarray(value).dtype.kind not in "OUSc"
+        if not isinstance(name, str) or not (
+            isinstance(value, Curve | Image | Histogram) or number
+        ):
+            raise TypeError(explain(message, f"{name!r}: {value!r}", expected))
+
+
 class Callback:
     """Base of all callbacks: a plain host object with hooks, none of which need be filled in.
 

@@ -1,5 +1,6 @@
 """The training program: any number of outer steps in one dispatch of one compiled function."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -16,17 +17,25 @@ from ._task import Task
 # no choice of callbacks or chunk lengths ever makes another program.
 CAPACITY = 1024
 
+# The metric of a run that skips steps: 1 for a step that was not taken, 0 for others.
+SKIPPED = "skipped"
+
 _UPDATE = 0x75706474
 
 
 class Job(eqx.Module):
-    """What a dispatch reads and keeps: everything but the state, which it consumes."""
+    """What a dispatch reads and keeps: everything but the state, which it consumes.
+
+    `skip`: an outer step with a metric, or a number in its new state, that is not finite is not
+    taken. (Another program, for it looks at every number of the state at every step.)
+    """
 
     strategy: Strategy
     source: Sampled | Loaded
     root: PRNGKeyArray
     start: Int[Array, ""]
     stop: Int[Array, ""]
+    skip: bool = False
 
 
 class Report(eqx.Module):
@@ -54,6 +63,22 @@ def _like(new: Any, old: Any) -> Any:
     return jnp.asarray(new, old.dtype) if eqx.is_array(old) else old
 
 
+def taken_if_finite(
+    old: PyTree, new: PyTree, metrics: dict[str, Array]
+) -> tuple[PyTree, dict[str, Array]]:
+    """`new` if it and `metrics` are finite, otherwise `old`; and which of the two, as a metric.
+
+    Numbers of the state that were not finite before, such as a mask's, may stay so.
+    """
+    sound = [jnp.all(jnp.isfinite(m)) for m in metrics.values()]
+    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+        if eqx.is_inexact_array(a):
+            sound.append(jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a)))
+    taken = jnp.all(jnp.stack(sound))
+    kept = jax.tree.map(lambda a, b: jnp.where(taken, b, a), old, new)
+    return kept, metrics | {SKIPPED: (~taken).astype(jnp.int32)}
+
+
 @eqx.filter_jit(donate="all-except-first")
 def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     """Outer steps `start` to `stop`, at most `CAPACITY`. The trip count is an argument, so that
@@ -61,7 +86,13 @@ def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def step(dynamic: PyTree, tasks: Task, key: PRNGKeyArray) -> tuple[PyTree, dict[str, Array]]:
-        new, metrics = outer_step(job.strategy, eqx.combine(dynamic, static), tasks, key)
+        old = eqx.combine(dynamic, static)
+        new, metrics = outer_step(job.strategy, old, tasks, key)
+        if job.skip:
+            kept = eqx.filter((old.model, old.opt_state), eqx.is_array)
+            taken = eqx.filter((new.model, new.opt_state), eqx.is_array)
+            kept, metrics = taken_if_finite(kept, taken, metrics)
+            return TrainState(new.step, *kept), metrics
         return eqx.filter(new, eqx.is_array), metrics
 
     def body(index: Any, tasks: Task, key: PRNGKeyArray, carry: tuple[PyTree, dict[str, Array]]):
@@ -74,13 +105,15 @@ def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     _, metrics = jax.eval_shape(step, dynamic, tasks, job.root)
     buffer = jax.tree.map(lambda m: jnp.zeros((CAPACITY, *m.shape), m.dtype), metrics)
 
-    def key_of(index: Any) -> PRNGKeyArray:
-        return jax.random.fold_in(job.root, index)
-
+    key_of = key_of_step(job.root)
     carry = dynamic, buffer
     dynamic, metrics = job.source.for_each_step(job.start, job.stop, key_of, body, carry)
     state = eqx.combine(dynamic, static)
     return state, Report(metrics, finite_leaves(state))
+
+
+def key_of_step(root: PRNGKeyArray) -> Callable[[Any], PRNGKeyArray]:
+    return lambda index: jax.random.fold_in(root, index)
 
 
 def finite_leaves(state: TrainState) -> list[Bool[Array, ""]]:

@@ -1,18 +1,48 @@
 """The errors that eqxmeta raises, and the one shape that their messages have."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 def explain(invalid: str, received: object, expected: str) -> str:
     """Three parts: what is invalid, what was received, what was expected."""
     return f"{invalid}\nReceived: {received}\nExpected: {expected}"
 
 
-class NonFiniteError(FloatingPointError):
-    """A metric or a parameter became NaN or infinite during training."""
+@contextmanager
+def tracing(whose: str, received: object) -> Iterator[None]:
+    """Around the user's own code. Its errors stay what they are, with a note of where they are
+    from; ours, which say so themselves, pass."""
+    try:
+        yield
+    except Exception as error:
+        if "\nReceived: " not in str(error):
+            note = explain(
+                f"This error came out of {whose}, which is traced before the run.",
+                received,
+                "code that JAX can trace for these shapes: arrays in `jax.numpy`, "
+                "no Python number made of them and no `if` on their values",
+            )
+            error.add_note(note)
+        raise
 
-    def __init__(self, message: str, *, step: int, name: str):
+
+class NonFiniteError(FloatingPointError):
+    """A metric or a parameter became NaN or infinite during training.
+
+    - `step`: the outer step at which it did (1 is the first).
+    - `name`: the metric, or the array of the state such as `model.layers[0].weight`.
+    - `state`: the last good `TrainState`, that after step `step - 1`. (With
+      `Trainer(on_non_finite="skip")`, which gives up after too many steps in a row that were not
+      taken: that after step `step`, with the parameters before them.)
+    """
+
+    def __init__(self, message: str, *, step: int, name: str, state: Any):
         super().__init__(message)
         self.step = step
         self.name = name
+        self.state = state
 
 
 class CheckpointError(Exception):

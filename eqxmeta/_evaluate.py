@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ._arguments import check_int, check_seed
-from ._errors import explain
+from ._errors import explain, tracing
 from ._model import check_model
 from ._sources import check_device_source, check_task
 from ._strategy import Strategy, can_roll_out, check_metrics
@@ -19,7 +20,7 @@ from ._support_statistics import (
     with_support_statistics,
     without_statistics,
 )
-from ._task import Task, count_tasks
+from ._task import Task, count_tasks, shapes_of
 from ._task_chunk import is_large
 from ._types import Loss
 
@@ -93,27 +94,53 @@ def evaluate(
     Raises `ValueError` or `TypeError` for invalid arguments.
     """
     check_model(model, "evaluate(model=...)")
-    steps = _check_steps(strategy, inner_steps)
-    check_seed(seed, "evaluate(seed=...)")
+    steps = check_steps(strategy, inner_steps, "evaluate")
+    seed = check_seed(seed, "evaluate(seed=...)")
+    task = check_tasks(tasks, "evaluate(tasks=...)")
     if isinstance(tasks, Task):
-        check_task(tasks, "evaluate(tasks=...)", leading="task")
-        sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(tasks)})
-        if len(sizes) != 1 or sizes[0] < 2 or any(leaf.ndim < 2 for leaf in jax.tree.leaves(tasks)):
-            raise ValueError(
-                explain(
-                    "`evaluate(tasks=...)` is not a batch of tasks.",
-                    f"{sizes} tasks in its arrays, of shapes "
-                    f"{[leaf.shape for leaf in jax.tree.leaves(tasks)]}",
-                    "2 or more tasks: a leading task axis, then the example axis, in every array",
-                )
-            )
         num_tasks = count_tasks(tasks)
-    else:
-        check_device_source(tasks, "evaluate(tasks=...)")
-    check_int(num_tasks, "evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval")
+    num_tasks = check_int(
+        num_tasks, "evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval"
+    )
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
-    values = _evaluate(strategy, model, tasks, root, num_tasks, steps)
+    with _tracing(model, task):
+        values = _evaluate(strategy, model, tasks, root, num_tasks, steps)
     return Evaluation(jax.tree.map(np.asarray, values), has_layer(model, TransductiveLayer))
+
+
+def check_tasks(tasks: Any, argument: str) -> Task:
+    """The shapes of one of the tasks to evaluate on. Raises `TypeError` or `ValueError`."""
+    if not isinstance(tasks, Task):
+        return check_device_source(tasks, argument)
+    check_task(tasks, argument, leading="task")
+    shapes = [leaf.shape for leaf in jax.tree.leaves(tasks)]
+    sizes = sorted({shape[0] for shape in shapes})
+    if len(sizes) != 1 or sizes[0] < 2 or any(len(shape) < 2 for shape in shapes):
+        raise ValueError(
+            explain(
+                f"`{argument}` is not a batch of tasks.",
+                f"{sizes} tasks in its arrays, of shapes {shapes}",
+                "2 or more tasks: a leading task axis, then the example axis, in every array",
+            )
+        )
+    return jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x)[0], tasks))
+
+
+def check_curve(strategy: Strategy, model: PyTree, task: Task, steps: int | None) -> None:
+    """That the evaluation of such a task can be traced. Nothing is compiled."""
+
+    def curve(model: PyTree, task: Task) -> dict[str, Array]:
+        return adaptation_curve(strategy, model, task, steps=steps, key=jax.random.key(0))
+
+    with _tracing(model, task):
+        eqx.filter_eval_shape(curve, model, task)
+
+
+def _tracing(model: PyTree, task: Task) -> AbstractContextManager[None]:
+    return tracing(
+        "the evaluation, of `inner_adapt(model, support)` and `loss(model, query, None)`",
+        f"{type(model).__name__}, support {shapes_of(task.support)}, query {shapes_of(task.query)}",
+    )
 
 
 @eqx.filter_jit
@@ -170,22 +197,32 @@ def with_inner_steps(strategy: Strategy, steps: int) -> Strategy:
     return eqx.tree_at(lambda s: s.inner.steps, strategy, steps)
 
 
-def _check_steps(strategy: Strategy, steps: int | None) -> int | None:
+def check_steps(strategy: Strategy, steps: int | None, caller: str) -> int | None:
+    """The number of inner steps to measure, if it can be chosen. Raises `TypeError` for what is
+    not a strategy with a loss, and for what is not a number of steps; `ValueError` for others."""
     if not isinstance(strategy, Strategy):
         raise TypeError(
             explain(
-                "`evaluate(strategy=...)` is invalid.", repr(strategy), "an instance of `Strategy`"
+                f"`{caller}(strategy=...)` is invalid.", repr(strategy), "an instance of `Strategy`"
+            )
+        )
+    if not callable(getattr(strategy, "loss", None)):
+        raise TypeError(
+            explain(
+                f"`{caller}` has no loss to measure.",
+                f"`{type(strategy).__name__}`",
+                "a strategy with a field or method `loss`",
             )
         )
     inner = getattr(strategy, "inner", None)
     if steps is None:
         return getattr(inner, "steps", None)
-    check_int(steps, "evaluate(inner_steps=...)", minimum=1, what="inner steps, or None")
+    steps = check_int(steps, f"{caller}(inner_steps=...)", minimum=1, what="inner steps, or None")
     if not hasattr(inner, "steps"):
         name = type(strategy).__name__
         raise ValueError(
             explain(
-                "`evaluate(inner_steps=...)` cannot be obeyed.",
+                f"`{caller}(inner_steps=...)` cannot be obeyed.",
                 f"{steps}, and `{name}`, which has no `InnerLoop` in a field `inner`",
                 "inner_steps=None: measured before and after `inner_adapt`",
             )

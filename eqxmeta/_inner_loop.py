@@ -76,7 +76,7 @@ class InnerLoop(eqx.Module):
         remat: bool | int = False,
     ):
         check_optimizer(optimizer, "InnerLoop(optimizer=...)")
-        check_int(steps, "InnerLoop(steps=...)", minimum=1, what="inner steps")
+        steps = check_int(steps, "InnerLoop(steps=...)", minimum=1, what="inner steps")
         if gradient not in GRADIENT_MODES:
             expected = ", ".join(map(repr, GRADIENT_MODES))
             raise ValueError(
@@ -86,7 +86,7 @@ class InnerLoop(eqx.Module):
             )
         if not isinstance(remat, bool):
             what = "inner steps a block, True or False"
-            check_int(remat, "InnerLoop(remat=...)", minimum=1, what=what)
+            remat = check_int(remat, "InnerLoop(remat=...)", minimum=1, what=what)
         if adapt is not None and (not callable(adapt) or isinstance(adapt, type)):
             expected = "a function from the model to what adapts: `lambda m: m.layers[-1]`; or None"
             raise TypeError(

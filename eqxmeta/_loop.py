@@ -3,20 +3,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ._callback import Callback, Published, name_of
+from ._callback import Callback, Published, check_published, name_of
 from ._chunk import Job, Report, train_chunk
-from ._errors import NonFiniteError, explain
+from ._errors import explain
+from ._non_finite import OnNonFinite, Watch
 from ._pace import Pace, next_stop
 from ._run import Run
 from ._signals import on_interrupt, on_termination
 from ._sources import Loaded, Sampled
-from ._state import TrainState
+from ._state import TrainState, copied
 from ._strategy import Strategy
 
 INTERRUPTED = "interrupted"
@@ -24,10 +24,12 @@ TERMINATED = "terminated"
 
 
 class Chunk(NamedTuple):
-    """A dispatch of outer steps `start` to `stop`, and when it was made."""
+    """A dispatch of outer steps `start` to `stop`, the state before it, and when it was made."""
 
     start: int
     stop: int
+    job: Job
+    before: TrainState
     report: Report
     began: float
 
@@ -49,6 +51,7 @@ class Loop:
         callbacks: tuple[Callback, ...],
         everys: Mapping[str, int],
         deadline: float,
+        on_non_finite: OnNonFinite,
         steps: int,
         config: Mapping[str, Any],
         resuming: bool,
@@ -73,6 +76,8 @@ class Loop:
         self._callbacks = callbacks
         self._everys = everys
         self._deadline = deadline
+        self._on_non_finite = on_non_finite
+        self._watch = Watch(state)
         # Steps dispatched; `view.step` counts those whose metrics have been seen.
         self._ahead = self.view.start
         self._pending: Chunk | None = None
@@ -81,9 +86,6 @@ class Loop:
         self._interrupted = False
         self.termination = on_termination(lambda: self.view.request_stop(TERMINATED))
         self._held_back: list[Mapping[str, Published]] | None = None
-        # On the host: what is done once is not worth a program.
-        inexact = jax.device_get(eqx.filter(state, eqx.is_inexact_array))
-        self._was_finite = [bool(np.isfinite(x).all()) for x in jax.tree.leaves(inexact)]
 
     def run(self) -> TrainState:
         # Outside of what is reported: whoever is refused has nothing to put in order.
@@ -125,6 +127,7 @@ class Loop:
         return self._copies[step]
 
     def _publish(self, scalars: Mapping[str, Published]) -> None:
+        check_published(scalars)
         if self._held_back is not None:
             self._held_back.append(scalars)
             return
@@ -168,6 +171,8 @@ class Loop:
         if chunk is None:
             return
         self._deliver(chunk)
+        if self.view.step != chunk.stop:  # it went wrong before
+            return
         for callback in self._callbacks:
             every = self._everys.get(name_of(callback))
             if every is not None and chunk.stop % every == 0:
@@ -178,22 +183,30 @@ class Loop:
         start, self._ahead = self._ahead, stop
         # The hooks of the last chunk run while this one consumes the state that they may ask for.
         self._copies = {start: self._copies.get(start) or copied(self._state)}
-        job = Job(self._strategy, source, self._root, jnp.int32(start), jnp.int32(stop))
+        skip = self._on_non_finite == "skip"
+        job = Job(self._strategy, source, self._root, jnp.int32(start), jnp.int32(stop), skip)
         began = time.monotonic()
         self._state, report = train_chunk(job, self._state)
-        self._pending = Chunk(start, stop, report, began)
+        self._pending = Chunk(start, stop, job, self._copies[start], report, began)
 
     def _deliver(self, chunk: Chunk) -> None:
-        start, stop, report, began = chunk
-        report = jax.device_get(report)
+        start, stop, began = chunk.start, chunk.stop, chunk.began
+        report = jax.device_get(chunk.report)
         ready = time.monotonic()
         self._pace.measured(stop - start, ready - max(began, self._ready))
         self._ready = ready
         metrics = {name: rows[: stop - start] for name, rows in report.metrics.items()}
-        error = self._non_finite(start, stop, metrics, report)
-        # A curve that ends a chunk before the trouble would not show it.
-        good = stop if error is None or error.name not in metrics else error.step - 1
+        error = self._watch.look(chunk.job, chunk.before, report, metrics)
+        self.view.skipped = self._watch.skipped
+        good = stop
+        if error is not None:
+            good = int(error.state.step)
+            self._copies = {good: error.state}
+            if self._on_non_finite == "stop":
+                self.view.request_stop(str(error).splitlines()[0].rstrip("."))
+                error = None
         try:
+            # A curve that ends a chunk before the trouble would not show it.
             if good > start:
                 self._tell(start, good, metrics)
         finally:
@@ -217,39 +230,6 @@ class Loop:
         if interrupt is not None:
             raise interrupt
 
-    def _non_finite(
-        self, start: int, stop: int, metrics: dict[str, Any], report: Report
-    ) -> NonFiniteError | None:
-        bad = {name: np.flatnonzero(~np.isfinite(rows)) for name, rows in metrics.items()}
-        first = min(((rows[0], name) for name, rows in bad.items() if len(rows)), default=None)
-        if first is not None:
-            row, name = first
-            step = start + int(row) + 1
-            return NonFiniteError(
-                explain(
-                    f"The metric {name!r} is not finite at step {step}.",
-                    float(metrics[name][row]),
-                    "finite metrics. A smaller learning rate or gradient clipping may help",
-                ),
-                step=step,
-                name=name,
-            )
-        for index, (now, before) in enumerate(zip(report.finite, self._was_finite, strict=True)):
-            if before and not now:
-                leaves = jax.tree_util.tree_leaves_with_path(self._state)
-                paths = [path for path, leaf in leaves if eqx.is_inexact_array(leaf)]
-                name = jax.tree_util.keystr(paths[index]).lstrip(".")
-                return NonFiniteError(
-                    explain(
-                        f"The state's `{name}` is not finite after step {stop}.",
-                        "NaN or infinity",
-                        "finite parameters and a finite optimizer state",
-                    ),
-                    step=stop,
-                    name=name,
-                )
-        return None
-
     def _call(self, hook: str) -> None:
         for callback in self._callbacks:
             getattr(callback, hook)(self.view)
@@ -261,9 +241,3 @@ class Loop:
                 callback.on_exception(self.view, error)
             except Exception as second:
                 error.add_note(f"{name_of(callback)}.on_exception failed as well: {second!r}")
-
-
-@eqx.filter_jit
-def copied(state: TrainState) -> TrainState:
-    """The same values in buffers of their own."""
-    return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, state)

@@ -1,8 +1,10 @@
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from ._errors import explain
+from ._state import TrainState
 
 
 def check_model(model: PyTree, argument: str) -> None:
@@ -13,6 +15,14 @@ def check_model(model: PyTree, argument: str) -> None:
                 f"`{argument}` is not a model.",
                 f"the class {model!r}",
                 "an instance of an Equinox module",
+            )
+        )
+    if isinstance(model, TrainState):
+        raise TypeError(
+            explain(
+                f"`{argument}` is not a model.",
+                "a `TrainState`",
+                "the model in it, `state.model`; to go on with a run `fit(..., resume=)`",
             )
         )
     stateful = [
@@ -37,6 +47,21 @@ def check_model(model: PyTree, argument: str) -> None:
                 f"`{argument}` has no parameters.",
                 repr(model)[:200],
                 "at least one floating-point array",
+            )
+        )
+
+
+def check_no_nan(model: PyTree) -> None:
+    """NaN in a parameter is never meant; infinity may be, as in a mask. Raises `ValueError`."""
+    bad = [
+        f"model{jax.tree_util.keystr(path)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+        if eqx.is_inexact_array(leaf) and np.isnan(np.asarray(leaf)).any()
+    ]
+    if bad:
+        raise ValueError(
+            explain(
+                "`fit(model=...)` has NaN among its parameters.", ", ".join(bad), "finite numbers"
             )
         )
 

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._errors import explain
+from ._chunk import SKIPPED
+from ._errors import explain, tracing
 from ._slow_convolutions import warn_slow_convolutions
 from ._state import TrainState
 from ._strategy import Strategy
-from ._task import Task
+from ._task import Task, shapes_of
 
 
 def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
@@ -27,8 +28,9 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
         predictor = strategy.inner_adapt(model, support) if before is None else before
         return loss(predictor, support, jax.random.key(0))
 
-    out = eqx.filter_eval_shape(of_support, model, task.support)
     what = "`loss(model, batch, key)`"
+    with tracing(what, f"{type(model).__name__}, and a batch of {shapes_of(task.support)}"):
+        out = eqx.filter_eval_shape(of_support, model, task.support)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         raise TypeError(
             explain(
@@ -51,10 +53,11 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
 
 def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> None:
     """`strategy.outer_update` must give back the same kind of state, and scalar metrics."""
-    closed, out, _ = eqx.filter_make_jaxpr(
-        lambda s, t: strategy.outer_update(s, t, key=jax.random.key(0))
-    )(state, tasks)
     what = f"`{type(strategy).__name__}.outer_update`"
+    with tracing(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
+        closed, out, _ = eqx.filter_make_jaxpr(
+            lambda s, t: strategy.outer_update(s, t, key=jax.random.key(0))
+        )(state, tasks)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
         raise TypeError(
             explain(
@@ -113,8 +116,8 @@ def _check_scalars(metrics: dict[Any, Any], what: str) -> None:
                     "scalar arrays under string names",
                 )
             )
-    if "step" in metrics:
-        raise ValueError(explain(f"{what} use a reserved name.", "'step'", "another name"))
+    for name in {"step", SKIPPED} & metrics.keys():
+        raise ValueError(explain(f"{what} use a reserved name.", repr(name), "another name"))
 
 
 def _show(value: Any) -> str:

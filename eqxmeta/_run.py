@@ -19,6 +19,7 @@ class Run:
     - `resuming`: whether `fit` was asked to resume. Files of an earlier attempt are then
       continued, from `start`; otherwise they belong to somebody else.
     - `resumed_from`: the checkpoint from which it goes on, if there was one.
+    - `skipped`: outer steps not taken so far, of `Trainer(on_non_finite="skip")`.
     - `strategy`: the strategy that is being trained.
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
     - `state`: the `TrainState` after `step` steps. It is the callback's to keep: the loop
@@ -46,6 +47,7 @@ class Run:
         self.resumed_from = resumed_from
         self.config = dict(config)
         self.stop_reason: str | None = None
+        self.skipped = 0
         self._snapshot = snapshot
         self._publish = publish
         self._callback_states = callback_states

@@ -104,7 +104,15 @@ def fit_seeds(
                 "`Trainer(callbacks=[])`; evaluate `runs.state(i).model` afterwards",
             )
         )
-    check_int(steps, "fit_seeds(steps=...)", minimum=1, what="outer steps")
+    if trainer.on_non_finite != "raise":
+        raise ValueError(
+            explain(
+                "`fit_seeds(trainer=...)` has a policy for NaN and infinity.",
+                f"on_non_finite={trainer.on_non_finite!r}",
+                "the default: a run that diverges stops no other, and `SeedRuns.finite` tells",
+            )
+        )
+    steps = check_int(steps, "fit_seeds(steps=...)", minimum=1, what="outer steps")
     chosen = _check_seeds(seeds, trainer.seed)
     models = _check_models(model, len(chosen))
     _check_tasks(tasks)
@@ -247,15 +255,12 @@ def _stack(states: list[TrainState]) -> TrainState:
 def _check_seeds(seeds: Any, first: int) -> tuple[int, ...]:
     argument = "fit_seeds(seeds=...)"
     if isinstance(seeds, str) or not isinstance(seeds, Sequence):
-        check_int(seeds, argument, minimum=1, what="seeds, or a sequence of distinct seeds")
-        seeds = range(first, first + int(seeds))
-    for seed in seeds:
-        check_seed(seed, argument)
+        seeds = check_int(seeds, argument, minimum=1, what="seeds, or a sequence of distinct seeds")
+        seeds = range(first, first + seeds)
+    seeds = [check_seed(seed, argument) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(
-            explain(
-                f"`{argument}` is empty or repeats a seed.", list(seeds), "1 or more distinct seeds"
-            )
+            explain(f"`{argument}` is empty or repeats a seed.", seeds, "1 or more distinct seeds")
         )
     return tuple(seeds)
 

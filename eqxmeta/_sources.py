@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._errors import explain
+from ._errors import explain, tracing
 from ._flops import count_flops
 from ._task import Task
 
@@ -103,7 +103,8 @@ def check_device_source(tasks: Any, argument: str) -> Task:
                 "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`",
             )
         )
-    task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
+    with tracing(f"`{argument}.sample(key)`", f"a key, and {repr(tasks)[:200]}"):
+        task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
     check_task(task, f"{argument}.sample(key)")
     return task
 
@@ -227,6 +228,15 @@ class HostSource:
             ) from error
         check_task(batch, f"tasks[{step}]", leading="task")
         batch = jax.tree.map(np.array, batch)  # copied: a source may refill its buffers
+        strange = {x.dtype for x in jax.tree.leaves(batch) if not _has_jax(x.dtype)}
+        if strange:
+            raise TypeError(
+                explain(
+                    f"`tasks[{step}]` has arrays that JAX cannot hold.",
+                    f"dtype {', '.join(map(str, strange))}",
+                    "arrays of numbers",
+                )
+            )
         if like is None:
             sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
             if sizes != [self._meta_batch_size]:
@@ -246,6 +256,10 @@ class HostSource:
                 )
             )
         return batch
+
+
+def _has_jax(dtype: np.dtype) -> bool:
+    return dtype.kind in "biufc" or dtype.isbuiltin == 2  # bfloat16 and its kin
 
 
 def _layout(task: Task) -> dict[str, str]:

@@ -22,6 +22,12 @@ class TrainState(eqx.Module):
     opt_state: PyTree
 
 
+@eqx.filter_jit
+def copied(state: TrainState) -> TrainState:
+    """The same values in buffers of their own."""
+    return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, state)
+
+
 def strong(tree: PyTree) -> PyTree:
     """Arrays of `tree` as JAX arrays without weak types, so that a loop may carry them."""
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype) if eqx.is_array(x) else x, tree)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._arguments import python_int
 from ._errors import explain
 from ._inner_loop import Adaptation
 from ._state import TrainState, init_state
 from ._support_statistics import with_support_statistics
-from ._task import Task
+from ._task import Task, check_batch
 from ._task_chunk import OverTasks, TaskChunk, mean_over_tasks
 from ._types import Loss, Metrics
 
@@ -83,7 +84,7 @@ class GradientStrategy(Strategy):
 
     loss: eqx.AbstractVar[Loss]
     optimizer: eqx.AbstractVar[optax.GradientTransformation]
-    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True, converter=python_int)
 
     def init(self, model: PyTree) -> TrainState:
         return init_state(self.meta_model(model), self.optimizer)
@@ -119,6 +120,7 @@ def descend(
 ) -> tuple[TrainState, Metrics]:
     """One step of `optimizer` along the gradient of the mean over tasks of
     `task_loss(model, task, key) -> (loss, metrics)`."""
+    check_outer_arguments(state, tasks)
     params, static = eqx.partition(state.model, eqx.is_inexact_array)
 
     def meta_gradient(over_chunk: OverTasks) -> PyTree:
@@ -133,6 +135,19 @@ def descend(
     (loss, metrics), grads = mean_over_tasks(meta_gradient, tasks, key, task_chunk)
     metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
     return apply_gradient(optimizer, state, grads), metrics
+
+
+def check_outer_arguments(state: Any, tasks: Any) -> None:
+    """What `outer_update` was given, by whoever calls it without a trainer."""
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            explain(
+                "`outer_update(state, ...)` is not a state.",
+                type(state).__name__,
+                "a `TrainState`, as `strategy.init(model)` gives it",
+            )
+        )
+    check_batch(tasks, "outer_update(..., tasks)")
 
 
 def apply_gradient(

@@ -1,3 +1,5 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,33 @@ class Task(eqx.Module):
                 )
             )
         return jax.tree.map(lambda s, q: jnp.concatenate([s, q]), self.support, self.query)
+
+
+def shapes_of(tree: PyTree) -> str:
+    """`(float32[4,3], int32[4])`"""
+
+    def show(x: Any) -> Any:
+        return f"{x.dtype.name}[{','.join(map(str, x.shape))}]" if hasattr(x, "dtype") else x
+
+    return str(jax.tree.map(show, tree)).replace("'", "")
+
+
+def check_batch(tasks: Any, argument: str) -> None:
+    """Raises `TypeError` or `ValueError` if `tasks` are not a batch of tasks."""
+    expected = (
+        "an `eqxmeta.Task` whose arrays have a leading task axis and then the example axis, "
+        "`x: [tasks, examples, ...]`"
+    )
+    message = f"`{argument}` is not a batch of tasks."
+    if not isinstance(tasks, Task):
+        raise TypeError(explain(message, type(tasks).__name__, expected))
+    leading = [
+        {x.shape[:2] for x in jax.tree.leaves(field)} for field in (tasks.support, tasks.query)
+    ]
+    sizes = {shape[0] for shapes in leading for shape in shapes if len(shape) == 2}
+    if len(sizes) != 1 or any(len(shapes) != 1 or () in shapes for shapes in leading):
+        shapes = [x.shape for x in jax.tree.leaves(tasks)]
+        raise ValueError(explain(message, f"arrays of shapes {shapes}", expected))
 
 
 def count_tasks(tasks: Task) -> int:

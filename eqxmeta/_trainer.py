@@ -15,9 +15,10 @@ from ._arguments import check_int, check_seed
 from ._callback import Callback, attach, name_of
 from ._checkpoint import load, read_manifest
 from ._chunk import CAPACITY
-from ._errors import CheckpointCorrupt, CheckpointMismatch, explain
+from ._errors import CheckpointCorrupt, CheckpointMismatch, explain, tracing
 from ._loop import Loop
-from ._model import check_model
+from ._model import check_model, check_no_nan
+from ._non_finite import POLICIES, OnNonFinite
 from ._pace import Pace
 from ._plan import Plan, make_plan
 from ._preflight import check_init, check_loss, check_outer_update
@@ -41,6 +42,14 @@ class Trainer:
     - `steps_per_execution`: the most outer steps per dispatch of the compiled loop, at most 1024;
       `"auto"` aims at half a second. The result does not depend on it.
     - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to.
+    - `on_non_finite`: what to do at an outer step of which a metric (such as the loss or the
+      gradient's norm), a parameter or a number of the optimizer's state is NaN or infinite. The
+      step is never part of the result, whatever the policy, nor of a checkpoint.
+      `"raise"`: `NonFiniteError`, whose `state` is the one after the step before; `Checkpoint`
+      saves it. `"stop"`: the run ends after the step before, as if it had been asked to.
+      `"skip"`: the step is not taken, and the run goes on with the next one's tasks. The metric
+      `skipped` is 1 there, beside the values that were the reason; 100 such steps in a row raise.
+      (`"raise"` and `"stop"` cost a run nothing, `"skip"` a look at every number of the state.)
     - `fast_dev_run`: `True` or a number of steps (`True` is 3): a trial run of so few steps, at
       the end of which every callback has its turn, except those that write files. Prints `plan`.
     - `summary`: print what is about to be trained, and why a run ended early.
@@ -57,6 +66,7 @@ class Trainer:
         callbacks: Iterable[Callback] = (),
         steps_per_execution: int | Literal["auto"] = "auto",
         max_time: int | float | timedelta | None = None,
+        on_non_finite: OnNonFinite = "raise",
         fast_dev_run: bool | int = False,
         summary: bool = True,
     ):
@@ -68,23 +78,34 @@ class Trainer:
                     "an instance of `Strategy`, such as `eqxmeta.MAML(...)`",
                 )
             )
-        check_int(meta_batch_size, "Trainer(meta_batch_size=...)", minimum=1, what="tasks")
-        check_seed(seed, "Trainer(seed=...)")
+        meta_batch_size = check_int(
+            meta_batch_size, "Trainer(meta_batch_size=...)", minimum=1, what="tasks"
+        )
+        seed = check_seed(seed, "Trainer(seed=...)")
         if steps_per_execution != "auto":
-            check_int(
+            steps_per_execution = check_int(
                 steps_per_execution,
                 "Trainer(steps_per_execution=...)",
                 minimum=1,
                 what="steps, or 'auto'",
             )
+        if on_non_finite not in POLICIES:
+            expected = "'raise', 'skip' or 'stop'"
+            received = repr(on_non_finite)
+            raise ValueError(
+                explain("`Trainer(on_non_finite=...)` is invalid.", received, expected)
+            )
         if not isinstance(fast_dev_run, bool):
-            check_int(fast_dev_run, "Trainer(fast_dev_run=...)", minimum=1, what="steps, or a bool")
+            fast_dev_run = check_int(
+                fast_dev_run, "Trainer(fast_dev_run=...)", minimum=1, what="steps, or a bool"
+            )
         self.strategy = strategy
         self.meta_batch_size = meta_batch_size
         self.seed = seed
         self.callbacks = attach(callbacks)
         self.steps_per_execution: int | Literal["auto"] = steps_per_execution
         self.max_time = _seconds(max_time)
+        self.on_non_finite: OnNonFinite = on_non_finite
         self.fast_dev_run = 3 if fast_dev_run is True else int(fast_dev_run)
         self.summary = summary
         self.stop_reason: str | None = None
@@ -115,7 +136,7 @@ class Trainer:
         Raises `NonFiniteError` if a metric or parameter becomes NaN or infinite, `CheckpointError`
         if a run cannot be resumed, `TypeError` or `ValueError` for invalid arguments.
         """
-        check_int(steps, "fit(steps=...)", minimum=1, what="outer steps")
+        steps = check_int(steps, "fit(steps=...)", minimum=1, what="outer steps")
         check_model(model, "fit(model=...)")
         callbacks = self.callbacks
         if self.fast_dev_run:
@@ -158,6 +179,7 @@ class Trainer:
                 callbacks=callbacks,
                 everys=everys,
                 deadline=deadline,
+                on_non_finite=self.on_non_finite,
                 steps=steps,
                 config=config,
                 resuming=resume is not None,
@@ -172,6 +194,8 @@ class Trainer:
         if self.summary and self.stop_reason is not None:
             reached = f"{loop.view.step:,} of {steps:,}"
             print(f"stopped at step {reached}: {self.stop_reason}", flush=True)
+        if self.summary and loop.view.skipped:
+            print(f"skipped {loop.view.skipped:,} steps that were not finite", flush=True)
         loop.termination.pass_on()
         return state
 
@@ -190,7 +214,9 @@ class Trainer:
             return make_plan(self.strategy, state, example)
 
     def _init(self, model: PyTree) -> TrainState:
-        state = self.strategy.init(model)
+        check_no_nan(model)
+        with tracing(f"`{type(self.strategy).__name__}.init(model)`", type(model).__name__):
+            state = self.strategy.init(model)
         check_init(self.strategy, state)
         # The step is the trainer's; weak types would make a second program after the first step.
         return strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "callbacks": "callbacks",
     "package": "eqxmeta __main__",
-    "trainer": "_trainer _loop _plan _seeds _preflight _slow_convolutions _summary _pace _signals",
+    "trainer": "_trainer _loop _non_finite _plan _seeds _preflight _slow_convolutions _summary"
+    " _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
         "_chunk _sources _evaluate _plot_adaptation _plot_confusion _check _checkpoint _inspect"
         " _callback _run"

@@ -1,23 +1,49 @@
-"""NaN and infinity stop a run, name the step, and reach no checkpoint."""
+"""NaN and infinity end a run at the step before, or are left out of it, and reach no checkpoint."""
+
+import json
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import eqxmeta as em
+from eqxmeta._chunk import CAPACITY
+from eqxmeta._non_finite import MOST_SKIPS
 from eqxmeta.callbacks import (
     JSONL,
     Checkpoint,
     EarlyStopping,
+    Lambda,
     ProgressBar,
     TensorBoard,
 )
 
-from .boring import BoringStrategy, Recorder, boring_fit
+from .boring import (
+    BoringModel,
+    BoringStrategy,
+    BoringTasks,
+    Recorder,
+    boring_fit,
+    compilations,
+    host_batch,
+    same_bits,
+)
+from .helpers import tree_allclose
 
 
+def steps_in(folder):
+    return sorted(int(path.stem.split("-")[1]) for path in folder.glob("*.ckpt"))
+
+
+def sound(step, policy="raise"):
+    """The state after `step` steps of the run in which nothing is wrong."""
+    return boring_fit(step, steps_per_execution=3, on_non_finite=policy)
+
+
+# A chunk that begins with the bad step, and chunks that have it at their end and in the middle.
 @pytest.mark.parametrize("limit", [1, 7, 64])
 @pytest.mark.parametrize("step", [1, 37, 50])
 def test_a_loss_that_becomes_nan(step, limit, tmp_path):
@@ -32,12 +58,144 @@ def test_a_loss_that_becomes_nan(step, limit, tmp_path):
             callbacks=[recorder, checkpoint],
             steps_per_execution=limit,
         )
-    assert (caught.value.step, caught.value.name) == (step, "loss")
-    assert recorder.errors == [caught.value]
+    error = caught.value
+    assert (error.step, error.name, int(error.state.step)) == (step, "loss", step - 1)
+    assert recorder.errors == [error]
+    assert recorder.steps_of("on_exception") == [step - 1]
     assert recorder.steps_of("on_fit_end") == []
-    sound = list(range(10, step, 10))
-    assert recorder.steps_of("on_step_end") == sound
-    assert sorted(int(path.stem.split("-")[1]) for path in tmp_path.iterdir()) == sound
+    assert recorder.steps_of("on_step_end") == list(range(10, step, 10))
+    last = [step - 1] if step > 1 and (step - 1) % 10 else []
+    assert steps_in(tmp_path) == list(range(10, step, 10)) + last
+    if step > 1:
+        assert same_bits(error.state, sound(step - 1))
+        assert same_bits(em.load(checkpoint.last_path, error.state), error.state)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 64])
+@pytest.mark.parametrize("step", [1, 37, 50])
+def test_stop_returns_the_last_good_state(step, limit, tmp_path, capsys):
+    recorder = Recorder(every=10)
+    state = boring_fit(
+        50,
+        strategy=BoringStrategy(nan_loss=step),
+        callbacks=[recorder, Checkpoint(tmp_path, every=10, keep=1)],
+        steps_per_execution=limit,
+        on_non_finite="stop",
+        summary=True,
+    )
+    assert int(state.step) == step - 1
+    assert recorder.stop_reason == f"The metric 'loss' is not finite at step {step}"
+    assert f"stopped at step {step - 1} of 50: The metric 'loss'" in capsys.readouterr().out
+    assert (recorder.errors, recorder.steps_of("on_fit_end")) == ([], [step - 1])
+    assert recorder.steps_of("on_step_end") == list(range(10, step, 10))
+    if step > 1:
+        assert same_bits(state, sound(step - 1))
+        assert recorder.metrics["step"].tolist() == list(range(1, step))
+        assert steps_in(tmp_path) == [step - 1]
+
+
+def test_a_run_goes_on_from_the_last_good_state(tmp_path):
+    saved = Checkpoint(tmp_path, every=10)
+    options = {"strategy": BoringStrategy(nan_loss=37), "callbacks": [saved]}
+    with pytest.raises(em.NonFiniteError):
+        boring_fit(50, **options)
+    with pytest.raises(em.NonFiniteError) as caught:
+        boring_fit(50, resume="auto", **options)  # nothing has changed
+    assert (caught.value.step, steps_in(tmp_path)[-1]) == (37, 36)
+    state = boring_fit(50, resume="auto", on_non_finite="skip", **options)
+    uninterrupted = boring_fit(50, strategy=BoringStrategy(nan_loss=37), on_non_finite="skip")
+    assert tree_allclose(state, uninterrupted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 64])
+@pytest.mark.parametrize("kind", ["nan_loss", "inf_model", "nan_optimizer"])
+def test_skip_leaves_the_step_out(kind, limit, tmp_path, capsys):
+    strategy = BoringStrategy(**{kind: 8})
+    log, counts = JSONL(tmp_path / "log.jsonl"), []
+    saved = Checkpoint(tmp_path, every=8, monitor="loss")
+    recorder = Recorder(every=4, act=lambda hook, step, run: counts.append(run.skipped))
+    state = boring_fit(
+        13,
+        strategy=strategy,
+        callbacks=[recorder, log, saved],
+        steps_per_execution=limit,
+        on_non_finite="skip",
+        summary=True,
+    )
+    # By hand from the step before, which only the counter of steps remembers.
+    by_hand = sound(7, "skip")
+    by_hand = em.TrainState(jnp.int32(8), by_hand.model, by_hand.opt_state)
+    at_8 = em.load(tmp_path / "step-000000008.ckpt", by_hand)
+    assert same_bits(at_8, by_hand)
+    for step in range(8, 13):
+        key = jax.random.fold_in(jax.random.key(0), step)
+        tasks = jax.vmap(BoringTasks().sample)(jax.random.split(key, 2))
+        by_hand, _ = strategy.outer_update(by_hand, tasks, key=jax.random.fold_in(key, 0x75706474))
+    assert int(state.step) == 13
+    for got, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(by_hand), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    assert recorder.metrics["skipped"].tolist() == [0] * 7 + [1] + [0] * 5
+    assert counts[-1] == 1
+    assert np.isnan(recorder.metrics["loss"][7]) == (kind == "nan_loss")
+    rows = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == recorder.metrics["skipped"].tolist()
+    assert "skipped 1 steps" in capsys.readouterr().out
+    # With no value to judge it by, the state at the skipped step is not the best one.
+    if kind == "nan_loss":
+        assert saved.best_path == tmp_path / "step-000000013.ckpt"
+
+
+def test_skip_changes_nothing_in_a_run_in_which_all_is_well():
+    with compilations() as compiled:
+        states = [
+            boring_fit(20, on_non_finite="skip", steps_per_execution=limit) for limit in (20, 7)
+        ]
+    assert len(compiled) <= 1  # one program for every length, with this policy too
+    assert same_bits(*states)
+    # Another program than without the policy: its last bits are the compiler's.
+    assert tree_allclose(states[0], sound(20), rtol=1e-5)
+
+
+class Hopeless(BoringStrategy):
+    """Every step is bad from step `begin` on, but for each `good`-th."""
+
+    begin: int = 5
+    good: int = 10**6
+
+    @eqx.filter_jit
+    def outer_update(self, state, tasks, *, key):
+        new, metrics = BoringStrategy.outer_update(self, state, tasks, key=key)
+        bad = (new.step >= self.begin) & (new.step % self.good != 0)
+        return new, {**metrics, "loss": jnp.where(bad, jnp.inf, metrics["loss"])}
+
+
+@pytest.mark.parametrize("limit", [1, 64, CAPACITY])
+def test_too_many_skips_in_a_row_are_an_error(limit, tmp_path):
+    recorder = Recorder()
+    with pytest.raises(em.NonFiniteError) as caught:
+        boring_fit(
+            300,
+            strategy=Hopeless(begin=5),
+            callbacks=[recorder, Checkpoint(tmp_path, every=1000)],
+            steps_per_execution=limit,
+            on_non_finite="skip",
+        )
+    error, last = caught.value, 4 + MOST_SKIPS
+    assert f"{MOST_SKIPS} outer steps in a row were skipped" in str(error)
+    assert f"Received: 'loss' = inf at step {last}" in str(error)
+    assert (error.step, error.name, int(error.state.step)) == (last, "loss", last)
+    assert same_bits(error.state.model, sound(4, "skip").model)
+    assert recorder.metrics["step"][-1] == last
+    assert steps_in(tmp_path) == [last]
+
+
+def test_skips_now_and_then_are_none():
+    recorder = Recorder(act=lambda hook, step, run: counts.append(run.skipped))
+    counts = []
+    strategy = Hopeless(begin=1, good=MOST_SKIPS)
+    state = boring_fit(350, strategy=strategy, callbacks=[recorder], on_non_finite="skip")
+    assert int(state.step) == 350
+    assert counts[-1] == 347
 
 
 def test_the_steps_before_the_nan_are_logged(tmp_path):
@@ -50,32 +208,115 @@ def test_the_steps_before_the_nan_are_logged(tmp_path):
             callbacks=[recorder, log],
             steps_per_execution=64,
         )
-    assert recorder.rows, "no row was delivered"
-    steps = recorder.metrics["step"].tolist()
-    assert steps[:36] == list(range(1, 37))
-    assert len(log.path.read_text().splitlines()) == len(steps)
+    assert recorder.metrics["step"].tolist() == list(range(1, 37))
+    assert len(log.path.read_text().splitlines()) == 36
 
 
-def test_parameters_that_become_infinite(tmp_path):
-    # At the last step of a chunk, so that no metric could tell; the other leaf stays finite.
-    recorder = Recorder(every=20)
-    with pytest.raises(em.NonFiniteError, match=r"`model\.bias`.* step 20") as caught:
+def test_hooks_see_the_last_good_state():
+    seen = []
+
+    def look(run, *_):
+        seen.append((run.step, run.state))
+
+    with pytest.raises(em.NonFiniteError):
         boring_fit(
             50,
-            strategy=BoringStrategy(inf_model=20),
-            callbacks=[recorder, Checkpoint(tmp_path, every=20)],
+            strategy=BoringStrategy(nan_loss=37),
+            callbacks=[Lambda(on_exception=look, on_chunk_end=look)],
+            steps_per_execution=64,
         )
-    assert (caught.value.step, caught.value.name) == (20, "model.bias")
-    assert recorder.errors == [caught.value]
+    assert [step for step, _ in seen][-2:] == [36, 36]
+    assert same_bits(seen[-1][1], sound(36)) and same_bits(seen[-2][1], sound(36))
+
+
+@pytest.mark.parametrize("kind", ["inf_model", "nan_optimizer"])
+@pytest.mark.parametrize("limit", [20, 50])
+def test_a_state_that_becomes_infinite(kind, limit, tmp_path):
+    # At the last step of a chunk no metric could tell, and within one the next step's would.
+    name = {"inf_model": "model.bias", "nan_optimizer": "opt_state.bias"}[kind]
+    recorder = Recorder(every=limit)
+    with pytest.raises(em.NonFiniteError, match=rf"`{name}`.* step 20") as caught:
+        boring_fit(
+            50,
+            strategy=BoringStrategy(**{kind: 20}),
+            callbacks=[recorder, Checkpoint(tmp_path, every=limit)],
+            steps_per_execution=50,
+        )
+    error = caught.value
+    assert (error.step, error.name, int(error.state.step)) == (20, name, 19)
+    assert same_bits(error.state, sound(19))
+    assert recorder.metrics["step"].tolist() == list(range(1, 20))
     assert recorder.steps_of("on_step_end") == []
-    assert list(tmp_path.iterdir()) == []
+    assert steps_in(tmp_path) == [19]
 
 
-def test_parameters_that_become_infinite_within_a_chunk():
-    # Then the loss of the next step tells.
-    with pytest.raises(em.NonFiniteError) as caught:
-        boring_fit(50, strategy=BoringStrategy(inf_model=20), steps_per_execution=50)
-    assert (caught.value.step, caught.value.name) == (21, "loss")
+class NaNFrom(dict):
+    """Host batches of which that of index `bad` has one NaN among the queries."""
+
+    def __init__(self, bad):
+        super().__init__({step: host_batch(step) for step in range(80)})
+        self[bad].query[0][1, 2, 0] = np.nan
+
+
+@pytest.mark.parametrize("policy", ["raise", "stop", "skip"])
+def test_data_that_is_not_finite(policy):
+    # Read by the host, so that the batches of a chunk are needed once more.
+    inner = em.InnerLoop(optax.sgd(0.01), steps=2)
+    strategy = em.MAML(em.losses.mse, inner, optax.adam(1e-3))
+    options = {"strategy": strategy, "steps_per_execution": 25}
+    tasks = NaNFrom(56)
+    if policy == "skip":
+        recorder = Recorder()
+        boring_fit(80, tasks=tasks, callbacks=[recorder], on_non_finite=policy, **options)
+        assert np.flatnonzero(recorder.metrics["skipped"]).tolist() == [56]
+        return
+    if policy == "stop":
+        state = boring_fit(80, tasks=tasks, on_non_finite=policy, **options)
+    else:
+        with pytest.raises(em.NonFiniteError, match=r"step 57\.\n.*`tasks.query\[0\]`") as caught:
+            boring_fit(80, tasks=tasks, **options)
+        assert caught.value.step == 57
+        state = caught.value.state
+    assert same_bits(state, boring_fit(56, tasks=tasks, **options))
+
+
+class WrongLabels(eqx.Module):
+    """Of four classes, for a model with three outputs."""
+
+    def sample(self, key):
+        x = jax.random.normal(key, (4, 3))
+        y = jnp.arange(4)
+        return em.Task((x, y), (x, y))
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_labels_out_of_range_are_told_of(policy):
+    inner = em.InnerLoop(optax.sgd(0.01), steps=1)
+    strategy = em.MAML(em.losses.cross_entropy, inner, optax.adam(1e-3))
+    model = eqx.nn.Linear(3, 3, key=jax.random.key(0))
+    with pytest.raises(em.NonFiniteError, match=r"labels must be in range\(classes\).* 0 to 3"):
+        boring_fit(200, strategy=strategy, model=model, tasks=WrongLabels(), on_non_finite=policy)
+
+
+def test_a_mask_of_minus_infinity_is_meant_to_be_so():
+    class Masked(BoringModel):
+        mask: jax.Array
+
+        def __init__(self):
+            super().__init__()
+            self.mask = jnp.array([0.0, -jnp.inf])
+
+        def __call__(self, x):
+            return (
+                BoringModel.__call__(self, x) + jax.nn.softmax(jax.lax.stop_gradient(self.mask))[:1]
+            )
+
+    for policy in ("raise", "skip"):
+        inner = em.InnerLoop(optax.sgd(0.01), steps=1)
+        strategy = em.MAML(em.losses.mse, inner, optax.sgd(1e-3))
+        state = boring_fit(5, strategy=strategy, model=Masked(), on_non_finite=policy)
+        assert np.asarray(state.model.mask).tolist() == [0.0, -np.inf]
+        assert np.abs(state.model.weight).max() > 0
 
 
 def test_no_checkpoint_holds_an_optimizer_that_is_not_finite(tmp_path):

@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_int
+from .._arguments import check_int, python_int
 from .._errors import explain
 from .._inner_loop import Adaptation, InnerLoop
 from .._state import TrainState, init_state
 from .._strategy import (
     apply_gradient,
     can_roll_out,
+    check_outer_arguments,
     query_loss,
     split_or_none,
     support_losses,
@@ -58,7 +59,7 @@ class Reptile(RollsOut):
     optimizer: optax.GradientTransformation
     batch_size: int | None
     inner_state: Literal["reset", "carry"]
-    task_chunk: TaskChunk
+    task_chunk: TaskChunk = eqx.field(converter=python_int)
 
     def __init__(
         self,
@@ -71,7 +72,9 @@ class Reptile(RollsOut):
         task_chunk: TaskChunk = "auto",
     ):
         if batch_size is not None:
-            check_int(batch_size, "Reptile(batch_size=...)", minimum=1, what="examples, or None")
+            batch_size = check_int(
+                batch_size, "Reptile(batch_size=...)", minimum=1, what="examples, or None"
+            )
         if inner_state not in ("reset", "carry"):
             raise ValueError(
                 explain(
@@ -117,6 +120,8 @@ class Reptile(RollsOut):
     def outer_update(
         self, state: TrainState, tasks: Task, *, key: PRNGKeyArray | None
     ) -> tuple[TrainState, Metrics]:
+        check_outer_arguments(state, tasks)
+
         def adapt(task: Task, key: PRNGKeyArray | None):
             adapt_key, query_key = split_or_none(key)
             inner_state = state.opt_state.inner

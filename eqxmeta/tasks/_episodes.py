@@ -64,9 +64,9 @@ class Episodes(eqx.Module):
         rotations: bool = False,
         augment: Callable | Sequence[Callable] = (),
     ):
-        check_int(ways, "ways", minimum=1, what="classes a task")
-        check_int(shots, "shots", minimum=1, what="support examples a class")
-        check_int(queries, "queries", minimum=1, what="query examples a class")
+        ways = check_int(ways, "ways", minimum=1, what="classes a task")
+        shots = check_int(shots, "shots", minimum=1, what="support examples a class")
+        queries = check_int(queries, "queries", minimum=1, what="query examples a class")
         self.ways = ways
         self.shots = shots
         self.queries = queries
@@ -153,7 +153,12 @@ def _checked_images(images: Any) -> Shaped[Array, "N ..."]:
                 "uint8 (0 to 255, made into floats in [0, 1]) or floating (taken as it is)",
             )
         )
-    return jnp.asarray(images)
+    images = jnp.asarray(images)
+    if jnp.issubdtype(images.dtype, jnp.floating) and not jnp.isfinite(images).all():
+        count = int(jnp.sum(~jnp.isfinite(images)))
+        message = "`images` are not finite."
+        raise ValueError(explain(message, f"{count} times NaN or infinity", "finite numbers"))
+    return images
 
 
 def _checked_labels(labels: Any, length: int) -> np.ndarray:

@@ -47,8 +47,8 @@ class Sinusoid(eqx.Module):
         phase: Range = (-math.pi, math.pi),
         x_range: Range = (-5.0, 5.0),
     ):
-        check_int(shots, "shots", minimum=1, what="support examples a task")
-        check_int(queries, "queries", minimum=1, what="query examples a task")
+        shots = check_int(shots, "shots", minimum=1, what="support examples a task")
+        queries = check_int(queries, "queries", minimum=1, what="query examples a task")
         self.shots = shots
         self.queries = queries
         self.amplitude = _checked_range(amplitude, "amplitude")
