@@ -12,7 +12,7 @@ from eqxmeta._run import Run
 
 
 def _is_size(x: Any) -> bool:
-    return isinstance(x, int | float | np.number) and 0 <= x < math.inf
+    return isinstance(x, int | float | np.number) and bool(0 <= x < math.inf)
 
 
 class EarlyStopping(Callback):

@@ -76,6 +76,7 @@ def main():
         JSONL(out / "metrics.jsonl"),
         Histograms(every=every),  # of Meta-SGD's rates, for one
         Evaluate(val, every=every, num_tasks=val_tasks, inner_steps=inner_steps, prefix="val"),
+        Confusion(val, every=every, inner_steps=inner_steps),
         best := Checkpoint(out / "checkpoints", every=every, monitor="val/accuracy", mode="max"),
     ]
     meta_batch = {"ProtoNet": 1, "Reptile": 5}.get(name, 8)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
@@ -156,7 +157,7 @@ def _primitive(name: str, cpu: Callable[..., Array], elsewhere: Callable[..., Ar
             jax.ShapeDtypeStruct(a.shape, a.dtype),
             jax.ShapeDtypeStruct(b.shape, b.dtype),
         )
-        return jax.core.ShapedArray(out.shape, out.dtype)
+        return ShapedArray(out.shape, out.dtype)
 
     primitive.def_impl(lambda a, b, *, geometry: compiled(geometry)(a, b))
     primitive.def_abstract_eval(abstract)

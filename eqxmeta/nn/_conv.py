@@ -78,7 +78,8 @@ class Conv2d(eqx.Module):
         if isinstance(padding, str):
             reach = [d * (k - 1) + 1 for k, d in zip(kernel, self.dilation, strict=True)]
             padding = lax.padtype_to_pads(size, reach, self.stride, padding)
-        padding = tuple((int(a), int(b)) for a, b in padding)
+        (top, bottom), (left, right) = padding
+        padding = (int(top), int(bottom)), (int(left), int(right))
         if self.padding_mode != "ZEROS":
             x = jnp.pad(x, ((0, 0), *padding), _PAD_MODES[self.padding_mode])
             size, padding = (x.shape[1], x.shape[2]), ((0, 0), (0, 0))

@@ -25,8 +25,8 @@ def fast(model: PyTree) -> PyTree:
         if not _is_slow(x):
             return x
         if id(x) not in done:
-            module = _conv if isinstance(x, eqx.nn.Conv) else _pool
-            done[id(x)] = module.from_equinox(x)
+            is_conv = isinstance(x, eqx.nn.Conv)
+            done[id(x)] = _conv.from_equinox(x) if is_conv else _pool.from_equinox(x)
         return done[id(x)]
 
     return jax.tree.map(convert, model, is_leaf=_is_slow)
