@@ -10,46 +10,24 @@ class of its own; no character is in two splits.
 import argparse
 from pathlib import Path
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 import eqxmeta as em
-from eqxmeta.callbacks import JSONL, Checkpoint, Evaluate, Histograms, ProgressBar, TensorBoard
+from eqxmeta.callbacks import (
+    JSONL,
+    Checkpoint,
+    Confusion,
+    Evaluate,
+    Histograms,
+    ProgressBar,
+    TensorBoard,
+)
 
 
-class Network(eqx.Module):
-    """Four blocks of 3x3 convolution, normalisation over one example and ReLU, each of which halves
-    the image; then a linear head, or none for ProtoNet. [28, 28] -> [ways] or [4 * width]."""
-
-    blocks: list
-    head: eqx.nn.Linear | eqx.nn.Identity
-
-    def __init__(self, ways, width, key):
-        *keys, head_key = jax.random.split(key, 5)
-        draws = zip(keys, [9, *3 * [9 * width]], strict=True)  # 3 x 3 pixels of each channel
-        self.blocks = [jax.random.normal(k, (n, width)) * np.sqrt(2 / n) for k, n in draws]
-        self.head = eqx.nn.Linear(4 * width, ways, key=head_key) if ways else eqx.nn.Identity()
-
-    def __call__(self, image):
-        x = image[:, :, None]
-        for weight in self.blocks:  # as patches and one product: fast under weights of each task
-            h, w, _ = x.shape
-            x = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
-            shifted = [x[i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)]
-            x = jax.nn.relu(
-                jax.nn.standardize(jnp.concatenate(shifted, axis=-1) @ weight, (0, 1, 2))
-            )
-        return self.head(x.ravel())
-
-
-def episodes(data, split, ways, shots, queries):
-    images = data["images"][data["vinyals"] == split]
-    images = np.concatenate([np.rot90(images, turns, axes=(2, 3)) for turns in range(4)])
-    labels = np.repeat(np.arange(len(images)), images.shape[1])
-    return em.tasks.Episodes(images.reshape(-1, 28, 28), labels, ways, shots, queries)
+def episodes(root, split, ways, shots, queries):
+    data = em.data.omniglot(root, split)
+    return em.tasks.Episodes(data.images, data.labels, ways, shots, queries, rotations=True)
 
 
 def recipe(name, steps):
@@ -88,9 +66,8 @@ def main():
     strategy, inner_steps = recipe(name, args.steps)
     train_ways = args.train_ways or (60 if name == "ProtoNet" else args.ways)
     queries = 10 - args.shots if name == "Reptile" else 5  # it pools them: ten examples a class
-    with np.load(args.data) as data:
-        train = episodes(data, "train", train_ways, args.shots, queries)
-        val, test = (episodes(data, s, args.ways, args.shots, queries=15) for s in ("val", "test"))
+    train = episodes(args.data, "train", train_ways, args.shots, queries)
+    val, test = (episodes(args.data, s, args.ways, args.shots, queries=15) for s in ("val", "test"))
 
     every, val_tasks = max(1, min(500, args.steps // 2)), min(200, args.test_tasks)
     callbacks = [
@@ -104,7 +81,8 @@ def main():
     meta_batch = {"ProtoNet": 1, "Reptile": 5}.get(name, 8)
     options = {"meta_batch_size": meta_batch, "max_time": 60 * args.minutes}
     trainer = em.Trainer(strategy, callbacks=callbacks, **options)
-    model = Network(None if name == "ProtoNet" else args.ways, args.width, jax.random.key(0))
+    ways = None if name == "ProtoNet" else args.ways  # it classifies by distances, without a head
+    model = em.nn.Conv4(1, ways, width=args.width, key=jax.random.key(0))
     state = trainer.fit(model, train, args.steps, resume="auto")
 
     state = em.load(best.best_path, state) if best.best_path else state
