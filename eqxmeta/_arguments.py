@@ -32,11 +32,6 @@ def check_seed(value: Any, argument: str) -> int:
     return int(value)
 
 
-def python_int(value: Any) -> Any:
-    """For what may be an integer or something else."""
-    return int(value) if isinstance(value, np.integer) else value
-
-
 def check_path(value: Any, argument: str) -> Path:
     """`value` as a path. Raises `TypeError`."""
     if not isinstance(value, str | os.PathLike):

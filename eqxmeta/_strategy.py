@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._arguments import python_int
 from ._errors import explain
 from ._inner_loop import Adaptation
 from ._state import TrainState, init_state
@@ -84,7 +83,7 @@ class GradientStrategy(Strategy):
 
     loss: eqx.AbstractVar[Loss]
     optimizer: eqx.AbstractVar[optax.GradientTransformation]
-    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True, converter=python_int)
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
 
     def init(self, model: PyTree) -> TrainState:
         return init_state(self.meta_model(model), self.optimizer)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from ._arguments import check_int
+from ._errors import explain
 from ._flops import count_flops
 from ._task import Task, count_tasks
 
@@ -23,8 +24,13 @@ _LARGE_TASK = 100_000_000
 
 
 def check_task_chunk(task_chunk: Any, argument: str) -> None:
-    if task_chunk is not None and task_chunk != "auto":
-        check_int(task_chunk, argument, minimum=1, what="tasks at a time, None (all) or 'auto'")
+    if task_chunk is None or (isinstance(task_chunk, str) and task_chunk == "auto"):
+        return
+    what = "tasks at a time, None (all) or 'auto'"
+    check_int(task_chunk, argument, minimum=1, what=what)
+    if not isinstance(task_chunk, int):  # kept as it is, and NumPy's are arrays to `filter_jit`
+        expected = f"an integer of Python's own, {what}"
+        raise TypeError(explain(f"`{argument}` is NumPy's.", repr(task_chunk), expected))
 
 
 def is_large(fun: Callable[..., Any], *args: Any) -> bool:

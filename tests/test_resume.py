@@ -22,6 +22,9 @@ from .boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_f
 from .resume_run import everything, parts
 from .same_run import check_same_run, events_of
 
+# Runs in other processes are compiled as users' are.
+pytestmark = pytest.mark.optimised
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -244,6 +244,9 @@ def test_the_summary_counts_what_the_strategy_adds_and_where_it_resumes(capsys, 
         rates: jax.Array
 
     class Rates(BoringStrategy):
+        def unadapted(self, model):
+            return model.model
+
         def init(self, model):
             inner = BoringStrategy.init(self, model)
             return em.TrainState(inner.step, Learner(model, jnp.ones(7)), inner.opt_state)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_int, python_int
+from .._arguments import check_int
 from .._errors import explain
 from .._inner_loop import Adaptation, InnerLoop
 from .._state import TrainState, init_state
@@ -59,7 +59,7 @@ class Reptile(RollsOut):
     optimizer: optax.GradientTransformation
     batch_size: int | None
     inner_state: Literal["reset", "carry"]
-    task_chunk: TaskChunk = eqx.field(converter=python_int)
+    task_chunk: TaskChunk
 
     def __init__(
         self,
