@@ -35,10 +35,10 @@ def damage(folder: Path, times: int, rng: random.Random, *, every: int = 1000) -
     good, bad = folder / "good.ckpt", folder / "bad.ckpt"
     em.save(good, LIKE, meta=META)
     data = good.read_bytes()
+    structure = data.index(b"manifest.json")
     for index in range(times):
-        # Half of them where the structure is: it is a few per cent of the bytes.
-        start = data.rindex(b"manifest.json", 0, len(data) // 2 * 2) if index % 2 else 0
-        position = rng.randrange(start if start < len(data) - 1 else 0, len(data))
+        # Half of them in the manifest and the zip's directory, which are a few per cent of it all.
+        position = rng.randrange(structure if index % 2 else 0, len(data))
         flipped = bytearray(data)
         flipped[position] ^= 1 << rng.randrange(8)
         bad.write_bytes(flipped)
