@@ -140,7 +140,7 @@ def test_the_first_step_shares_its_forward_pass_across_tasks():
     text = jax.jit(fun).lower(*shapes).as_text()
     # Weights without a task axis, against the hidden units of all tasks' examples. Three steps
     # with per-task weights would not have it.
-    assert "(tensor<64x64xf32>, tensor<4x64x64xf32>)" in text
+    assert "(tensor<4x64x64xf32>, tensor<64x64xf32>)" in text
 
 
 @pytest.mark.parametrize("value", [0, -2, 1.5, "yes"])
