@@ -18,7 +18,7 @@ from ._step import compile_step
 from ._timing import paired
 
 TASKS = 4
-TOO_MANY_FLOPS = 2e12  # of a step, to be timed
+TOO_MANY_FLOPS = 5e10  # of a step, to be timed
 MIB = 2**20
 
 

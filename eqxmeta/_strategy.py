@@ -109,7 +109,9 @@ class GradientStrategy(Strategy):
 
 
 def descend(
-    task_loss: Callable[[PyTree, Task, PRNGKeyArray | None], tuple[Float[Array, ""], Metrics]],
+    task_loss: Callable[
+        [PyTree, Task, PRNGKeyArray | None], tuple[Float[Array, ""], dict[str, Array]]
+    ],
     optimizer: optax.GradientTransformation,
     state: TrainState,
     tasks: Task,
@@ -123,16 +125,16 @@ def descend(
     params, static = eqx.partition(state.model, eqx.is_inexact_array)
 
     def meta_gradient(over_chunk: OverTasks) -> PyTree:
-        def meta_loss(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
+        def meta_loss(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
             def one(task: Task, key: PRNGKeyArray | None):
                 return task_loss(eqx.combine(params, static), task, key)
 
-            return jax.tree.map(jnp.mean, over_chunk(one))
+            return jax.tree.map(lambda x: jnp.mean(x, axis=0), over_chunk(one))
 
         return jax.value_and_grad(meta_loss, has_aux=True)(params)
 
     (loss, metrics), grads = mean_over_tasks(meta_gradient, tasks, key, task_chunk)
-    metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
+    metrics = {"loss": loss, **by_step(metrics), "grad_norm": optax.tree.norm(grads)}
     return apply_gradient(optimizer, state, grads), metrics
 
 
@@ -179,7 +181,7 @@ def query_loss(
 
 def adapt_with_metrics(
     strategy: Strategy, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None
-) -> tuple[PyTree, Metrics]:
+) -> tuple[PyTree, dict[str, Array]]:
     """The adapted model and, where the strategy can tell, the support loss at every step."""
     if not can_roll_out(strategy):
         return strategy.inner_adapt(model, support, key=key), {}
@@ -187,8 +189,26 @@ def adapt_with_metrics(
     return adaptation.model, support_losses(adaptation)
 
 
-def support_losses(adaptation: Adaptation) -> Metrics:
-    return {f"support_loss/{i}": adaptation.losses[i] for i in range(adaptation.losses.shape[0])}
+def support_losses(adaptation: Adaptation) -> dict[str, Float[Array, " steps"]]:
+    """The loss that each inner step descended; `by_step` names them."""
+    return {"support_loss": adaptation.losses}
+
+
+def by_step(metrics: Mapping[str, Array]) -> Metrics:
+    """`support_loss: [steps]` as `support_loss/0`, `support_loss/1`, ...
+
+    As late as possible: one array goes through the derivatives and the mean over tasks, where
+    hundreds of scalars would make the program large and slow to compile.
+    """
+    scalars: Metrics = {}
+    for name, value in metrics.items():
+        named = [(name, value)] if value.ndim == 0 else _numbered(name, value)
+        scalars.update(named)
+    return scalars
+
+
+def _numbered(name: str, values: Array) -> list[tuple[str, Array]]:
+    return [(f"{name}/{i}", value) for i, value in enumerate(jnp.unstack(values))]
 
 
 def can_roll_out(strategy: Strategy) -> bool:
@@ -219,6 +239,7 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
         name
         for name in metrics
         if name in RESERVED
+        or name == "support_loss"
         or name.startswith("support_loss/")
         or (name.endswith("_before") and name.removesuffix("_before") in metrics)
     ]

@@ -12,6 +12,7 @@ from .._inner_loop import Adaptation, InnerLoop
 from .._state import TrainState, init_state
 from .._strategy import (
     apply_gradient,
+    by_step,
     can_roll_out,
     check_outer_arguments,
     query_loss,
@@ -145,7 +146,11 @@ class Reptile(RollsOut):
 
         def merged(over: OverTasks) -> PyTree:
             adapted, inner_states, metrics = over(adapt)
-            return _mean(adapted), _mean(inner_states), jax.tree.map(jnp.mean, metrics)
+            return (
+                _mean(adapted),
+                _mean(inner_states),
+                _mean(metrics),
+            )
 
         adapted, inner, metrics = mean_over_tasks(merged, tasks, key, self.task_chunk)
         params = eqx.filter(state.model, eqx.is_inexact_array)
@@ -153,7 +158,7 @@ class Reptile(RollsOut):
 
         outer = TrainState(state.step, state.model, state.opt_state.outer)
         outer = apply_gradient(self.optimizer, outer, towards)
-        metrics = metrics | {"grad_norm": optax.tree.norm(towards)}
+        metrics = by_step(metrics) | {"grad_norm": optax.tree.norm(towards)}
         opt_state = ReptileOptState(outer.opt_state, inner)
         return TrainState(outer.step, outer.model, opt_state), metrics
 
