@@ -20,6 +20,7 @@ SECTIONS = {
     "meta_gradient": "meta_gradient",
     "inner_loop": "inner_loop",
     "layout": "layout",
+    "convolution": "convolution",
     "seeds": "seeds",
     "anil": "anil",
 }

@@ -1,0 +1,245 @@
+"""MAML on Conv-4 in `Trainer.fit`: `em.nn`'s layers against Equinox's own and against PyTorch.
+
+5 ways, 1 shot, 5 queries a class, 28x28 images, 4 tasks, 1 inner step, batch statistics of the
+examples at hand. The images are noise, made once: what they show costs nothing and tells nothing.
+"""
+
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import eqxmeta as em
+
+from ._report import Row
+from ._timing import in_turn, ratios
+from ._workload import relative_error
+
+TASKS, WAYS, QUERIES = 4, 5, 5
+AGREE = 1e-4
+
+
+class Block(eqx.Module):
+    conv: eqx.nn.Conv2d
+    scale: jax.Array
+    shift: jax.Array
+    pool: eqx.nn.MaxPool2d
+
+    def __init__(self, inputs, width, key):
+        self.conv = eqx.nn.Conv2d(inputs, width, 3, padding=1, key=key)
+        self.scale, self.shift = jnp.ones((width, 1, 1)), jnp.zeros((width, 1, 1))
+        self.pool = eqx.nn.MaxPool2d(2, 2)
+
+    def __call__(self, x):
+        return self.pool(jax.nn.relu(normalise(self.conv(x), self.scale, self.shift)))
+
+
+def normalise(x, scale, shift):
+    """By the mean and variance of each channel over positions and the examples of a `vmap`."""
+    x = x - lax.pmean(jnp.mean(x, (1, 2), keepdims=True), "examples")
+    variance = lax.pmean(jnp.mean(x**2, (1, 2), keepdims=True), "examples")
+    return x * (lax.rsqrt(variance + 1e-5) * scale) + shift
+
+
+class Conv4(eqx.Module):
+    blocks: list[Block]
+    head: eqx.nn.Linear
+
+    def __init__(self, width, key):
+        *keys, head_key = jax.random.split(key, 5)
+        self.blocks = [Block(width if i else 1, width, k) for i, k in enumerate(keys)]
+        self.head = eqx.nn.Linear(width, WAYS, key=head_key)
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(jnp.ravel(x))
+
+
+def weights(model):
+    found = []
+    for block in model.blocks:
+        found += [block.conv.weight, block.conv.bias, block.scale, block.shift]
+    found = [np.asarray(x) for x in [*found, model.head.weight, model.head.bias]]
+    return [x.ravel() if x.ndim == 3 else x for x in found]
+
+
+def loss(model, batch, key):
+    x, y = batch
+    logits = jax.vmap(lambda x: model(x), axis_name="examples")(x)
+    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)), {}
+
+
+class Batches:
+    """The same batch at every step, from the host."""
+
+    def __init__(self, tasks):
+        self.tasks = jax.tree.map(np.asarray, tasks)
+
+    def __getitem__(self, step):
+        return self.tasks
+
+
+def images():
+    def batch(key, shots):
+        x = jax.random.uniform(key, (TASKS, WAYS * shots, 1, 28, 28))
+        return x, jnp.broadcast_to(jnp.arange(WAYS * shots, dtype=jnp.int32) % WAYS, x.shape[:2])
+
+    support_key, query_key = jax.random.split(jax.random.key(0))
+    return em.Task(batch(support_key, 1), batch(query_key, QUERIES))
+
+
+def maml(optimizer, cls=em.MAML):
+    return cls(loss, em.InnerLoop(optax.sgd(0.4), 1), optimizer)
+
+
+def meta_gradient(model, tasks):
+    """In float64: in float32 a ReLU whose input is zero to rounding may go either way."""
+    with jax.enable_x64(True):
+        model, tasks = jax.tree.map(widened, (model, tasks))
+        # The trace without decay is the gradient itself.
+        strategy = maml(optax.trace(decay=0.0))
+        state, _ = strategy.outer_update(strategy.init(model), tasks, key=None)
+        return weights(state.opt_state.trace)
+
+
+def widened(x):
+    wide = eqx.is_inexact_array(x)
+    return jnp.asarray(np.asarray(x), jnp.float64) if wide else x
+
+
+def fit(model, tasks, cls=em.MAML):
+    """`steps -> ` the model that `Trainer.fit` has after so many."""
+    trainer = em.Trainer(maml(optax.adam(1e-3), cls), meta_batch_size=TASKS, summary=False)
+
+    def train(steps):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # that Equinox's layers will be slow
+            return eqx.filter(trainer.fit(model, Batches(tasks), steps).model, eqx.is_array)
+
+    return train
+
+
+def run(pairs, quick):
+    width, steps, slow_steps = (4, 2, 1) if quick else (64, 20, 2)
+    slow, tasks = Conv4(width, jax.random.key(0)), images()
+    model = em.nn.fast(slow)
+    gradient = meta_gradient(model, tasks)
+    rows = [_against_torch(model, tasks, gradient, steps, pairs)]
+
+    error = relative_error(meta_gradient(slow, tasks), gradient)
+    if not error < AGREE:
+        raise AssertionError(f"Equinox's layers: meta-gradient differs from ours by {error:.1e}")
+    ours, theirs = fit(model, tasks), fit(slow, tasks)
+    timed = in_turn({"slow": lambda: theirs(slow_steps), "ours": lambda: ours(steps)}, pairs)
+    ratio = [r * steps / slow_steps for r in ratios(timed["slow"], timed["ours"])]
+    what, note = (
+        "steps/s of fit over fit with Equinox's layers",
+        f"meta-gradients agree to {error:.0e} in float64",
+    )
+    rows.append(Row("convolution, equinox", what, ratio, 10.0, note=note))
+    return rows + _breakdown(model, tasks, steps, pairs)
+
+
+def _against_torch(model, tasks, gradient, steps, pairs):
+    target, what = "convolution, torch", "steps/s of fit over PyTorch, a task at a time"
+    try:
+        import torch
+
+        from .peers._torch_conv4 import Peer
+    except ImportError as error:
+        note = f"not measured: {error}; pip install -e '.[bench-torch]'"
+        return Row(target, what, [], 2.0, note=note)
+    arrays = [np.asarray(x) for x in (*tasks.support, *tasks.query)]
+    wide = [x.astype(float) if x.dtype.kind == "f" else x for x in arrays]
+    exact = Peer([w.astype(float) for w in weights(model)], wide).meta_gradient()
+    error = relative_error(exact, gradient)
+    if not error < AGREE:
+        raise AssertionError(f"torch: meta-gradient differs from ours by {error:.1e}")
+    peer, ours = Peer(weights(model), arrays), fit(model, tasks)
+    default = torch.get_num_threads()
+    try:
+        times = {}
+        for threads in dict.fromkeys([default, 1]):
+            torch.set_num_threads(threads)
+            times[threads] = min(in_turn({"": lambda: peer.train(2)}, 2)[""])
+        best = min(times, key=times.get)
+        torch.set_num_threads(best)
+        timed = in_turn({"torch": lambda: peer.train(steps), "ours": lambda: ours(steps)}, pairs)
+    finally:
+        torch.set_num_threads(default)
+    note = f"meta-gradients agree to {error:.0e} in float64; torch threads, best of {list(times)}: {best}"
+    return Row(target, what, ratios(timed["torch"], timed["ours"]), 2.0, note=note)
+
+
+def _breakdown(model, tasks, steps, pairs):
+    """Milliseconds a task of an outer step, and of the parts of one pass over the query images."""
+    functions = {"MAML": fit(model, tasks), "first order": fit(model, tasks, em.FOMAML)}
+    timed = in_turn({k: lambda f=f: f(steps) for k, f in functions.items()}, pairs)
+    parts = {k: [1e3 * s / steps / TASKS for s in seconds] for k, seconds in timed.items()}
+    parts["second order"] = [
+        a - b for a, b in zip(parts["MAML"], parts["first order"], strict=True)
+    ]
+    for name, (fun, *args) in _parts(model, tasks).items():
+        repeat = _in_a_loop(fun, *args)
+        seconds = in_turn({"": lambda repeat=repeat: repeat(10)}, pairs)[""]
+        parts[name] = [1e2 * s for s in seconds]
+    return [Row(f"convolution, {k}", "ms a task", values) for k, values in parts.items()]
+
+
+def _in_a_loop(fun, *args):
+    @jax.jit
+    def repeat(n):
+        # The next call depends on the last one, and on every number of it.
+        def body(_, total):
+            first = jax.tree.map(lambda x: x + 0 * total, args[0])
+            return total + sum(jnp.sum(x) for x in jax.tree.leaves(fun(first, *args[1:])))
+
+        return lax.fori_loop(0, n, body, jnp.zeros(()))
+
+    return repeat
+
+
+def _parts(model, tasks):
+    x = tasks.query[0][0]
+    inputs = []
+    for block in model.blocks:
+        inputs.append(x)
+        x = jax.vmap(block, axis_name="examples")(x)
+    block = model.blocks[0]
+    before = jax.vmap(block.conv)(inputs[0])
+    after = jax.vmap(lambda y: normalise(y, block.scale, block.shift), axis_name="examples")(before)
+    layers = [b.conv for b in model.blocks]
+    outputs = [jax.vmap(c)(i) for c, i in zip(layers, inputs, strict=True)]
+
+    def forward(inputs):
+        return [jax.vmap(c)(x) for c, x in zip(layers, inputs, strict=True)]
+
+    def filters(outputs, inputs):
+        def apply(weights):
+            new = [
+                eqx.tree_at(lambda c: c.weight, c, w) for c, w in zip(layers, weights, strict=True)
+            ]
+            return [jax.vmap(c)(x) for c, x in zip(new, inputs, strict=True)]
+
+        return jax.vjp(apply, [c.weight for c in layers])[1](outputs)
+
+    def norm(y):
+        return jax.vmap(lambda y: normalise(y, block.scale, block.shift), axis_name="examples")(y)
+
+    def pool(y):
+        return jax.vmap(lambda y: block.pool(jax.nn.relu(y)))(y)
+
+    return {
+        "convolutions forward": (forward, inputs),
+        "filter gradients": (filters, outputs, inputs),
+        "norm, first block, with gradient": (lambda y: jax.vjp(norm, y)[1](y), before),
+        "relu and pool, first block, with gradient": (
+            lambda y: jax.vjp(pool, y)[1](pool(y)),
+            after,
+        ),
+    }
