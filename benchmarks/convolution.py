@@ -172,7 +172,8 @@ def _against_torch(model, tasks, gradient, steps, pairs):
         timed = in_turn({"torch": lambda: peer.train(steps), "ours": lambda: ours(steps)}, pairs)
     finally:
         torch.set_num_threads(default)
-    note = f"meta-gradients agree to {error:.0e} in float64; torch threads, best of {list(times)}: {best}"
+    agree = f"meta-gradients agree to {error:.0e} in float64"
+    note = f"{agree}; torch threads, best of {list(times)}: {best}"
     return Row(target, what, ratios(timed["torch"], timed["ours"]), 2.0, note=note)
 
 

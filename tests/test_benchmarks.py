@@ -79,7 +79,7 @@ def test_a_section_runs_from_the_command_line(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "python -m benchmarks --only inner_loop" in done.stdout
-    (row,) = read_json(tmp_path / "results.json")["inner_loop"]
+    row, _ = read_json(tmp_path / "results.json")["inner_loop"]
     assert len(row.ratio) == 1
     if importlib.util.find_spec("matplotlib"):
         assert (tmp_path / "results.png").exists()
