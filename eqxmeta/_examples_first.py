@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
+from ._channels_last import channels_last, has_primitive
 from ._interpret import interpret, jit_body
 
 
@@ -22,7 +23,11 @@ def examples_first(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
     def swapped(*args: PyTree) -> PyTree:
         closed, shape = jax.make_jaxpr(fun, return_shape=True)(*args)
-        out = interpret(closed, jax.tree.leaves(args), _swap)
+        leaves = jax.tree.leaves(args)
+        if has_primitive(closed, "eqxmeta_convolve"):
+            out = channels_last(closed, leaves, _swap)
+        else:
+            out = interpret(closed, leaves, _swap)
         return jax.tree.unflatten(jax.tree.structure(shape), out)
 
     return swapped

@@ -1,4 +1,4 @@
-"""Few-shot classification of Omniglot characters: a recipe for each algorithm, ten minutes.
+"""Few-shot classification of Omniglot characters: a recipe for each algorithm.
 
     python examples/omniglot.py --data omniglot28.npz --algorithm ProtoNet --shots 5
 
@@ -32,7 +32,8 @@ def episodes(root, split, ways, shots, queries):
 
 def recipe(name, steps):
     """The strategy, and the number of inner steps at test."""
-    loss, adam = em.losses.cross_entropy, optax.adam(1e-3)
+    loss = em.losses.cross_entropy
+    adam = optax.adam(optax.cosine_decay_schedule(1e-3, steps))  # a short run ends at rest
     descent = em.InnerLoop(optax.sgd(0.4), steps=1)  # the rate of Finn et al. 2017, a mean loss
     if name == "MetaSGD":  # rates of 0.4 to begin with, all of them learnt
         return em.MetaSGD(loss, em.InnerLoop(optax.sgd(1.0), steps=1), adam, rate=0.4), 3
@@ -42,9 +43,8 @@ def recipe(name, steps):
         inner = em.InnerLoop(optax.adam(1e-3, b1=0), steps=5)
         annealed = optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
         return em.Reptile(loss, inner, annealed, batch_size=10), 50
-    if name == "ProtoNet":  # Snell et al. 2017: the rate halved every 2,000 steps; no inner loop
-        halving = optax.exponential_decay(1e-3, 2_000, 0.5, staircase=True)
-        return em.ProtoNet(loss, optax.adam(halving)), None
+    if name == "ProtoNet":
+        return em.ProtoNet(loss, adam), None
     return {"MAML": em.MAML, "FOMAML": em.FOMAML}[name](loss, descent, adam), 3
 
 
@@ -57,8 +57,8 @@ def main():
     parser.add_argument("--train-ways", type=int, help="if others; of ProtoNet 60")
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--width", type=int, default=32, help="channels")
-    parser.add_argument("--steps", type=int, default=40_000, help="outer steps, at most")
-    parser.add_argument("--minutes", type=float, default=10, help="of training, at most")
+    parser.add_argument("--steps", type=int, default=10_000, help="outer steps")
+    parser.add_argument("--minutes", type=float, default=30, help="of training, at most")
     parser.add_argument("--test-tasks", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("runs/omniglot"))
     args = parser.parse_args()

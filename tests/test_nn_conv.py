@@ -116,8 +116,7 @@ def test_other_platforms_compute_the_same(stride, tasks, x64):
         assert tree_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("mode", ["mixed", "reverse"])
-def test_a_compiled_outer_step_has_no_convolution_in_it(mode):
+def test_a_compiled_outer_step_has_no_convolution_in_it():
     model = eqx.nn.Sequential(
         [
             em.nn.Conv2d(1, 4, 3, padding=1, key=jax.random.key(0)),
@@ -128,7 +127,8 @@ def test_a_compiled_outer_step_has_no_convolution_in_it(mode):
         ]
     )
     x, y = jnp.ones((2, 3, 1, 8, 8)), jnp.zeros((2, 3), jnp.int32)
-    inner = em.InnerLoop(optax.sgd(0.1), 2, mode)
+    # Of two steps the first one is differentiated outside of a loop, the second in it.
+    inner = em.InnerLoop(optax.sgd(0.1), 2, "mixed")
 
     def compiled(model):
         maml = em.MAML(em.losses.cross_entropy, inner, optax.sgd(0.1), task_chunk=None)

@@ -78,25 +78,71 @@ def _product(x: Array, w: Array) -> Array:
     return out.reshape(*x.shape[:-1], w.shape[-1])
 
 
+def _splits(geometry: Geometry, inputs: int, outputs: int) -> bool:
+    """Whether to take the columns of a patch from the input and its rows from the output.
+
+    A patch of `kh * kw * inputs` numbers a position is then one of `kw * inputs` on one side of
+    the product and one of `kh * outputs` on the other. The product is as large, and its memory
+    traffic is smaller wherever their sum is.
+    """
+    kh, kw = geometry.kernel
+    return geometry.stride[0] == 1 and kw * inputs + kh * outputs < kh * kw * inputs
+
+
+def _across(x: Array, geometry: Geometry) -> Array:
+    """Patches of one row: `[tasks, n, height, width, c] -> [tasks, n, height, columns, kw * c]`."""
+    across = geometry._replace(
+        kernel=(1, geometry.kernel[1]), padding=((0, 0), geometry.padding[1])
+    )
+    return _patches(x, across)
+
+
+def _rows(x: Array, offset: int, rows: int) -> Array:
+    """`rows` rows of `x` from `offset`, zero where there are none."""
+    edges = [(0, 0, 0)] * x.ndim
+    edges[2] = (-offset, offset + rows - x.shape[2], 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+
+def _offsets(geometry: Geometry) -> list[int]:
+    """The row of the input that the first row of the output sees, for each row of the kernel."""
+    return [i * geometry.dilation[0] - geometry.padding[0][0] for i in range(geometry.kernel[0])]
+
+
 def _convolve_cpu(x: Array, w: Array, *, geometry: Geometry) -> Array:
-    return _product(_patches(x, geometry), w.reshape(w.shape[0], -1, w.shape[-1]))
+    tasks, kh, _, inputs, outputs = w.shape
+    if not _splits(geometry, inputs, outputs):
+        return _product(_patches(x, geometry), w.reshape(tasks, -1, outputs))
+    # What each row of the input gives to each of the `kh` rows of the output that see it.
+    w = jnp.transpose(w, (0, 2, 3, 1, 4)).reshape(tasks, -1, kh * outputs)
+    given = _product(_across(x, geometry), w)
+    given = jnp.split(given, kh, axis=-1)
+    rows = geometry.out[0]
+    return functools.reduce(jnp.add, map(lambda g, o: _rows(g, o, rows), given, _offsets(geometry)))
 
 
 def _filter_gradient_cpu(x: Array, y: Array, *, geometry: Geometry) -> Array:
-    patches = _patches(x, geometry)
     tasks, inputs, outputs = x.shape[0], x.shape[-1], y.shape[-1]
-    y = y.reshape(tasks, -1, outputs)
-    patches = patches.reshape(tasks, -1, patches.shape[-1])
-    if tasks == 1:
-        dimensions = (((0,), (0,)), ((), ()))
-        # The product would turn its left side: the smaller one.
-        if patches.shape[-1] < outputs:
-            w = lax.dot_general(patches[0], y[0], dimensions)
-        else:
-            w = lax.dot_general(y[0], patches[0], dimensions).T
-    else:
-        w = jnp.swapaxes(lax.dot_general(y, patches, (((1,), (1,)), ((0,), (0,)))), 1, 2)
-    return w.reshape(tasks, *geometry.kernel, inputs, outputs)
+    kh, kw = geometry.kernel
+    if not _splits(geometry, inputs, outputs):
+        w = _contract(_patches(x, geometry), y)
+        return w.reshape(tasks, kh, kw, inputs, outputs)
+    height = geometry.size[0]
+    seen = jnp.concatenate([_rows(y, -o, height) for o in _offsets(geometry)], axis=-1)
+    w = _contract(_across(x, geometry), seen).reshape(tasks, kw, inputs, kh, outputs)
+    return jnp.transpose(w, (0, 3, 1, 2, 4))
+
+
+def _contract(x: Array, y: Array) -> Array:
+    """`x [tasks, ..., a]` and `y [tasks, ..., b]` to `[tasks, a, b]`."""
+    x, y = (z.reshape(z.shape[0], -1, z.shape[-1]) for z in (x, y))
+    if x.shape[0] > 1:
+        return jnp.swapaxes(lax.dot_general(y, x, (((1,), (1,)), ((0,), (0,)))), 1, 2)
+    dimensions = (((0,), (0,)), ((), ()))
+    # The product would turn its left side: the smaller one.
+    if x.shape[-1] <= y.shape[-1]:
+        return lax.dot_general(x[0], y[0], dimensions)[None]
+    return lax.dot_general(y[0], x[0], dimensions).T[None]
 
 
 def _input_gradient_cpu(y: Array, w: Array, *, geometry: Geometry) -> Array:

@@ -85,13 +85,18 @@ class Conv2d(eqx.Module):
             size, padding = (x.shape[1], x.shape[2]), ((0, 0), (0, 0))
         geometry = Geometry(size, kernel, self.stride, padding, self.dilation)
 
-        # Channels last, a group as a task: groups have weights of their own. The compiler finds
-        # layouts in which the transpositions between two layers move nothing.
+        # Channels last, a group as a task: groups have weights of their own. (Reshaping between
+        # the transpositions of two layers would keep them from meeting.)
         g = self.groups
-        images = jnp.transpose(x.reshape(g, -1, *size), (0, 2, 3, 1))[:, None]
         w = self.weight.reshape(g, -1, *self.weight.shape[1:])
-        y = convolve(images, jnp.transpose(w, (0, 3, 4, 2, 1)), geometry)
-        y = jnp.transpose(y[:, 0], (0, 3, 1, 2)).reshape(self.out_channels, *geometry.out)
+        w = jnp.transpose(w, (0, 3, 4, 2, 1))
+        if g == 1:
+            y = convolve(jnp.transpose(x, (1, 2, 0))[None, None], w, geometry)
+            y = jnp.transpose(y.reshape(y.shape[2:]), (2, 0, 1))
+        else:
+            images = jnp.transpose(x.reshape(g, -1, *size), (0, 2, 3, 1))[:, None]
+            y = jnp.transpose(convolve(images, w, geometry)[:, 0], (0, 3, 1, 2))
+            y = y.reshape(self.out_channels, *geometry.out)
         return y if self.bias is None else y + self.bias
 
 

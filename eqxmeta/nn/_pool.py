@@ -34,9 +34,15 @@ class MaxPool2d(eqx.Module):
         if x.ndim != 3:
             expected = "one image [channels, height, width], without a batch axis"
             raise ValueError(explain("The input of `MaxPool2d` is invalid.", x.shape, expected))
-        pool = eqx.nn.MaxPool2d(self.kernel_size, self.stride, self.padding, self.use_ceil)
-        padding = pool._update_padding_for_ceil(x.shape) if self.use_ceil else self.padding
-        pool._check_is_padding_valid(padding)
+        padding = tuple(
+            (a, b + s) if self.use_ceil and (n + a + b - k) % s else (a, b)
+            for n, k, s, (a, b) in zip(
+                x.shape[1:], self.kernel_size, self.stride, self.padding, strict=True
+            )
+        )
+        if any(max(pad) > k for pad, k in zip(padding, self.kernel_size, strict=True)):
+            expected = f"at most the kernel's size, {self.kernel_size}"
+            raise RuntimeError(explain("`MaxPool2d(padding=...)` is too large.", padding, expected))
         image = jnp.moveaxis(x, 0, -1)
         # What no window reaches is cut off by padding with less than nothing.
         edges, counts = [], []
@@ -104,15 +110,16 @@ def _apart(x: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> Array:
 def _apart_jvp(kernel, stride, primals, tangents):
     (x,), (dx,) = primals, tangents
     views = _views(x, kernel, stride)
-    best, index = views[0], jnp.zeros(views[0].shape, jnp.int32)
+    best, index = views[0], jnp.zeros(views[0].shape, jnp.int8)
     places = [i * stride[1] + j for i in range(kernel[0]) for j in range(kernel[1])]
     for place, view in zip(places[1:], views[1:], strict=True):
         keeps = _keeps(best, view)
         best = jnp.where(keeps, best, view)
-        index = jnp.where(keeps, index, place)
+        index = jnp.where(keeps, index, jnp.int8(place))
+    index = lax.optimization_barrier(index)
     # Which place of a window has the maximum, as a mask: its transpose writes each element of the
     # gradient once, in one pass, where that of a slice is a padded copy for every place.
-    place = np.arange(stride[0] * stride[1], dtype=np.int32).reshape(1, stride[0], 1, stride[1], 1)
+    place = np.arange(stride[0] * stride[1], dtype=np.int8).reshape(1, stride[0], 1, stride[1], 1)
     rows, columns, channels = best.shape
     blocks = dx.reshape(rows, stride[0], columns, stride[1], channels)
     chosen = jnp.broadcast_to(index[:, None, :, None], blocks.shape) == place
