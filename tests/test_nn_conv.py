@@ -17,6 +17,8 @@ from .helpers import tree_allclose
 OPTIONS = {
     "plain": dict(kernel_size=3, padding=1),
     "uneven": dict(kernel_size=(3, 2), padding=((2, 1), (0, 3)), stride=(2, 1), dilation=(1, 2)),
+    "split": dict(kernel_size=(4, 3), padding=((2, -1), (0, 3)), stride=(1, 2), dilation=(2, 1)),
+    "beyond": dict(kernel_size=3, padding=((0, 10), (9, 0)), dilation=4),
     "groups": dict(kernel_size=2, stride=3, groups=2, use_bias=False),
     "same": dict(kernel_size=3, padding="SAME", stride=2),
     "same_lower": dict(kernel_size=2, padding="SAME_LOWER"),
