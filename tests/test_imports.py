@@ -28,7 +28,8 @@ LAYERS = {
         "_strategy _inner_loop _hoist _meta_gradient _safe_sqrt _task_chunk _flops"
     ),
     "task, state, types": (
-        "_task _state _types _model _select _predict _support_statistics _examples_first _interpret"
+        "_task _state _types _model _select _predict _support_statistics "
+        "_examples_first _channels_last _interpret"
     ),
     "plain Python": (
         "_container _event_file _files _protobuf _arguments _errors _background _lock"
