@@ -351,6 +351,49 @@ def test_a_learnt_learning_rate_is_differentiated(x64):
     assert float(slope) == pytest.approx(float(expected), rel=1e-6)
 
 
+class WithDecay(eqx.Module):
+    """A loss that is a module and holds arrays: a weight decay, and which examples count."""
+
+    decay: Array
+    counts: Array
+
+    def __call__(self, model, batch, key):
+        x, y = batch
+        errors = jnp.sum((em.losses.predict(model, x) - y) ** 2, axis=1)
+        norm = sum(jnp.sum(x**2) for x in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
+        return jnp.mean(errors * self.counts) + self.decay * norm, {}
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_loss_that_holds_arrays(x64, steps):
+    tasks = jax.tree.map(lambda *xs: jnp.stack(xs), sine_task(0), sine_task(1))
+    tasks = em.Task(tasks.support, tasks.support)
+    loss = WithDecay(jnp.array(0.1), jnp.array([1, 0, 1, 1, 1]))
+
+    def updated(mode, task_chunk):
+        inner = em.InnerLoop(optax.sgd(0.1), steps, mode)
+        strategy = em.MAML(loss, inner, optax.sgd(1.0), task_chunk=task_chunk)
+        return strategy.outer_update(strategy.init(TinyMLP(KEY)), tasks, key=None)[0].model
+
+    expected = updated("reverse", None)
+    for other in (("mixed", None), ("mixed", 1)):
+        assert tree_allclose(updated(*other), expected, rtol=1e-9)
+
+
+def test_what_a_loss_closes_over_is_learnt(x64):
+    """A weight decay that the loss has from outside is differentiated, as `"reverse"` does."""
+    task = sine_task()
+
+    def objective(decay, mode):
+        loss = WithDecay(decay, jnp.ones(5, int))
+        adapted = em.InnerLoop(optax.sgd(0.1), 3, mode)(loss, TinyMLP(KEY), task.support).model
+        return em.losses.mse(adapted, task.query, None)[0]
+
+    mixed, reverse = both_modes(objective, jnp.array(0.1))
+    assert abs(reverse) > 1e-3
+    np.testing.assert_allclose(mixed, reverse, rtol=1e-10)
+
+
 # Where "mixed" must not be used.
 
 
