@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
@@ -43,6 +44,12 @@ def value_and_grad(
         if mode == "first_order":
             grad = jax.lax.stop_gradient(grad)
     return jax.lax.stop_gradient(value), grad
+
+
+def uphill(grads: PyTree) -> PyTree:
+    """Gradients as optax takes them. Of a complex parameter `jax.grad` gives the conjugate of the
+    direction in which the loss grows fastest."""
+    return jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
 
 
 def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""], PyTree]:
@@ -116,7 +123,7 @@ def _mixed_mode_error() -> MixedModeError:
 
 def _refuse_complex(fast: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(fast):
-        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.complexfloating):
+        if jnp.iscomplexobj(leaf):
             raise TypeError(
                 explain(
                     "`gradient='mixed'` differentiates real parameters only.",

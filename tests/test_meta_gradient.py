@@ -532,6 +532,46 @@ def test_complex_parameters_are_refused_in_mixed_mode():
     assert adapted.w.dtype == jnp.complex64
 
 
+def to_one_plus_i(model: Point, batch, key):
+    return jnp.sum(jnp.abs(model.w - (1 + 1j) * jnp.mean(batch)) ** 2), {}
+
+
+def test_complex_parameters_go_downhill():
+    """Inner and outer steps on |w - (1 + i)|^2, of which each halves the distance."""
+    start, one = Point(jnp.array([3 - 2j, 0j])), jnp.ones(2)
+    loop = em.InnerLoop(optax.sgd(0.25), 2, "reverse")
+    left = np.asarray(loop(to_one_plus_i, start, one).model.w) - (1 + 1j)
+    np.testing.assert_allclose(left, (np.asarray(start.w) - (1 + 1j)) / 4, atol=1e-6)
+    tasks = em.Task(jnp.ones((3, 2)), jnp.ones((3, 2)))
+    once = em.InnerLoop(optax.sgd(0.25), 1)
+    # MAML's outer step is of rate 1 on |w - (1 + i)|^2 / 4, Reptile's is to where a task arrives.
+    for strategy in (
+        em.MAML(to_one_plus_i, once, optax.sgd(1.0)),
+        em.Reptile(to_one_plus_i, once, optax.sgd(1.0)),
+    ):
+        state, _ = strategy.outer_update(strategy.init(start), tasks, key=None)
+        moved = np.asarray(state.model.w) - (1 + 1j)
+        np.testing.assert_allclose(moved, (np.asarray(start.w) - (1 + 1j)) / 2, atol=1e-6)
+
+
+def test_a_complex_meta_gradient_is_that_of_finite_differences(x64):
+    start, batch = jnp.array([0.7 + 0.2j, -0.3 + 1j]), jnp.array([1 + 2j, 0.5])
+
+    def loss(model, batch, key):
+        return jnp.sum(jnp.abs(jnp.sin(batch * model.w) - 1) ** 2), {}
+
+    def objective(w):
+        adapted = em.InnerLoop(optax.sgd(0.1), 3, "reverse")(loss, Point(w), batch).model
+        return loss(adapted, batch + 1, None)[0]
+
+    value, h = jax.jit(objective), 1e-6
+    grads = np.asarray(jax.jit(jax.grad(objective))(start))
+    # JAX's convention: the derivative along `d` is the real part of the sum of `grads * d`.
+    for d in np.array([[1, 0], [1j, 0], [0, 1], [0, 1j]]):
+        slope = (value(start + h * d) - value(start - h * d)) / (2 * h)
+        np.testing.assert_allclose(np.real(np.sum(grads * d)), slope, rtol=1e-6)
+
+
 def test_complex_data_is_not(x64):
     """Real parameters may be fitted to complex data, and the data be differentiated."""
     batch = jnp.array([1 + 2j, -0.5j, 0.3 + 0j])
