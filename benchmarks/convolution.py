@@ -26,24 +26,16 @@ AGREE = 1e-4
 
 class Block(eqx.Module):
     conv: eqx.nn.Conv2d
-    scale: jax.Array
-    shift: jax.Array
+    norm: em.nn.BatchNorm
     pool: eqx.nn.MaxPool2d
 
     def __init__(self, inputs, width, key):
         self.conv = eqx.nn.Conv2d(inputs, width, 3, padding=1, key=key)
-        self.scale, self.shift = jnp.ones((width, 1, 1)), jnp.zeros((width, 1, 1))
+        self.norm = em.nn.BatchNorm(width)
         self.pool = eqx.nn.MaxPool2d(2, 2)
 
     def __call__(self, x):
-        return self.pool(jax.nn.relu(normalise(self.conv(x), self.scale, self.shift)))
-
-
-def normalise(x, scale, shift):
-    """By the mean and variance of each channel over positions and the examples of a `vmap`."""
-    x = x - lax.pmean(jnp.mean(x, (1, 2), keepdims=True), "examples")
-    variance = lax.pmean(jnp.mean(x**2, (1, 2), keepdims=True), "examples")
-    return x * (lax.rsqrt(variance + 1e-5) * scale) + shift
+        return self.pool(jax.nn.relu(self.norm(self.conv(x))))
 
 
 class Conv4(eqx.Module):
@@ -64,15 +56,9 @@ class Conv4(eqx.Module):
 def weights(model):
     found = []
     for block in model.blocks:
-        found += [block.conv.weight, block.conv.bias, block.scale, block.shift]
+        found += [block.conv.weight, block.conv.bias, block.norm.weight, block.norm.bias]
     found = [np.asarray(x) for x in [*found, model.head.weight, model.head.bias]]
     return [x.ravel() if x.ndim == 3 else x for x in found]
-
-
-def loss(model, batch, key):
-    x, y = batch
-    logits = jax.vmap(lambda x: model(x), axis_name="examples")(x)
-    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)), {}
 
 
 class Batches:
@@ -95,7 +81,7 @@ def images():
 
 
 def maml(optimizer, cls=em.MAML):
-    return cls(loss, em.InnerLoop(optax.sgd(0.4), 1), optimizer)
+    return cls(em.losses.cross_entropy, em.InnerLoop(optax.sgd(0.4), 1), optimizer)
 
 
 def meta_gradient(model, tasks):
@@ -233,41 +219,31 @@ def _in_a_loop(fun, *args):
 
 
 def _parts(model, tasks):
-    x = tasks.query[0][0]
-    inputs = []
+    inputs = [tasks.query[0][0]]
     for block in model.blocks:
-        inputs.append(x)
-        x = jax.vmap(block, axis_name="examples")(x)
-    block = model.blocks[0]
-    before = jax.vmap(block.conv)(inputs[0])
-    after = jax.vmap(lambda y: normalise(y, block.scale, block.shift), axis_name="examples")(before)
-    layers = [b.conv for b in model.blocks]
-    outputs = [jax.vmap(c)(i) for c, i in zip(layers, inputs, strict=True)]
+        inputs.append(em.losses.predict(block, inputs[-1]))
+    block, layers = model.blocks[0], [b.conv for b in model.blocks]
+    outputs = [em.losses.predict(c, x) for c, x in zip(layers, inputs, strict=False)]
 
     def forward(inputs):
-        return [jax.vmap(c)(x) for c, x in zip(layers, inputs, strict=True)]
+        return [em.losses.predict(c, x) for c, x in zip(layers, inputs, strict=False)]
 
     def filters(outputs, inputs):
         def apply(weights):
-            new = [
-                eqx.tree_at(lambda c: c.weight, c, w) for c, w in zip(layers, weights, strict=True)
+            return [
+                em.losses.predict(eqx.tree_at(lambda c: c.weight, c, w), x)
+                for c, w, x in zip(layers, weights, inputs, strict=False)
             ]
-            return [jax.vmap(c)(x) for c, x in zip(new, inputs, strict=True)]
 
         return jax.vjp(apply, [c.weight for c in layers])[1](outputs)
 
-    def norm(y):
-        return jax.vmap(lambda y: normalise(y, block.scale, block.shift), axis_name="examples")(y)
-
-    def pool(y):
-        return jax.vmap(lambda y: block.pool(jax.nn.relu(y)))(y)
+    def rest(y):
+        after = lambda y: block.pool(jax.nn.relu(block.norm(y)))  # noqa: E731
+        pooled, back = jax.vjp(lambda y: em.losses.predict(after, y), y)
+        return back(pooled)
 
     return {
         "convolutions forward": (forward, inputs),
         "filter gradients": (filters, outputs, inputs),
-        "norm, first block, with gradient": (lambda y: jax.vjp(norm, y)[1](y), before),
-        "relu and pool, first block, with gradient": (
-            lambda y: jax.vjp(pool, y)[1](pool(y)),
-            after,
-        ),
+        "norm, relu and pool, first block, with gradient": (rest, outputs[0]),
     }
