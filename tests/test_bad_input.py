@@ -24,6 +24,7 @@ from eqxmeta.callbacks import (
     AdaptationPlot,
     Callback,
     Checkpoint,
+    Confusion,
     EarlyStopping,
     Evaluate,
     Histograms,
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.usefixtures("as_users_run_it")
 SGD = optax.sgd(0.1)
 INNER = em.InnerLoop(SGD, steps=1)
 KEY = jax.random.key(0)
+IMAGES = em.tasks.Episodes(np.zeros((4, 2, 2), np.uint8), [0, 0, 1, 1], 2, 1, 1)
 LINEAR = eqx.nn.Linear(3, 1, key=KEY)
 
 
@@ -410,6 +412,8 @@ MISTAKES = {
     "a plot's path is None": Mistake(
         lambda f: AdaptationPlot(em.tasks.Sinusoid(2, 2), None),
         TypeError, r"AdaptationPlot\(path=", "None", "path"),
+    "a picture's path is a number": Mistake(
+        lambda f: Confusion(IMAGES, 5), TypeError, r"Confusion\(path=", "5", "path"),
     "patience for nothing": Mistake(
         lambda f: EarlyStopping("loss", patience=0), ValueError,
         r"EarlyStopping\(patience=", "0", "1 or more"),
