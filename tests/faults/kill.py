@@ -41,7 +41,8 @@ def kill(folder: Path, times: int, rng: random.Random) -> Tally:
         resumed = folder / f"round-{rounds}"
         rounds += 1
         _round(resumed, straight, times, rng, tally)
-    print(f"{rounds} runs were brought to their end")
+        tried = sum(tally.tried.values())
+        print(f"run {rounds} ended after {tried} faults, {len(tally.lost)} lost", flush=True)
     return tally
 
 
