@@ -145,6 +145,7 @@ class Checkpoint(Callback):
             same = (restored["monitor"], restored["mode"]) == (self.monitor, self.mode)
             if same and step in self._mine:
                 self._best = (step, value)
+            self._remove_old()  # a run that was killed may not have come to it
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         step = int(metrics["step"][-1])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_folder, check_int, check_path
+from eqxmeta._arguments import check_file, check_int, check_path
 from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._container import replacing
 from eqxmeta._errors import explain
@@ -43,10 +43,7 @@ class JSONL(Callback):
         self._held: dict[str, Any] | None = None
 
     def refuse(self, run: Run) -> None:
-        if self.path.is_dir():
-            received = f"a folder: '{self.path}'"
-            raise IsADirectoryError(explain("`JSONL(path=...)` is a folder.", received, "a file"))
-        check_folder(self.path.absolute().parent, "JSONL(path=...)")
+        check_file(self.path, "JSONL(path=...)")
         if not run.resuming and self._occupied():
             raise FileExistsError(
                 explain(

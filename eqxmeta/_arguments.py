@@ -53,6 +53,14 @@ def check_folder(folder: Path, argument: str) -> None:
         raise PermissionError(message)
 
 
+def check_file(path: Path, argument: str) -> None:
+    """Raises `OSError` if there cannot be a file at `path` to write into. Leaves no trace."""
+    if path.is_dir():
+        received = f"a folder: '{path}'"
+        raise IsADirectoryError(explain(f"`{argument}` is a folder.", received, "a file"))
+    check_folder(path.absolute().parent, argument)
+
+
 def _is_virtual(folder: Path) -> bool:
     # Of a file system that the kernel makes up, the access rights of root say nothing.
     return folder.absolute().parts[1:2] in (("proc",), ("sys",))

@@ -9,13 +9,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._arguments import check_int, check_seed
+from ._arguments import check_int
 from ._errors import explain
-from ._evaluate import with_inner_steps
-from ._predict import predict
-from ._sources import check_device_source
+from ._figure import FAINT, INK, adapted_predictions, check_figure, taking
 from ._strategy import Strategy
-from ._support_statistics import fill_statistics
 from ._task import Task
 
 if TYPE_CHECKING:
@@ -25,8 +22,7 @@ if TYPE_CHECKING:
 # Query points with which a source that lets us choose their number draws a smooth curve.
 _DENSE = 400
 
-_INK, _FAINT = "#333333", "#8a8a8a"
-_TASK = {"color": _INK, "lw": 1.5, "ls": (0, (1, 1.2)), "label": "the task", "zorder": 5}
+_TASK = {"color": INK, "lw": 1.5, "ls": (0, (1, 1.2)), "label": "the task", "zorder": 5}
 _SUPPORT = {"color": "#d1495b", "edgecolors": "white", "label": "support", "zorder": 6}
 _BEFORE = {"color": "#8d99ae", "lw": 1.6, "ls": "--", "label": "before adapting", "zorder": 2}
 
@@ -53,13 +49,16 @@ def plot_adaptation(
     The figure is a plain `matplotlib.figure.Figure`: no display, and nothing of pyplot's.
     The numbers in a panel are mean squared errors on the task's query examples.
     """
-    check_plot(tasks, inner_steps, num_tasks, seed, "plot_adaptation")
+    inner_steps, num_tasks, seed = check_plot(
+        tasks, inner_steps, num_tasks, seed, "plot_adaptation"
+    )
     from matplotlib.figure import Figure
 
     if not learners:
         message = "`plot_adaptation(learners=...)` is empty."
         raise ValueError(explain(message, learners, "one learner or more"))
     steps = (0, *sorted(inner_steps))
+    one_for_each = "a strategy that has one, to be drawn after each number of steps"
     sampled = _sample(tasks, num_tasks, seed)
     drawn = jax.tree.map(np.asarray, sampled)
     alone = len(learners) == 1
@@ -73,23 +72,25 @@ def plot_adaptation(
     margin = 0.3 * np.ptp(truth) + 1e-3
     panels[0, 0].set_ylim(truth.min() - margin, truth.max() + margin)
     for i, (name, (strategy, model)) in enumerate(learners.items()):
-        predictions = [_predictions(_taking(strategy, k), model, sampled) for k in steps]
+        predictions = [
+            _predictions(taking(strategy, k, one_for_each), model, sampled) for k in steps
+        ]
         for j in range(num_tasks):
             panel = panels[0, j] if alone else panels[j, i]
             task = jax.tree.map(lambda leaf, j=j: leaf[j].ravel(), drawn)
             curves = {k: np.asarray(y[j]) for k, y in zip(steps, predictions, strict=True)}
             _draw(panel, task, curves)
             if not alone and j == 0:
-                panel.set_title(name, color=_INK, fontsize=12, pad=18)
+                panel.set_title(name, color=INK, fontsize=12, pad=18)
     for panel in panels[-1]:
-        panel.set_xlabel("x", color=_INK)
+        panel.set_xlabel("x", color=INK)
     for panel in panels[:, 0]:
-        panel.set_ylabel("y", color=_INK)
+        panel.set_ylabel("y", color=INK)
     lines, labels = panels[0, 0].get_legend_handles_labels()
-    legend = {"loc": "outside lower center", "frameon": False, "labelcolor": _INK, "fontsize": 9}
+    legend = {"loc": "outside lower center", "frameon": False, "labelcolor": INK, "fontsize": 9}
     figure.legend(lines, labels, ncols=3 * columns - 1, **legend)
     if title:
-        figure.suptitle(title, color=_INK, fontsize=12)
+        figure.suptitle(title, color=INK, fontsize=12)
     return figure
 
 
@@ -110,10 +111,10 @@ def _draw(panel: "Axes", task: Task, curves: Mapping[int, np.ndarray]) -> None:
     query = slice(len(support_x), None)
     errors = [np.mean((prediction[query] - y[query]) ** 2) for prediction in curves.values()]
     text = "mse  " + " → ".join(f"{error:.2g}" for error in errors)
-    panel.text(0, 1.02, text, transform=panel.transAxes, fontsize=9, color=_FAINT)
+    panel.text(0, 1.02, text, transform=panel.transAxes, fontsize=9, color=FAINT)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color(_FAINT)
-    panel.tick_params(color=_FAINT, labelcolor=_INK, labelsize=9)
+    panel.spines[["left", "bottom"]].set_color(FAINT)
+    panel.tick_params(color=FAINT, labelcolor=INK, labelsize=9)
 
 
 @eqx.filter_jit
@@ -121,25 +122,10 @@ def _predictions(strategy: Strategy, model: PyTree, tasks: Task) -> Array:
     """Of the adapted models, at all support and query inputs: `[tasks, support + query]`."""
 
     def one(task: Task) -> Array:
-        adapted = strategy.inner_adapt(model, task.support, key=None)
         x, _ = task.pooled
-        # Strategies that need not have a loss for it: only asked for if there are such layers.
-        adapted = fill_statistics(adapted, lambda m: strategy.loss(m, task.support, None))  # pyright: ignore
-        return predict(eqx.nn.inference_mode(adapted), x).ravel()
+        return adapted_predictions(strategy, model, task.support, x).ravel()
 
     return jax.vmap(one)(tasks)
-
-
-def _taking(strategy: Strategy, steps: int) -> Strategy:
-    if not hasattr(getattr(strategy, "inner", None), "steps"):
-        raise ValueError(
-            explain(
-                "An adaptation cannot be drawn step by step.",
-                f"`{type(strategy).__name__}`, which has no `InnerLoop` in a field `inner`",
-                "a strategy that has one",
-            )
-        )
-    return with_inner_steps(strategy, steps)
 
 
 def _sample(tasks: Any, num_tasks: int, seed: int) -> Task:
@@ -153,23 +139,15 @@ def _sample(tasks: Any, num_tasks: int, seed: int) -> Task:
 
 def check_plot(
     tasks: Any, inner_steps: Sequence[int], num_tasks: int, seed: int, caller: str
-) -> None:
-    """Raises `ImportError`, `TypeError` or `ValueError` before anything is computed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        message = explain(
-            f"`{caller}` cannot draw.", "no matplotlib", "pip install 'eqxmeta[examples]'"
-        )
-        raise ImportError(message) from error
-    check_int(num_tasks, f"{caller}(num_tasks=...)", minimum=1, what="tasks")
-    check_seed(seed, f"{caller}(seed=...)")
+) -> tuple[tuple[int, ...], int, int]:
+    """The numbers as Python's own. Raises `ImportError`, `TypeError` or `ValueError` before
+    anything is computed."""
+    task, num_tasks, seed = check_figure(tasks, num_tasks, seed, caller)
+    argument = f"{caller}(inner_steps=...)"
     if not isinstance(inner_steps, Sequence) or not inner_steps:
-        message = f"`{caller}(inner_steps=...)` is invalid."
+        message = f"`{argument}` is invalid."
         raise TypeError(explain(message, repr(inner_steps), "one or more numbers, such as (1, 10)"))
-    for steps in inner_steps:
-        check_int(steps, f"{caller}(inner_steps=...)", minimum=1, what="inner steps")
-    task = check_device_source(tasks, f"{caller}(tasks=...)")
+    steps = tuple(check_int(k, argument, minimum=1, what="inner steps") for k in inner_steps)
     for examples in (task.support, task.query):
         shapes = [leaf.shape for leaf in jax.tree.leaves(examples)]
         if not isinstance(examples, tuple) or [shape[1:] for shape in shapes] != [(1,), (1,)]:
@@ -180,3 +158,4 @@ def check_plot(
                     "(x, y) with x, y: [examples, 1]",
                 )
             )
+    return steps, num_tasks, seed

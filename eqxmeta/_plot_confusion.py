@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from ._arguments import check_int, check_seed
+from ._arguments import check_int
 from ._errors import explain
-from ._evaluate import with_inner_steps
-from ._sources import check_device_source
+from ._figure import FAINT, INK, adapted_predictions, check_figure, taking
 from ._strategy import Strategy
 from ._task import Task
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 # More would be too small to be seen.
 _MAX_QUERIES = 10
 
-_INK, _FAINT = "#333333", "#8a8a8a"
 _RIGHT, _WRONG = "#2a9d8f", "#d1495b"
 
 
@@ -47,11 +45,13 @@ def plot_confusion(
 
     The figure is a plain `matplotlib.figure.Figure`: no display, and nothing of pyplot's.
     """
-    ways = check_confusion(tasks, num_tasks, inner_steps, seed, "plot_confusion")
+    ways, num_tasks, inner_steps, seed = check_confusion(
+        tasks, num_tasks, inner_steps, seed, "plot_confusion"
+    )
     from matplotlib.figure import Figure
 
     if inner_steps is not None:
-        strategy = _taking(strategy, inner_steps)
+        strategy = taking(strategy, inner_steps, "inner_steps=None")
     keys = jax.random.split(jax.random.key(seed), num_tasks)
     drawn, predicted = _classified(strategy, model, tasks, keys)
     drawn, predicted = jax.tree.map(np.asarray, drawn), np.asarray(predicted)
@@ -76,7 +76,7 @@ def plot_confusion(
     accuracy = np.trace(matrix) / matrix.sum()
     of = "this task" if num_tasks == 1 else f"{num_tasks} tasks, the first of which is shown"
     lines = ([title] if title else []) + [f"{accuracy:.1%} of {matrix.sum()} queries right in {of}"]
-    figure.suptitle("\n".join(lines), color=_INK, fontsize=11)
+    figure.suptitle("\n".join(lines), color=INK, fontsize=11)
     return figure
 
 
@@ -118,7 +118,7 @@ def _draw_images(
 
     for label in range(ways):
         for column, index in enumerate(np.flatnonzero(support_y == label)):
-            draw(support[index], label, column, _FAINT)
+            draw(support[index], label, column, FAINT)
         for column, index in enumerate(np.flatnonzero(query_y == label)[:queries]):
             right = predicted[index] == label
             wrong = "" if right else str(predicted[index])
@@ -132,8 +132,8 @@ def _draw_images(
     panel.set_xticks(centres, ["support", "queries (red: taken for class)"])
     panel.xaxis.tick_top()
     panel.set_yticks(np.arange(ways) + 0.5, [str(label) for label in range(ways)])
-    panel.set_ylabel("class", color=_INK)
-    panel.tick_params(length=0, labelcolor=_INK, labelsize=9)
+    panel.set_ylabel("class", color=INK)
+    panel.tick_params(length=0, labelcolor=INK, labelsize=9)
 
 
 def _draw_matrix(panel: "Axes", matrix: np.ndarray) -> None:
@@ -142,43 +142,30 @@ def _draw_matrix(panel: "Axes", matrix: np.ndarray) -> None:
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(matrix.shape):
         if matrix[row, column]:
-            colour = "white" if shares[row, column] > 0.5 else _INK
+            colour = "white" if shares[row, column] > 0.5 else INK
             style = {"ha": "center", "va": "center", "fontsize": 9 if ways <= 10 else 6}
             panel.text(column, row, str(matrix[row, column]), color=colour, **style)
     ticks = np.arange(ways)
     panel.set_xticks(ticks, [str(tick) for tick in ticks])
     panel.set_yticks(ticks, [str(tick) for tick in ticks])
-    panel.set_xlabel("predicted", color=_INK)
-    panel.set_ylabel("class", color=_INK)
-    panel.tick_params(length=0, labelcolor=_INK, labelsize=9 if ways <= 10 else 6)
-    panel.spines[:].set_color(_FAINT)
+    panel.set_xlabel("predicted", color=INK)
+    panel.set_ylabel("class", color=INK)
+    panel.tick_params(length=0, labelcolor=INK, labelsize=9 if ways <= 10 else 6)
+    panel.spines[:].set_color(FAINT)
 
 
 @eqx.filter_jit
 def _classified(
     strategy: Strategy, model: PyTree, tasks: Any, keys: Array
 ) -> tuple[Task, Int[Array, "tasks queries"]]:
-    """The tasks, and the class that the adapted model gives each query, on its own."""
+    """The tasks, and the class that the adapted model gives each query."""
 
     def one(key: Array) -> tuple[Task, Array]:
         task = tasks.sample(key)
-        adapted = strategy.inner_adapt(model, task.support, key=None)
-        logits = jax.vmap(eqx.nn.inference_mode(adapted))(task.query[0])
+        logits = adapted_predictions(strategy, model, task.support, task.query[0])
         return task, jnp.argmax(logits, axis=-1)
 
     return jax.lax.map(one, keys)
-
-
-def _taking(strategy: Strategy, steps: int) -> Strategy:
-    if not hasattr(getattr(strategy, "inner", None), "steps"):
-        raise ValueError(
-            explain(
-                "`inner_steps` cannot be obeyed.",
-                f"`{type(strategy).__name__}`, which has no `InnerLoop` in a field `inner`",
-                "inner_steps=None",
-            )
-        )
-    return with_inner_steps(strategy, steps)
 
 
 def _most_examples(labels: np.ndarray) -> int:
@@ -197,21 +184,16 @@ def _is_image(shape: Sequence[int]) -> bool:
 
 def check_confusion(
     tasks: Any, num_tasks: int, inner_steps: int | None, seed: int, caller: str
-) -> int:
-    """The number of ways. Raises `ImportError`, `TypeError` or `ValueError` before anything is
-    computed for long: one task is drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        message = explain(
-            f"`{caller}` cannot draw.", "no matplotlib", "pip install 'eqxmeta[examples]'"
-        )
-        raise ImportError(message) from error
-    check_int(num_tasks, f"{caller}(num_tasks=...)", minimum=1, what="tasks")
+) -> tuple[int, int, int | None, int]:
+    """The number of ways, and the other numbers as Python's own.
+
+    Raises `ImportError`, `TypeError` or `ValueError` before anything is computed for long: one
+    task is drawn."""
+    task, num_tasks, seed = check_figure(tasks, num_tasks, seed, caller)
     if inner_steps is not None:
-        check_int(inner_steps, f"{caller}(inner_steps=...)", minimum=1, what="inner steps, or None")
-    check_seed(seed, f"{caller}(seed=...)")
-    task = check_device_source(tasks, f"{caller}(tasks=...)")
+        inner_steps = check_int(
+            inner_steps, f"{caller}(inner_steps=...)", minimum=1, what="inner steps, or None"
+        )
     for examples in (task.support, task.query):
         leaves = jax.tree.leaves(examples)
         sound = (
@@ -231,4 +213,5 @@ def check_confusion(
                 )
             )
     drawn = eqx.filter_jit(lambda t: t.sample(jax.random.key(seed)))(tasks)
-    return int(max(drawn.support[1].max(), drawn.query[1].max())) + 1
+    ways = int(max(drawn.support[1].max(), drawn.query[1].max())) + 1
+    return ways, num_tasks, inner_steps, seed

@@ -84,7 +84,9 @@ def main():
     trainer = em.Trainer(strategy, callbacks=callbacks, **options)
     ways = None if name == "ProtoNet" else args.ways  # it classifies by distances, without a head
     model = em.nn.Conv4(1, ways, width=args.width, key=jax.random.key(0))
-    state = trainer.fit(model, train, args.steps, resume="auto")
+    state = trainer.fit(model, train, args.steps, resume="auto")  # goes on where Ctrl-C stopped it
+    if trainer.stop_reason == "interrupted":
+        raise SystemExit(130)  # everything is saved; the shell shall know
 
     state = em.load(best.best_path, state) if best.best_path else state
     options = {"num_tasks": args.test_tasks, "inner_steps": inner_steps, "seed": 1}

@@ -22,6 +22,8 @@ from eqxmeta.callbacks import (
 from .boring import BoringModel, BoringStrategy, BoringTasks
 from .helpers import tiny_mlp
 
+SAVE_EVERY, KEEP = 50, 3
+
 
 class Counter(Callback):
     """A user's callback with state: what it has seen must be the same with and without a break."""
@@ -67,7 +69,7 @@ def everything(folder: Path, tasks, *, monitor="eval/loss"):
         JSONL(folder / "log.jsonl"),
         Evaluate(tasks, every=25, num_tasks=10),
         EarlyStopping("eval/loss", patience=1000),
-        Checkpoint(folder / "saved", every=50, keep=3, monitor=monitor),
+        Checkpoint(folder / "saved", every=SAVE_EVERY, keep=KEEP, monitor=monitor),
     ]
 
 

@@ -24,8 +24,10 @@ from eqxmeta.callbacks import (
     AdaptationPlot,
     Callback,
     Checkpoint,
+    Confusion,
     EarlyStopping,
     Evaluate,
+    Histograms,
     Lambda,
     ProgressBar,
     TensorBoard,
@@ -38,6 +40,7 @@ pytestmark = pytest.mark.usefixtures("as_users_run_it")
 SGD = optax.sgd(0.1)
 INNER = em.InnerLoop(SGD, steps=1)
 KEY = jax.random.key(0)
+IMAGES = em.tasks.Episodes(np.zeros((4, 2, 2), np.uint8), [0, 0, 1, 1], 2, 1, 1)
 LINEAR = eqx.nn.Linear(3, 1, key=KEY)
 
 
@@ -409,6 +412,8 @@ MISTAKES = {
     "a plot's path is None": Mistake(
         lambda f: AdaptationPlot(em.tasks.Sinusoid(2, 2), None),
         TypeError, r"AdaptationPlot\(path=", "None", "path"),
+    "a picture's path is a number": Mistake(
+        lambda f: Confusion(IMAGES, 5), TypeError, r"Confusion\(path=", "5", "path"),
     "patience for nothing": Mistake(
         lambda f: EarlyStopping("loss", patience=0), ValueError,
         r"EarlyStopping\(patience=", "0", "1 or more"),
@@ -544,3 +549,25 @@ def test_what_is_no_mistake(tmp_path):
     ]
     adapted = strategy.inner_adapt(LINEAR, (X, Y), key=jax.random.PRNGKey(0))
     assert jax.tree.structure(adapted) == jax.tree.structure(LINEAR)
+
+
+def test_numbers_of_numpy_become_pythons():
+    # A static field of NumPy's would be another program for the same number, and is not JSON.
+    two, six = np.int64(2), np.int32(16)
+    key = jax.random.key(0)
+    made = [
+        em.nn.Conv4(two, two, size=six, width=two, key=key),
+        em.nn.OmniglotFC(two, two, key=key),
+        em.nn.SupportNorm(two),
+        em.data.random_crop(two),
+        em.ProtoNet(em.losses.cross_entropy, SGD, ways=two),
+        em.tasks.Sinusoid(two, two),
+        Checkpoint("saved", every=two, keep=two),
+        EarlyStopping("loss", patience=two, every=two),
+        Histograms(every=two),
+    ]
+    for thing in made:
+        leaves = jax.tree.leaves(thing) if isinstance(thing, eqx.Module) else vars(thing).values()
+        static = str(jax.tree.structure(thing))  # with what is not a leaf
+        assert "np.int" not in static and not any(type(x) in (np.int32, np.int64) for x in leaves)
+    assert made[0] == em.nn.Conv4(2, 2, size=16, width=2, key=key)

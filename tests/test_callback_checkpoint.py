@@ -274,6 +274,16 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert checkpoint.best_path == tmp_path / "step-000000010.ckpt"
 
 
+def test_what_a_killed_run_had_still_to_remove_is_removed_when_it_is_resumed(tmp_path):
+    # Killed between the last file and the removal of the old: no other save is to come.
+    fit(Checkpoint(tmp_path, every=10, keep=None, monitor="loss"), 50, loss=lambda s: abs(s - 20.0))
+    foreign = tmp_path / "step-000000007.ckpt"
+    save(foreign, state_at(7), meta={"run": "another", "step": 7})
+    checkpoint = Checkpoint(tmp_path, every=10, keep=2, monitor="loss")
+    fit(checkpoint, 50, resume=tmp_path / "step-000000050.ckpt")
+    assert steps_in(tmp_path) == [7, 20, 40, 50]
+
+
 def test_skipped_files_are_set_aside_not_overwritten(tmp_path):
     checkpoint = Checkpoint(tmp_path, every=10)
     fit(checkpoint, 30)

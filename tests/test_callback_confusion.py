@@ -11,8 +11,9 @@ from jaxtyping import Array
 
 import eqxmeta as em
 from eqxmeta._plot_confusion import confusion_matrix
-from eqxmeta.callbacks import Confusion, TensorBoard
+from eqxmeta.callbacks import AdaptationPlot, Confusion, TensorBoard
 
+from .boring import boring_fit
 from .fake_run import fake_run
 from .helpers import tiny_mlp
 
@@ -39,6 +40,16 @@ MODEL = Flat(jax.random.key(0))
 def strategy():
     inner = em.InnerLoop(optax.sgd(0.5), steps=1)
     return em.MAML(em.losses.cross_entropy, inner=inner, optimizer=optax.adam(1e-3))
+
+
+class Still(em.GradientStrategy):
+    """Adapts nothing."""
+
+    loss: em.Loss
+    optimizer: optax.GradientTransformation
+
+    def inner_adapt(self, model, support, *, key=None):
+        return model
 
 
 class Heard(list):
@@ -90,6 +101,44 @@ def test_the_matrix_counts_what_adapted_models_predict(strategy, num_tasks, inne
     pixels = np.concatenate([task.support[0], task.query[0]])[:, 0]
     scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min())
     assert all(np.isclose(scaled, image, atol=1e-6).all((1, 2)).any() for image in shown)
+
+
+class Normalised(eqx.Module):
+    """With the statistics of whatever is predicted together."""
+
+    norm: em.nn.BatchNorm
+    flat: Flat
+
+    def __call__(self, image: Array) -> Array:
+        return self.flat(self.norm(image))
+
+
+def test_queries_that_are_normalised_together():
+    still = Still(em.losses.cross_entropy, optax.sgd(0.1))
+    figure = em.plot_confusion(still, Normalised(em.nn.BatchNorm(1), MODEL), TASKS, seed=3)
+    (key,) = jax.random.split(jax.random.key(3), 1)
+    x, y = map(np.asarray, eqx.filter_jit(TASKS.sample)(key).query)
+    normalised = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+    weight, bias = np.asarray(MODEL.linear.weight), np.asarray(MODEL.linear.bias)
+    predicted = np.argmax(normalised.reshape(9, 16) @ weight.T + bias, axis=1)
+    assert len(set(predicted)) > 1
+    assert np.array_equal(counted(figure), confusion_matrix(y, predicted, 3))
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [("folder", IsADirectoryError), ("file/a.png", NotADirectoryError)],
+)
+def test_a_path_that_cannot_be_a_file_is_refused_before_the_run(tmp_path, path, error):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for callback in (
+        Confusion(TASKS, tmp_path / path),
+        AdaptationPlot(em.tasks.Sinusoid(2, 2), tmp_path / path),
+    ):
+        with pytest.raises(error, match=rf"{type(callback).__name__}\(path="):
+            boring_fit(2, callbacks=[callback])
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
 
 
 def test_confusion_matrix_against_its_definition():
@@ -157,13 +206,6 @@ def test_wrong_arguments(strategy):
         Confusion(3)
     with pytest.raises(ValueError, match="does not classify images"):
         Confusion(em.tasks.Sinusoid(3, 3))
-
-    class Still(em.GradientStrategy):
-        loss: em.Loss
-        optimizer: optax.GradientTransformation
-
-        def inner_adapt(self, model, support, *, key=None):
-            return model
 
     still = Still(em.losses.cross_entropy, optax.sgd(0.1))
     with pytest.raises(ValueError, match="inner_steps"):

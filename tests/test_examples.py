@@ -1,8 +1,11 @@
 """The examples run, briefly, as a user would start them; and are as short as promised."""
 
+import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,14 +64,17 @@ def test_custom_callback(tmp_path):
     assert re.search(r"stopped at step \d+ of 1,000: moved only", out)
 
 
-@pytest.mark.parametrize("algorithm", ["MetaSGD", "ProtoNet"])
-def test_omniglot(tmp_path, algorithm):
-    # Drawings that differ by class, in the format of the real file.
+def drawings(path):
+    """Drawings that differ by class, in the format of the real file."""
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 256, (24, 1, 28, 28))
     images = np.clip(classes + rng.integers(-20, 20, (24, 20, 28, 28)), 0, 255).astype(np.uint8)
-    splits = np.repeat(["train", "val", "test"], 8)
-    np.savez(tmp_path / "data.npz", images=images, vinyals=splits)
+    np.savez(path, images=images, vinyals=np.repeat(["train", "val", "test"], 8))
+
+
+@pytest.mark.parametrize("algorithm", ["MetaSGD", "ProtoNet"])
+def test_omniglot(tmp_path, algorithm):
+    drawings(tmp_path / "data.npz")
     settings = (
         "--steps",
         2,
@@ -82,3 +88,21 @@ def test_omniglot(tmp_path, algorithm):
     arguments = ("--data", "data.npz", "--algorithm", algorithm, *settings)
     out = run("omniglot.py", *arguments, cwd=tmp_path)
     assert re.search(rf"{algorithm}, 5-way 1-shot(.|\n)*test accuracy .* over 20 tasks", out)
+
+
+def test_omniglot_that_is_interrupted_saves_and_tells_the_shell(tmp_path):
+    drawings(tmp_path / "data.npz")
+    # Warned of, rightly: no evaluation came to be.
+    command = [sys.executable, str(EXAMPLES / "omniglot.py"), "--data", "data.npz"]
+    command += ["--algorithm", "ProtoNet", "--width", "2", "--train-ways", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    log = tmp_path / "runs/omniglot/protonet/metrics.jsonl"
+    try:
+        while process.poll() is None and not (log.exists() and log.stat().st_size):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=300) == 130
+    finally:
+        process.kill()
+    step = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert (log.parent / f"checkpoints/step-{step:09}.ckpt").is_file()

@@ -1,6 +1,7 @@
 """One owner a folder: refused to all others, in this process and in others, alive or dead."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import eqxmeta as em
 from eqxmeta._lock import NAME, locked
 from eqxmeta.callbacks import JSONL, Checkpoint
 
-from .boring import Recorder, at, boring_fit
+from .boring import Recorder, at, boring_fit, same_bits
 
 ROOT = Path(__file__).parent.parent
 OWNER = """
@@ -131,6 +132,63 @@ def test_a_run_into_the_folder_of_another_process_touches_nothing(owner, tmp_pat
         boring_fit(30, callbacks=[*callbacks(), recorder], resume=resume)
     assert recorder.events == []
     assert contents(tmp_path) == before
+
+
+RUN = """
+import sys
+from pathlib import Path
+from eqxmeta.callbacks import JSONL, Callback, Checkpoint
+from tests.boring import boring_fit
+
+class Waiting(Callback):
+    def on_chunk_end(self, run, metrics):
+        if run.step == 10:
+            print("training", flush=True)
+            sys.stdin.readline()
+
+folder = Path(sys.argv[1])
+callbacks = [JSONL(folder / "log"), Waiting(), Checkpoint(folder / "saved", every=10)]
+boring_fit(30, callbacks=callbacks, resume="auto", steps_per_execution=10)
+"""
+
+
+def run(folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(folder)], cwd=ROOT,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_of_two_runs_into_one_folder_the_second_is_refused(tmp_path):
+    saved = tmp_path / "saved"
+    owner = run(tmp_path)
+    try:
+        assert owner.stdout.readline() == "training\n", owner.communicate("")[1]
+        second = run(tmp_path)
+        _, error = second.communicate("", timeout=120)
+        assert second.returncode == 1
+        received = rf"(?s)CheckpointInUse: .*{re.escape(str(saved))}.*process {owner.pid} "
+        assert re.search(received, error), error
+        # The first goes on as if nothing had been.
+        _, error = owner.communicate("go on\n", timeout=120)
+        assert owner.returncode == 0, error
+        assert sorted(os.listdir(saved)) == [f"step-0000000{step}.ckpt" for step in (10, 20, 30)]
+        assert len((tmp_path / "log").read_text().splitlines()) == 30
+    finally:
+        owner.kill()
+
+
+def test_after_kill_9_of_the_owner_a_new_run_starts(tmp_path):
+    owner = run(tmp_path)
+    try:
+        assert owner.stdout.readline() == "training\n", owner.communicate("")[1]
+    finally:
+        owner.kill()
+    owner.communicate()
+    assert (tmp_path / "saved" / NAME).exists()  # of a dead owner
+    state = boring_fit(30, callbacks=[Checkpoint(tmp_path / "saved", every=10)], resume="auto")
+    assert same_bits(state, boring_fit(30))
+    assert not (tmp_path / "saved" / NAME).exists()
 
 
 def test_two_checkpoints_of_one_run_need_two_folders(tmp_path):

@@ -27,7 +27,7 @@ def random_crop(padding: int) -> Callable[..., Float[Array, "channels height wid
     `Episodes(..., augment=[em.data.random_crop(padding=4), em.data.random_flip])`. Raises
     `TypeError` or `ValueError` for a padding that is not a positive integer.
     """
-    check_int(padding, "random_crop(padding=...)", minimum=1, what="pixels")
+    padding = check_int(padding, "random_crop(padding=...)", minimum=1, what="pixels")
     return _RandomCrop(padding)
 
 

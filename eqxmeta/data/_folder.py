@@ -54,7 +54,7 @@ def from_folder(
         return from_npz(path)
     need("PIL.Image", "from_folder")
     if size is not None:
-        check_int(size, "from_folder(size=...)", minimum=1, what="pixels, or None")
+        size = check_int(size, "from_folder(size=...)", minimum=1, what="pixels, or None")
     if mode is not None:
         check_choice(mode, "from_folder(mode=...)", ("L", "RGB"))
     if not path.is_dir():

@@ -28,18 +28,15 @@ def make_norm(name: NormName, channels: int) -> eqx.Module:
     return eqx.nn.GroupNorm(1 if name == "layer" else math.gcd(32, channels), channels)
 
 
-def check_backbone(
-    who: str, *, norm: object, ways: object, **at_least: tuple[object, int, str]
-) -> None:
-    """`at_least`: by the argument's name its value, the least that it may be, and its unit."""
+def check_backbone(who: str, *, norm: object, ways: object) -> int | None:
+    """`ways`, as `check_int` has it."""
     if norm not in get_args(NormName):
         expected = ", ".join(map(repr, get_args(NormName)))
         message = f"`{who}(norm=...)` is not a policy of normalisation."
         raise ValueError(explain(message, repr(norm), f"one of {expected}"))
-    if ways is not None:
-        check_int(ways, f"{who}(ways=...)", minimum=1, what="classes, or None: features only")
-    for name, (value, minimum, what) in at_least.items():
-        check_int(value, f"{who}({name}=...)", minimum=minimum, what=what)
+    if ways is None:
+        return None
+    return check_int(ways, f"{who}(ways=...)", minimum=1, what="classes, or None: features only")
 
 
 def check_image(who: str, x: Array, shape: tuple[int, ...]) -> None:

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._arguments import check_int
 from ._blocks import NormName, check_backbone, check_image, linear_head, make_norm, xavier
 from ._conv import Conv2d
 from ._pool import MaxPool2d
@@ -45,14 +46,10 @@ class Conv4(eqx.Module):
         norm: NormName = "support",
         key: PRNGKeyArray,
     ):
-        check_backbone(
-            "Conv4",
-            norm=norm,
-            ways=ways,
-            channels=(channels, 1, "channels"),
-            size=(size, 16, "pixels a side"),
-            width=(width, 1, "filters"),
-        )
+        ways = check_backbone("Conv4", norm=norm, ways=ways)
+        channels = check_int(channels, "Conv4(channels=...)", minimum=1, what="channels")
+        size = check_int(size, "Conv4(size=...)", minimum=16, what="pixels a side")
+        width = check_int(width, "Conv4(width=...)", minimum=1, what="filters")
         *keys, head_key = jax.random.split(key, 5)
         inputs = (channels, width, width, width)
         self.blocks = tuple(_Block(i, width, norm, k) for i, k in zip(inputs, keys, strict=True))

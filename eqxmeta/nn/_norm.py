@@ -45,7 +45,7 @@ class SupportNorm(SupportLayer):
     statistics: Any
 
     def __init__(self, channels: int, *, eps: float = 1e-5):
-        check_int(channels, "SupportNorm(channels=...)", minimum=1, what="channels")
+        channels = check_int(channels, "SupportNorm(channels=...)", minimum=1, what="channels")
         self.weight = jnp.ones(channels)
         self.bias = jnp.zeros(channels)
         self.eps = eps
@@ -79,7 +79,7 @@ class BatchNorm(TransductiveLayer):
     eps: float = eqx.field(static=True)
 
     def __init__(self, channels: int, *, eps: float = 1e-5):
-        check_int(channels, "BatchNorm(channels=...)", minimum=1, what="channels")
+        channels = check_int(channels, "BatchNorm(channels=...)", minimum=1, what="channels")
         self.weight = jnp.ones(channels)
         self.bias = jnp.zeros(channels)
         self.eps = eps

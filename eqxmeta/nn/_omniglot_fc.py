@@ -5,6 +5,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._arguments import check_int
 from ._blocks import NormName, check_backbone, make_norm, set_weight
 
 _WIDTHS = (256, 128, 64, 64)
@@ -37,7 +38,8 @@ class OmniglotFC(eqx.Module):
         norm: NormName = "support",
         key: PRNGKeyArray,
     ):
-        check_backbone("OmniglotFC", norm=norm, ways=ways, inputs=(inputs, 1, "values"))
+        ways = check_backbone("OmniglotFC", norm=norm, ways=ways)
+        inputs = check_int(inputs, "OmniglotFC(inputs=...)", minimum=1, what="values")
         *keys, head_key = jax.random.split(key, 5)
         sizes = (inputs, *_WIDTHS)
         self.layers = tuple(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._arguments import check_int
 from ._blocks import NormName, check_backbone, linear_head, make_norm, set_weight
 from ._conv import Conv2d
 from ._pool import MaxPool2d
@@ -44,7 +45,8 @@ class ResNet12(eqx.Module):
         norm: NormName = "support",
         key: PRNGKeyArray,
     ):
-        check_backbone("ResNet12", norm=norm, ways=ways, channels=(channels, 1, "channels"))
+        ways = check_backbone("ResNet12", norm=norm, ways=ways)
+        channels = check_int(channels, "ResNet12(channels=...)", minimum=1, what="channels")
         *keys, head_key = jax.random.split(key, 5)
         inputs = (channels, *_WIDTHS[:-1])
         self.blocks = tuple(

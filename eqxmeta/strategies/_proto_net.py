@@ -38,6 +38,12 @@ class PrototypeClassifier(eqx.Module):
         return jnp.where(self.present, -jnp.sum(differences**2, axis=1), -jnp.inf)
 
 
+def _check_ways(ways: Any) -> int | None:
+    if ways is None:
+        return None
+    return check_int(ways, "ProtoNet(ways=...)", minimum=1, what="classes, or None")
+
+
 class ProtoNet(GradientStrategy):
     """Prototypical networks: an embedding in which a class is where the mean of its examples is.
 
@@ -66,13 +72,11 @@ class ProtoNet(GradientStrategy):
 
     loss: Loss
     optimizer: optax.GradientTransformation
-    ways: int | None = eqx.field(default=None, kw_only=True)
+    ways: int | None = eqx.field(default=None, kw_only=True, converter=_check_ways)
     task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
 
     def __check_init__(self):
         check_loss_and_optimizer("ProtoNet", self.loss, self.optimizer, self.task_chunk)
-        if self.ways is not None:
-            check_int(self.ways, "ProtoNet(ways=...)", minimum=1, what="classes, or None")
 
     def unadapted(self, model: PyTree) -> None:
         return None

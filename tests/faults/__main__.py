@@ -1,5 +1,6 @@
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import warnings
@@ -16,22 +17,26 @@ def main() -> int:
             command.add_argument("--times", type=int, default=times)
     args = parser.parse_args()
     rng = random.Random(args.seed)
-    with tempfile.TemporaryDirectory(prefix="eqxmeta-faults-") as folder:
-        if args.command == "kill":
-            from .kill import kill  # before JAX has any thread: it forks
+    folder = Path(tempfile.mkdtemp(prefix="eqxmeta-faults-"))
+    if args.command == "kill":
+        from .kill import kill  # before JAX has any thread: it forks
 
-            tally = kill(Path(folder), args.times, rng)
+        tally = kill(folder, args.times, rng)
+    else:
+        warnings.simplefilter("ignore", RuntimeWarning)
+        if args.command == "writes":
+            from .writes import writes
+
+            tally = writes(folder)
         else:
-            warnings.simplefilter("ignore", RuntimeWarning)
-            if args.command == "writes":
-                from .writes import writes
+            from .damage import damage
 
-                tally = writes(Path(folder))
-            else:
-                from .damage import damage
-
-                tally = damage(Path(folder), args.times, rng)
+            tally = damage(folder, args.times, rng)
     print(f"seed {args.seed}: {tally}")
+    if tally.lost:
+        print(f"kept for whoever looks into it: {folder}")
+    else:
+        shutil.rmtree(folder)
     return 1 if tally.lost else 0
 
 

@@ -27,6 +27,7 @@ from .inject import Disk, Tally
 
 STEPS = 1000
 SECONDS = 0.6  # in which an attempt is hit, after its first chunk
+KINDS = ("kill -9", "kill -9 in a save", "SIGTERM", "SIGINT")
 
 
 def kill(folder: Path, times: int, rng: random.Random) -> Tally:
@@ -39,51 +40,46 @@ def kill(folder: Path, times: int, rng: random.Random) -> Tally:
     while sum(tally.tried.values()) < times:
         resumed = folder / f"round-{rounds}"
         rounds += 1
-        kinds = [("kill -9", "kill -9 in a save"), ("SIGTERM", "SIGINT", "kill -9")][rounds % 2]
-        _round(resumed, straight, kinds, times, rng, tally)
-    print(f"{rounds} runs were brought to their end")
+        _round(resumed, straight, times, rng, tally)
+        tried = sum(tally.tried.values())
+        print(f"run {rounds} ended after {tried} faults, {len(tally.lost)} lost", flush=True)
     return tally
 
 
-def _round(
-    resumed: Path,
-    straight: Path,
-    kinds: tuple[str, ...],
-    times: int,
-    rng: random.Random,
-    tally: Tally,
-) -> None:
-    signals = 0
+def _round(resumed: Path, straight: Path, times: int, rng: random.Random, tally: Tally) -> None:
+    asked = []
     while True:
         done = sum(tally.tried.values()) >= times
-        kind = None if done else rng.choice(kinds)
+        kind = None if done else rng.choice(KINDS)
         code = _attempt(resumed, kind, rng)
         problem = None
         if code == 0:  # it came to its end before it was hit
             try:
-                check_same_run(resumed, straight, STEPS, same_files=not signals)
+                check_same_run(resumed, straight, STEPS, asked=asked)
             except AssertionError:
-                tally.add("comparison", traceback.format_exc())
+                tally.add("comparison", f"{resumed.name}\n{traceback.format_exc()}")
             return
         expected = {"SIGTERM": 143, "SIGINT": 130}.get(kind or "", -signal.SIGKILL)
         if code != expected:
             problem = f"code {code} instead of {expected}: {(resumed / 'err').read_text()[-500:]}"
         elif code > 0:
-            signals += 1
-            problem = _not_exact(resumed)
+            newest, problem = _saved(resumed)
+            asked.append(newest)
         tally.add(kind or "unprovoked", problem)
         if problem is not None:
             return
 
 
-def _not_exact(folder: Path) -> str | None:
-    """After a signal that lets the run save: the checkpoint is of the last step that was told."""
+def _saved(folder: Path) -> tuple[int, str | None]:
+    """After a signal that lets the run save: the newest checkpoint's step, and what is wrong with
+    it if it is not that of the last step that was told."""
     last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"]
-    newest = max((folder / "saved").glob("step-*.ckpt"), default=None)
+    steps = [int(path.name[5:-5]) for path in (folder / "saved").glob("step-*.ckpt")]
     leftovers = [path.name for path in (folder / "saved").glob(".*")]
-    if newest is None or int(newest.name[5:-5]) != last or leftovers:
-        return f"row {last}, file {newest}, leftovers {leftovers}"
-    return None
+    newest = max(steps, default=0)
+    if newest != last or leftovers:
+        return newest, f"row {last}, checkpoint {newest}, leftovers {leftovers}"
+    return newest, None
 
 
 def _attempt(folder: Path, kind: str | None, rng: random.Random) -> int:
