@@ -38,8 +38,9 @@ class InnerLoop(eqx.Module):
     """Gradient descent on one task: `steps` steps of an optax `optimizer`.
 
     - `gradient` says how the loop is differentiated by the outer loop: `"mixed"` (exact, least
-      memory), `"reverse"` (exact, for losses whose gradient is not a true gradient, such as
-      straight-through estimators) or `"first_order"`. `eqxmeta.check_meta_gradient` compares them
+      memory), `"reverse"` (what JAX does by itself; for losses in which a `jax.custom_vjp` or
+      `jax.custom_jvp` has a rule that is not the derivative, such as a straight-through estimator's;
+      `stop_gradient` is no such case) or `"first_order"`. `eqxmeta.check_meta_gradient` compares them
       on your own loss. (Of a single step `"mixed"` would keep as much as `"reverse"` and take
       longer, so that one is differentiated in reverse.)
     - `remat`: for long loops. The outer loop needs the fast weights, and the optimizer's state, of
