@@ -52,7 +52,7 @@ class MetaGradientCheck:
         )
         if min(self.mixed_vs_finite_differences, self.reverse_vs_finite_differences) > _FAR_OFF:
             verdict += (
-                "\nNeither mode is the derivative of what is evaluated: something hides a dependence "
+                "\nNeither mode is the derivative of what is evaluated: something in it is hidden "
                 "(`stop_gradient`), has a derivative rule of its own, or jumps"
             )
         return (

@@ -1,5 +1,6 @@
 """What an outer step will cost, and what the knobs do about it, before it is run."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -181,10 +182,8 @@ def _memory() -> int | None:
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     limits = [limit for path in _LIMITS if (limit := _read_limit(path)) is not None]
-    try:
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not on every platform
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):  # not on every platform
-        pass
     return min(limits, default=None)
 
 

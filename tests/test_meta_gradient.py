@@ -476,7 +476,7 @@ def test_stop_gradient_does_not_part_the_modes():
 
 @pytest.mark.parametrize(("through", "expected"), [(True, np.inf), (False, 0.0)])
 def test_check_of_slopes_that_are_zero(through, expected):
-    """A step function's finite differences are zero. Its gradient is not, passed straight through."""
+    """Those of a step function, whose gradient, passed straight through, is not."""
 
     def loss(model, batch, key):
         return jnp.sum(rounded(model.w) if through else jnp.round(model.w)), {}

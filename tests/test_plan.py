@@ -150,5 +150,8 @@ def test_what_is_wrong_is_told_before_anything_is_compiled():
     trainer = em.Trainer(BoringStrategy(), meta_batch_size=2)
     with pytest.raises(TypeError, match=r"`plan\(model=\.\.\.\)` is not a model"):
         trainer.plan(BoringModel, BoringTasks())
+    nan = eqx.tree_at(lambda m: m.bias, BoringModel(), jnp.full(1, jnp.nan))
+    with pytest.raises(ValueError, match=r"`plan\(model=\.\.\.\)` has NaN among"):
+        trainer.plan(nan, BoringTasks())
     with pytest.raises(TypeError, match="is not a task source"):
         trainer.plan(BoringModel(), object())
