@@ -610,6 +610,17 @@ def test_a_complex_meta_gradient_is_that_of_finite_differences(x64):
         np.testing.assert_allclose(np.real(np.sum(grads * d)), slope, rtol=1e-6)
 
 
+def test_check_of_complex_parameters():
+    def loss(model, batch, key):
+        return jnp.sum(jnp.abs(jnp.sin(batch * model.w) - 1) ** 2), {}
+
+    model, batch = Point(jnp.array([0.7 + 0.2j])), jnp.array([1 + 2j])
+    strategy = em.MAML(loss, em.InnerLoop(optax.sgd(0.01), 2, "reverse"), optax.sgd(1.0))
+    check = em.check_meta_gradient(strategy, model, em.Task(batch, batch + 1))
+    assert check.mixed_vs_reverse == np.inf
+    assert check.reverse_vs_finite_differences < 1e-6
+
+
 def test_complex_data_is_not(x64):
     """Real parameters may be fitted to complex data, and the data be differentiated."""
     batch = jnp.array([1 + 2j, -0.5j, 0.3 + 0j])
