@@ -24,6 +24,11 @@ def count_flops(fun: Callable[..., Any], *args: Any, loops: bool = True) -> int:
     closed = jax.make_jaxpr(lambda dynamic: eqx.filter(_call(fun, dynamic, static), eqx.is_array))(
         dynamic
     )
+    return flops_of(closed, loops=loops)
+
+
+def flops_of(closed: ClosedJaxpr, *, loops: bool = True) -> int:
+    """`count_flops` of a function that has been traced already."""
     return _count(closed.jaxpr, loops)
 
 

@@ -38,9 +38,10 @@ class InnerLoop(eqx.Module):
     """Gradient descent on one task: `steps` steps of an optax `optimizer`.
 
     - `gradient` says how the loop is differentiated by the outer loop: `"mixed"` (exact, least
-      memory), `"reverse"` (exact, for losses whose gradient is not a true gradient, such as
-      straight-through estimators) or `"first_order"`. `eqxmeta.check_meta_gradient` compares them
-      on your own loss. (Of a single step `"mixed"` would keep as much as `"reverse"` and take
+      memory), `"reverse"` (what JAX does by itself; for losses in which a `jax.custom_vjp` or
+      `jax.custom_jvp` has a rule that is not the derivative, as of a straight-through estimator;
+      `stop_gradient` is no such case) or `"first_order"`. `eqxmeta.check_meta_gradient` compares
+      them on your own loss. (Of a single step `"mixed"` would keep as much as `"reverse"` and take
       longer, so that one is differentiated in reverse.)
     - `remat`: for long loops. The outer loop needs the fast weights, and the optimizer's state, of
       every inner step (in reverse mode also the activations). With `remat=True` only those of about
@@ -135,7 +136,7 @@ class InnerLoop(eqx.Module):
         model = without_statistics(model)
         fast, others = self.partition(model)
         opt_state = self.init(model) if opt_state is None else opt_state
-        update = with_safe_sqrt(self.optimizer.update)
+        update = with_safe_sqrt(_update_of(self.optimizer))
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
         xs = (jnp.arange(steps), minibatches)
 
@@ -159,7 +160,7 @@ class InnerLoop(eqx.Module):
             value, grads = value_and_grad(
                 lambda fast, rest: inner_loss((fast, rest[0]), rest[1]), mode, fast, (x, fixed)
             )
-            updates, opt_state = update(uphill(grads), opt_state, fast)
+            updates, opt_state = update(uphill(grads), opt_state, fast, value)
             new = (optax.apply_updates(fast, updates), opt_state)
             # Optimizers may compute in a wider type (a schedule's float32 rate on bfloat16
             # parameters); the model's dtypes are the user's and stay.
@@ -168,6 +169,28 @@ class InnerLoop(eqx.Module):
         (fast, opt_state), (losses, path) = _scan(step, (fast, opt_state), xs, steps, self.remat)
         observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), path, seen(fast))
         return Adaptation(eqx.combine(fast, others), losses, observed, opt_state)
+
+
+def _update_of(optimizer: optax.GradientTransformation) -> Callable[..., tuple[PyTree, PyTree]]:
+    """`optimizer.update`, given also the loss if it wants that, as `reduce_on_plateau` does."""
+    update = optax.with_extra_args_support(optimizer).update
+
+    def with_value(grads: PyTree, state: PyTree, params: PyTree, value: Array):
+        try:
+            return update(grads, state, params, value=value)
+        except TypeError as error:
+            if "required keyword-only argument" not in str(error):
+                raise
+            raise TypeError(
+                explain(
+                    "`InnerLoop(optimizer=...)` wants more than an inner step has.",
+                    error,
+                    "an optimizer that needs gradients, parameters and `value`, the loss, at most; "
+                    "no line search, such as `optax.lbfgs` makes",
+                )
+            ) from error
+
+    return with_value
 
 
 def _scan(
@@ -194,7 +217,7 @@ def _scan(
     def block(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
         return jax.lax.scan(step, carry, xs)
 
-    if length < whole:
+    if length < rest:
         blocks = jax.tree.map(lambda x: x[1 : 1 + whole].reshape(-1, length, *x.shape[1:]), xs)
         # Inside of a loop there is nothing that XLA could merge the second evaluation with.
         remembered = jax.checkpoint(block, prevent_cse=False)  # pyright: ignore

@@ -20,7 +20,15 @@ InnerLoss: TypeAlias = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 
 class MixedModeError(TypeError):
-    """The inner loss has no forward-mode derivative."""
+    """`gradient="mixed"` is not for this model or inner loss."""
+
+
+def refuses_mixed(error: Exception) -> bool:
+    """Whether mixed mode failed because it is not for this model or loss: our error, or JAX's own
+    where it notices only later."""
+    return isinstance(error, MixedModeError) or (
+        isinstance(error, TypeError) and "forward-mode" in str(error)
+    )
 
 
 def value_and_grad(
@@ -29,8 +37,10 @@ def value_and_grad(
     """Value of `fun(fast, rest)` and its gradient in `fast`, to be differentiated again by `mode`.
 
     - `"mixed"`: forward over reverse. The second derivative needs no stored activations, only
-      `fast` and `rest` themselves (Kemaev et al. 2025, arXiv 2505.00793). Exact if `fun`'s
-      gradient is a true gradient, so that its Jacobian is symmetric.
+      `fast` and `rest` themselves (Kemaev et al. 2025, arXiv 2505.00793). Exact if the
+      Jacobian of `fun`'s gradient is symmetric, as it is unless a `jax.custom_vjp` or
+      `jax.custom_jvp` in it has a rule that is not the derivative. (What `stop_gradient` hides is a
+      constant in both modes, and of the rest the gradient is a true gradient.)
     - `"reverse"`: reverse over reverse, what JAX does by itself. Exact for every `fun`.
     - `"first_order"`: the gradient counts as a constant (Finn et al. 2017, section 5.2).
 
@@ -97,7 +107,7 @@ def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""]
         try:
             closed, shape = jax.make_jaxpr(derivative, return_shape=True)(fast, direction)
         except TypeError as error:
-            if "forward-mode" not in str(error):
+            if not refuses_mixed(error):
                 raise
             raise _mixed_mode_error() from error
         # Without a `vmap` around it, JAX itself would notice no sooner than when it compiles.
@@ -124,7 +134,7 @@ def _mixed_mode_error() -> MixedModeError:
 def _refuse_complex(fast: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(fast):
         if jnp.iscomplexobj(leaf):
-            raise TypeError(
+            raise MixedModeError(
                 explain(
                     "`gradient='mixed'` differentiates real parameters only.",
                     f"leaf `model{jax.tree_util.keystr(path)}` of dtype {leaf.dtype}",

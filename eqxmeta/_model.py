@@ -51,7 +51,7 @@ def check_model(model: PyTree, argument: str) -> None:
         )
 
 
-def check_no_nan(model: PyTree) -> None:
+def check_no_nan(model: PyTree, argument: str) -> None:
     """NaN in a parameter is never meant; infinity may be, as in a mask. Raises `ValueError`."""
     bad = [
         f"model{jax.tree_util.keystr(path)}"
@@ -60,9 +60,7 @@ def check_no_nan(model: PyTree) -> None:
     ]
     if bad:
         raise ValueError(
-            explain(
-                "`fit(model=...)` has NaN among its parameters.", ", ".join(bad), "finite numbers"
-            )
+            explain(f"`{argument}` has NaN among its parameters.", ", ".join(bad), "finite numbers")
         )
 
 

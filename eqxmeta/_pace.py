@@ -14,7 +14,12 @@ def next_stop(step: int, steps: int, everys: Iterable[int]) -> int:
 
 
 class Pace:
-    """How many steps to put into one dispatch: `"auto"` aims at half a second."""
+    """How many steps to put into one dispatch: `"auto"` aims at half a second.
+
+    What is measured is from one chunk's end, as the host saw it, to the next one's. A hook that
+    takes longer than the chunk that runs meanwhile is counted as if that had: chunks are then
+    shorter than they might be.
+    """
 
     def __init__(self, steps_per_execution: int | Literal["auto"], capacity: int):
         self._auto = steps_per_execution == "auto"

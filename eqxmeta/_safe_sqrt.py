@@ -6,6 +6,9 @@ meta-gradient is NaN. The update itself is differentiable there: with `m = v = 0
 multiplies the root's derivative is zero. Taking that derivative to be zero at zero gives the
 right answer without `eps_root`, which would change the forward pass.
 
+Other functions with such a slope are left alone: Adafactor's `(v + 1e-30)**-0.5`, whose derivative
+overflows in float32, still gives NaN where a gradient is exactly zero.
+
 The optimizer is any optax transformation, so its code cannot be edited; its trace can.
 """
 

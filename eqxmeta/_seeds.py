@@ -34,12 +34,16 @@ class SeedRuns:
     - `states`: all runs as one state, every array with a leading axis `[n]`.
     - `metrics[name]`: `[n, steps]`, of the outer steps taken.
     - `finite`: `[n]`, False for a run in which a metric or a parameter became NaN or infinite.
+    - `steps`: the outer steps that were asked for.
+    - `stop_reason`: `None` if they were taken, else why not: `"interrupted"`, `"time limit"`.
     """
 
     seeds: tuple[int, ...]
     states: TrainState
     metrics: Mapping[str, np.ndarray]
     finite: np.ndarray
+    steps: int
+    stop_reason: str | None
 
     def state(self, index: int) -> TrainState:
         """The state that the run of `seeds[index]` reached. Raises `IndexError`."""
@@ -76,7 +80,12 @@ class SeedRuns:
 
 
 def fit_seeds(
-    trainer: Trainer, model: PyTree, tasks: Any, steps: int, *, seeds: int | Sequence[int]
+    trainer: Trainer,
+    model: PyTree,
+    tasks: Any,
+    steps: int,
+    *,
+    seeds: int | Sequence[int] | np.ndarray,
 ) -> SeedRuns:
     """What `trainer.fit(model, tasks, steps)` computes, for several seeds in one compiled program.
 
@@ -119,7 +128,7 @@ def fit_seeds(
     steps = min(steps, trainer.fast_dev_run or steps)
     deadline = time.monotonic() + trainer.max_time
 
-    inits = [trainer._init(m) for m in models]
+    inits = [trainer._init(m, "fit_seeds(model=...)") for m in models]
     _check_alike(inits)
     source = Sampled(tasks, trainer.meta_batch_size)
     task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
@@ -167,8 +176,9 @@ def _run(
             if stopped or step == steps:
                 break
             stop = min(steps, step + pace.limit)
-    if stopped and trainer.summary:
-        print(f"stopped at step {step:,} of {steps:,}: {stopped[0]}", flush=True)
+    stop_reason = stopped[0] if stopped and step < steps else None
+    if stop_reason is not None and trainer.summary:
+        print(f"stopped at step {step:,} of {steps:,}: {stop_reason}", flush=True)
     if bad:
         which = ", ".join(f"seed {seeds[i]} at step {bad[i]:,}" for i in sorted(bad))
         message = explain(
@@ -179,7 +189,7 @@ def _run(
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     metrics = {name: np.concatenate([row[name] for row in rows], axis=1) for name in rows[0]}
     finite = np.array([index not in bad for index in range(len(seeds))])
-    return SeedRuns(seeds, states, metrics, finite)
+    return SeedRuns(seeds, states, metrics, finite, steps, stop_reason)
 
 
 # Bare: to donate is for the outermost program, which is `train_seeds`.
@@ -255,6 +265,8 @@ def _stack(states: list[TrainState]) -> TrainState:
 
 def _check_seeds(seeds: Any, first: int) -> tuple[int, ...]:
     argument = "fit_seeds(seeds=...)"
+    if isinstance(seeds, np.ndarray) and seeds.ndim == 1:
+        seeds = list(seeds)
     if isinstance(seeds, str) or not isinstance(seeds, Sequence):
         seeds = check_int(seeds, argument, minimum=1, what="seeds, or a sequence of distinct seeds")
         seeds = range(first, first + seeds)

@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from ._arguments import check_int
 from ._errors import explain
-from ._flops import count_flops
+from ._flops import count_flops, flops_of
 from ._task import Task, count_tasks
 
 TaskChunk: TypeAlias = int | Literal["auto"] | None
@@ -54,9 +54,14 @@ def mean_over_tasks(
     total = count_tasks(tasks)
     keys = None if key is None else jax.random.split(key, total)
     batch = tasks, keys
-    size = total if task_chunk is None else task_chunk
+    size, shapes = total if task_chunk is None else task_chunk, None
     if size == "auto":
-        size = 1 if is_large(lambda: fun(_over(_cut(batch, 0, 1)))) else total
+        size = total
+        if total > 1 and jax.default_backend() == "cpu":
+            alone = jax.make_jaxpr(lambda: fun(_over(_cut(batch, 0, 1))), return_shape=True)
+            closed, of_one = alone()
+            if flops_of(closed, loops=False) > _LARGE_TASK:
+                size, shapes = 1, of_one  # a trace tells both, and takes long
     if size >= total:
         return fun(_over(batch))
 
@@ -69,7 +74,8 @@ def mean_over_tasks(
         return jax.tree.map(lambda s, x: s + share * x if _adds(s) else x, sums, new), None
 
     chunks = jax.tree.map(lambda x: x.reshape(total // size, size, *x.shape[1:]), batch)
-    shapes = jax.eval_shape(lambda: fun(_over(_cut(batch, 0, size))))
+    if shapes is None:
+        shapes = jax.eval_shape(lambda: fun(_over(_cut(batch, 0, size))))
     sums = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), shapes)
     sums, _ = jax.lax.scan(accumulate, sums, chunks)
     return jax.tree.map(lambda x, like: x.astype(like.dtype), sums, shapes)

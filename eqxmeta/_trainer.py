@@ -147,7 +147,7 @@ class Trainer:
             everys = {name_of(c): c.every for c in callbacks if c.every is not None}
         deadline = time.monotonic() + self.max_time
 
-        state = self._init(model)
+        state = self._init(model, "fit(model=...)")
         config = describe(
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
@@ -207,14 +207,14 @@ class Trainer:
         Raises `TypeError` or `ValueError` for invalid arguments.
         """
         check_model(model, "plan(model=...)")
-        state = self._init(model)
+        state = self._init(model, "plan(model=...)")
         with self._open(tasks, 0, 1) as (_, example, _):
             check_loss(self.strategy, state.model, jax.tree.map(_without_first_axis, example))
             check_outer_update(self.strategy, state, example)
             return make_plan(self.strategy, state, example)
 
-    def _init(self, model: PyTree) -> TrainState:
-        check_no_nan(model)
+    def _init(self, model: PyTree, argument: str) -> TrainState:
+        check_no_nan(model, argument)
         with tracing(f"`{type(self.strategy).__name__}.init(model)`", type(model).__name__):
             state = self.strategy.init(model)
         check_init(self.strategy, state)

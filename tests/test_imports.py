@@ -19,8 +19,8 @@ LAYERS = {
     "trainer": "_trainer _loop _non_finite _plan _seeds _preflight _slow_convolutions _summary"
     " _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
-        "_chunk _packed _sources _evaluate _figure _plot_adaptation _plot_confusion _check _checkpoint"
-        " _inspect _callback _drawing _run"
+        "_chunk _packed _sources _evaluate _figure _plot_adaptation _plot_confusion _check"
+        " _checkpoint _inspect _callback _drawing _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",

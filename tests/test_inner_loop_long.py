@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -141,6 +142,38 @@ def test_the_first_step_shares_its_forward_pass_across_tasks():
     # Weights without a task axis, against the hidden units of all tasks' examples. Three steps
     # with per-task weights would not have it.
     assert "(tensor<4x64x64xf32>, tensor<64x64xf32>)" in text
+
+
+@pytest.mark.parametrize(("remat", "blocks"), [(3, True), (6, True), (8, True), (9, False)])
+def test_a_block_longer_than_half_of_the_loop_is_one_too(remat, blocks):
+    fun, *shapes = step_program(10, remat=remat)  # nine of them in the loop
+    assert ("remat" in str(jax.make_jaxpr(fun)(*shapes))) == blocks
+
+
+def test_an_optimizer_that_wants_the_loss_is_given_it():
+    """Against optax by itself: a plateau, here every step that is not below half, divides the rate
+    by ten."""
+    plateau = optax.contrib.reduce_on_plateau(factor=0.1, patience=1, rtol=0.5, accumulation_size=1)
+    optimizer = optax.chain(optax.sgd(0.1), plateau)
+
+    def loss(model, batch, key):
+        return jnp.sum(model**2), {}
+
+    model = jnp.array([1.0, -2.0])
+    adapted = em.InnerLoop(optimizer, 6)(loss, model, jnp.zeros(1)).model
+    state = optimizer.init(model)
+    for _ in range(6):
+        value, grads = jax.value_and_grad(lambda m: loss(m, None, None)[0])(model)
+        updates, state = optimizer.update(grads, state, model, value=value)
+        model = optax.apply_updates(model, updates)
+    assert tree_allclose(adapted, model, rtol=1e-5)
+    assert not np.allclose(model, 0.8**6 * np.array([1.0, -2.0]), rtol=0.1)  # it did reduce
+
+
+def test_a_line_search_is_refused():
+    with pytest.raises(TypeError, match=r"`InnerLoop\(optimizer=...\)`(?s:.*)value_fn") as error:
+        em.InnerLoop(optax.lbfgs(), 2)(em.losses.mse, tiny_mlp(), (jnp.ones((2, 1)),) * 2)
+    assert "\nReceived: " in str(error.value) and "\nExpected: " in str(error.value)
 
 
 @pytest.mark.parametrize("value", [0, -2, 1.5, "yes"])

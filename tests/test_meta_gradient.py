@@ -449,6 +449,44 @@ def test_check_warns_of_a_straight_through_loss():
     assert "gradient='reverse'" in str(check)
 
 
+class StraightThrough(eqx.Module):
+    """Two layers, the weights of the first rounded with what is hidden by `stop_gradient`."""
+
+    w: Array
+    u: Array
+
+    def __call__(self, x):
+        w = self.w + jax.lax.stop_gradient(jnp.round(4 * self.w) / 4 - self.w)
+        hidden = jnp.tanh(w @ x)
+        hidden = hidden * jax.lax.stop_gradient(jnp.exp(hidden))
+        return jnp.tanh(self.u @ hidden + jax.lax.stop_gradient(self.u @ w) @ x)
+
+
+def test_stop_gradient_does_not_part_the_modes():
+    """Also between layers and on a product of parameters: what it hides is a constant in both. But
+    neither is the derivative of what is evaluated, and the check says so."""
+    keys = jax.random.split(jax.random.key(3), 2)
+    model = StraightThrough(jax.random.normal(keys[0], (3, 1)), jax.random.normal(keys[1], (1, 3)))
+    strategy = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.1), 3), optax.sgd(1.0))
+    check = em.check_meta_gradient(strategy, model, sine_task())
+    assert check.ok and check.mixed_vs_reverse < 1e-12
+    assert check.mixed_vs_finite_differences > 0.05
+    assert "use gradient='mixed'" in str(check) and "Neither mode" in str(check)
+
+
+@pytest.mark.parametrize(("through", "expected"), [(True, np.inf), (False, 0.0)])
+def test_check_of_slopes_that_are_zero(through, expected):
+    """Those of a step function, whose gradient, passed straight through, is not."""
+
+    def loss(model, batch, key):
+        return jnp.sum(rounded(model.w) if through else jnp.round(model.w)), {}
+
+    strategy = em.MAML(loss, em.InnerLoop(optax.sgd(0.1), 2), optax.sgd(1.0))
+    check = em.check_meta_gradient(strategy, Point(jnp.array([0.7])), em.Task(A[:1], A[:1]))
+    assert check.reverse_vs_finite_differences == expected
+    assert ("Neither mode" in str(check)) == through
+
+
 def test_check_reports_where_mixed_cannot_be_computed():
     def loss(model, batch, key):
         return straight_through(model, batch, key, rounded_again)
@@ -498,7 +536,7 @@ def test_check_passes_an_ordinary_loss():
     assert check.ok
     assert check.mixed_vs_finite_differences < 1e-5
     assert check.reverse_vs_finite_differences < 1e-5
-    assert "use gradient='mixed'" in str(check)
+    assert "use gradient='mixed'" in str(check) and "Neither" not in str(check)
     # `ok` looks at nothing but the tolerance.
     assert not dataclasses.replace(check, tolerance=check.mixed_vs_reverse / 2 - 1e-300).ok
 
@@ -570,6 +608,17 @@ def test_a_complex_meta_gradient_is_that_of_finite_differences(x64):
     for d in np.array([[1, 0], [1j, 0], [0, 1], [0, 1j]]):
         slope = (value(start + h * d) - value(start - h * d)) / (2 * h)
         np.testing.assert_allclose(np.real(np.sum(grads * d)), slope, rtol=1e-6)
+
+
+def test_check_of_complex_parameters():
+    def loss(model, batch, key):
+        return jnp.sum(jnp.abs(jnp.sin(batch * model.w) - 1) ** 2), {}
+
+    model, batch = Point(jnp.array([0.7 + 0.2j])), jnp.array([1 + 2j])
+    strategy = em.MAML(loss, em.InnerLoop(optax.sgd(0.01), 2, "reverse"), optax.sgd(1.0))
+    check = em.check_meta_gradient(strategy, model, em.Task(batch, batch + 1))
+    assert check.mixed_vs_reverse == np.inf
+    assert check.reverse_vs_finite_differences < 1e-6
 
 
 def test_complex_data_is_not(x64):

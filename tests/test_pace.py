@@ -26,4 +26,4 @@ def test_the_pace_does_not_starve_behind_a_frequent_callback():
     pace = Pace("auto", 1024)
     for _ in range(20):
         pace.measured(1, 1e-5)
-    assert pace.limit >= 4
+        assert pace.limit == 4

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import eqxmeta as em
+from eqxmeta import _plan
 
 from .boring import BoringModel, BoringStrategy, BoringTasks
 from .helpers import tiny_mlp
@@ -62,11 +63,68 @@ def test_it_recommends_another_way_only_where_that_matters(plan):
     assert plan.recommended is not plan.rows[0]
     assert plan.recommended.temp_bytes < plan.rows[0].temp_bytes / 2
     assert "times less memory" in str(plan)
+    # Whoever chose reverse mode may have had to.
+    assert (plan.rows[0].gradient, plan.recommended.gradient) == ("reverse", "mixed")
+    assert "check_meta_gradient" in plan.reason
     strategy = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.01), 1), optax.adam(1e-3))
     trainer = em.Trainer(strategy, meta_batch_size=2)
     small = trainer.plan(tiny_mlp(), em.tasks.Sinusoid(2, 2))
     assert small.recommended is small.rows[0]
+    # Of one inner step both modes are the same program, and "auto" is all tasks of this size.
+    assert [(r.gradient, r.task_chunk) for r in small.rows] == [("mixed", "auto"), ("mixed", 1)]
     assert "as it is" in str(small)
+
+
+@pytest.mark.parametrize("cls", [em.Joint, em.Reptile])
+def test_what_the_outer_step_does_not_differentiate_has_no_mode(cls):
+    strategy = cls(em.losses.mse, em.InnerLoop(optax.sgd(0.01), 5), optax.adam(1e-3))
+    plan = em.Trainer(strategy, meta_batch_size=2).plan(tiny_mlp(), em.tasks.Sinusoid(2, 2))
+    knobs = [(r.gradient, r.remat, r.task_chunk) for r in plan.rows]
+    assert knobs == [(None, None, "auto"), (None, None, 1)]
+
+
+@jax.custom_vjp
+def reverse_only(x):
+    return jnp.sin(x)
+
+
+reverse_only.defvjp(lambda x: (reverse_only(x), x), lambda x, g: (g * jnp.cos(x),))
+
+
+def loss_of_reverse_mode(model, batch, key):
+    x, y = batch
+    return jnp.mean((reverse_only(em.losses.predict(model, x)) - y) ** 2), {}
+
+
+class Phase(eqx.Module):
+    angle: jax.Array
+
+    def __call__(self, x):
+        return jnp.real(x * self.angle)
+
+
+@pytest.mark.parametrize(
+    ("loss", "model"),
+    [(loss_of_reverse_mode, tiny_mlp()), (em.losses.mse, Phase(jnp.array([1j])))],
+)
+def test_where_mixed_mode_cannot_be_used_it_has_no_row(loss, model):
+    def plan(gradient):
+        strategy = em.MAML(loss, em.InnerLoop(optax.sgd(0.01), 2, gradient), optax.adam(1e-3))
+        return em.Trainer(strategy, meta_batch_size=2).plan(model, em.tasks.Sinusoid(2, 2))
+
+    assert {row.gradient for row in plan("reverse").rows} == {"reverse"}
+    with pytest.raises(TypeError, match="gradient='mixed'"):
+        plan("mixed")
+
+
+def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(_plan, "_LIMITS", tuple(str(tmp_path / name) for name in "abc"))
+    machine = _plan._memory()
+    (tmp_path / "a").write_text("max\n")
+    (tmp_path / "b").write_text(f"{2**63 - 4096}\n")  # version 1 without a limit
+    assert _plan._memory() == machine
+    (tmp_path / "c").write_text(f"{2**20}\n")
+    assert _plan._memory() == 2**20
 
 
 def test_a_strategy_without_knobs_has_one_row_and_a_host_source_will_do():
@@ -92,5 +150,8 @@ def test_what_is_wrong_is_told_before_anything_is_compiled():
     trainer = em.Trainer(BoringStrategy(), meta_batch_size=2)
     with pytest.raises(TypeError, match=r"`plan\(model=\.\.\.\)` is not a model"):
         trainer.plan(BoringModel, BoringTasks())
+    nan = eqx.tree_at(lambda m: m.bias, BoringModel(), jnp.full(1, jnp.nan))
+    with pytest.raises(ValueError, match=r"`plan\(model=\.\.\.\)` has NaN among"):
+        trainer.plan(nan, BoringTasks())
     with pytest.raises(TypeError, match="is not a task source"):
         trainer.plan(BoringModel(), object())

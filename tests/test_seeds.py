@@ -5,7 +5,6 @@ import signal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -129,11 +128,15 @@ def test_the_cut_leaves_no_trace():
 
 
 def test_fast_dev_run_and_max_time(capsys):
-    runs = fit_seeds(boring(fast_dev_run=True), BoringModel(), BoringTasks(), 50, seeds=2)
+    runs = fit_seeds(
+        boring(fast_dev_run=True), BoringModel(), BoringTasks(), 50, seeds=np.arange(2)
+    )
     assert runs.metrics["loss"].shape == (2, 3)
+    assert (runs.seeds, runs.steps, runs.stop_reason) == ((0, 1), 3, None)
     trainer = boring(max_time=1e-6, summary=True)
     runs = fit_seeds(trainer, BoringModel(), BoringTasks(), 50, seeds=2)
     assert runs.metrics["loss"].shape == (2, 0)
+    assert (runs.steps, runs.stop_reason) == (50, "time limit")
     assert "stopped at step 0 of 50: time limit" in capsys.readouterr().out
 
 
@@ -159,6 +162,8 @@ def test_a_run_that_diverges_leaves_the_others_right():
         jax.tree.map(lambda x: x[::2], runs.states),
         {name: rows[::2] for name, rows in runs.metrics.items()},
         runs.finite[::2],
+        runs.steps,
+        runs.stop_reason,
     )
     assert_equals_single_runs(good, strategy, models[::2], SINUSOID, 20)
 
@@ -189,7 +194,7 @@ def test_what_was_infinite_to_begin_with_is_meant():
 def runs_of(values):
     state = em.TrainState(jnp.int32(0), BoringModel(), None)
     n = len(values)
-    return SeedRuns(tuple(range(n)), state, {"loss": np.array(values)}, np.ones(n, bool))
+    return SeedRuns(tuple(range(n)), state, {"loss": np.array(values)}, np.ones(n, bool), 2, None)
 
 
 @pytest.mark.parametrize(
@@ -225,19 +230,12 @@ def test_statistics_that_do_not_exist():
 # Mistakes.
 
 
-@pytest.fixture
-def as_users_run_it():
-    """Without beartype, which would be first to raise."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 class Host:
     def __getitem__(self, step):
         return host_batch(step)
 
 
+NAN = eqx.tree_at(lambda m: m.bias, BoringModel(), jnp.full(1, jnp.nan))
 MISTAKES = [
     ({"seeds": 0}, ValueError, r"fit_seeds\(seeds=...\)` is too small"),
     ({"seeds": True}, TypeError, r"fit_seeds\(seeds=...\)` is not an integer"),
@@ -252,6 +250,7 @@ MISTAKES = [
     ({"tasks": Host()}, ValueError, "read by the host"),
     ({"tasks": 3}, TypeError, r"fit_seeds\(tasks=...\)` is not a task source"),
     ({"model": BoringModel}, TypeError, r"fit_seeds\(model=...\)` is not a model"),
+    ({"model": NAN}, ValueError, r"fit_seeds\(model=...\)` has NaN among"),
     ({"model": [BoringModel()]}, ValueError, "not one model per seed"),
     ({"model": [BoringModel(), BoringModel]}, TypeError, r"fit_seeds\(model=...\)\[1\]"),
     ({"model": [BoringModel(), BoringModel(1)]}, ValueError, r"weight: float32\[3\] and float32"),
@@ -303,4 +302,5 @@ def test_the_first_interrupt_ends_all_runs(capsys, monkeypatch):
     finally:
         signal.signal(signal.SIGINT, previous)
     assert runs.metrics["loss"].shape == (2, 20)
+    assert (runs.steps, runs.stop_reason) == (100, "interrupted")
     assert "stopped at step 20 of 100: interrupted" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import eqxmeta as em
+from eqxmeta import _task_chunk
 
 from .helpers import tiny_mlp, tree_allclose
 
@@ -100,6 +101,26 @@ def test_memory_goes_with_the_chunk_and_not_with_the_tasks():
 def test_auto_is_all_at_once_for_a_small_model_and_one_by_one_for_a_large_one():
     assert temp_bytes("auto", 4) == temp_bytes(None, 4)
     assert temp_bytes("auto", 4, width=256, points=512) == temp_bytes(1, 4, width=256, points=512)
+
+
+@pytest.mark.parametrize(("tasks", "comes_to"), [(1, None), (4, 1)])
+def test_auto_traces_no_more_often_than_what_it_comes_to(tasks, comes_to, monkeypatch):
+    monkeypatch.setattr(_task_chunk, "_LARGE_TASK", 0)
+    source = em.tasks.Sinusoid(2, 2)
+    batch = jax.vmap(source.sample)(jax.random.split(jax.random.key(1), tasks))
+
+    def traces(task_chunk):
+        calls = []
+
+        def loss(model, batch, key):
+            calls.append(1)
+            return em.losses.mse(model, batch, key)
+
+        strategy = OneStep(loss, optax.sgd(0.1), task_chunk=task_chunk)
+        jax.eval_shape(lambda: strategy.outer_update(strategy.init(tiny_mlp()), batch, key=None)[1])
+        return len(calls)
+
+    assert traces("auto") == traces(comes_to)
 
 
 def test_half_precision_sums_are_made_in_single_precision():
