@@ -28,6 +28,7 @@ class AdaptationPlot(Callback):
     """
 
     writes = True
+    publishes = ()
 
     def __init__(
         self,

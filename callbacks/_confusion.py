@@ -31,6 +31,8 @@ class Confusion(Callback):
     Raises `ImportError` without matplotlib, `ValueError` or `TypeError` for invalid arguments.
     """
 
+    publishes = ()
+
     def __init__(
         self,
         tasks: Any,

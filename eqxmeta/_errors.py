@@ -1,5 +1,7 @@
 """The errors that eqxmeta raises, and the one shape that their messages have."""
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +10,14 @@ from typing import Any
 def explain(invalid: str, received: object, expected: str) -> str:
     """Three parts: what is invalid, what was received, what was expected."""
     return f"{invalid}\nReceived: {received}\nExpected: {expected}"
+
+
+def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
+    """A warning at the line of the user's that led here, however deep it is below."""
+    level = 1
+    while sys._getframe(level).f_globals.get("__name__", "").split(".")[0] == "eqxmeta":
+        level += 1
+    warnings.warn(message, category, stacklevel=level + 1)
 
 
 @contextmanager

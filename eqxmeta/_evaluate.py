@@ -126,14 +126,16 @@ def check_tasks(tasks: Any, argument: str) -> Task:
     return jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x)[0], tasks))
 
 
-def check_curve(strategy: Strategy, model: PyTree, task: Task, steps: int | None) -> None:
-    """That the evaluation of such a task can be traced. Nothing is compiled."""
+def check_curve(
+    strategy: Strategy, model: PyTree, task: Task, steps: int | None
+) -> tuple[str, ...]:
+    """The metrics of such a task's evaluation, which must be traceable. Nothing is compiled."""
 
     def curve(model: PyTree, task: Task) -> dict[str, Array]:
         return adaptation_curve(strategy, model, task, steps=steps, key=jax.random.key(0))
 
     with _tracing(model, task):
-        eqx.filter_eval_shape(curve, model, task)
+        return tuple(eqx.filter_eval_shape(curve, model, task))
 
 
 def _tracing(model: PyTree, task: Task) -> AbstractContextManager[None]:

@@ -66,8 +66,12 @@ class Plan:
         return "\n".join([*lines, f"* {self.reason}"])
 
 
-def make_plan(strategy: Strategy, state: TrainState, tasks: Task) -> Plan:
-    """Compile the outer step in every variant. `tasks` may be the shapes of a batch."""
+def make_plan(strategy: Strategy, state: TrainState, tasks: Task, *, alone: bool = False) -> Plan:
+    """Compile the outer step in every variant, or `alone` as it is. `tasks` may be the shapes of a
+    batch."""
+    if alone:
+        row = _measure(strategy, state, tasks)
+        return Plan((row,), row, "as it is; `trainer.plan(model, tasks)` compiles alternatives")
     rows = tuple(_measure(variant, state, tasks) for variant in _variants(strategy, tasks))
     return Plan(rows, *_recommend(rows))
 

@@ -51,8 +51,9 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
     _check_scalars(metrics, f"The metrics of {what}")
 
 
-def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> None:
-    """`strategy.outer_update` must give back the same kind of state, and scalar metrics."""
+def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> set[str]:
+    """`strategy.outer_update` must give back the same kind of state, and scalar metrics, whose
+    names are returned."""
     what = f"`{type(strategy).__name__}.outer_update`"
     with tracing(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
         closed, out, _ = eqx.filter_make_jaxpr(
@@ -83,6 +84,7 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> No
             )
         )
     warn_slow_convolutions(closed)
+    return set(metrics)
 
 
 def check_init(strategy: Strategy, state: Any) -> None:

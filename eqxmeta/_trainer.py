@@ -14,10 +14,11 @@ from jaxtyping import PyTree
 from ._arguments import check_int, check_seed
 from ._callback import Callback, attach, name_of
 from ._checkpoint import load, read_manifest
-from ._chunk import CAPACITY
+from ._chunk import CAPACITY, SKIPPED
 from ._errors import CheckpointCorrupt, CheckpointMismatch, explain, tracing
 from ._loop import Loop
 from ._model import check_model, check_no_nan
+from ._monitor import check_monitors
 from ._non_finite import POLICIES, OnNonFinite
 from ._pace import Pace
 from ._plan import Plan, make_plan
@@ -51,7 +52,9 @@ class Trainer:
       `skipped` is 1 there, beside the values that were the reason; 100 such steps in a row raise.
       (`"raise"` and `"stop"` cost a run nothing, `"skip"` a look at every number of the state.)
     - `fast_dev_run`: `True` or a number of steps (`True` is 3): a trial run of so few steps, at
-      the end of which every callback has its turn, except those that write files. Prints `plan`.
+      the last of which `on_step_end` of every callback is called, whatever its `every`. Callbacks
+      that write files are left out (the summary names them), but what they monitor is checked.
+      Prints the first row of `plan`.
     - `summary`: print what is about to be trained, and why a run ended early.
 
     Raises `TypeError` or `ValueError` for invalid arguments.
@@ -165,7 +168,7 @@ class Trainer:
             opened = held.enter_context(self._open(tasks, start, steps))
             source, example, capacity = opened
             check_loss(self.strategy, state.model, jax.tree.map(_without_first_axis, example))
-            check_outer_update(self.strategy, state, example)
+            metrics = check_outer_update(self.strategy, state, example)
             # Not before: a run that is refused leaves the callbacks as they were.
             for callback in callbacks:
                 if name_of(callback) in states:
@@ -185,10 +188,15 @@ class Trainer:
                 resuming=resume is not None,
                 resumed_from=origin,
             )
+            loop.refuse()
+            # Of those too that a trial run leaves out.
+            skipped = {SKIPPED} if self.on_non_finite == "skip" else set()
+            check_monitors(self.callbacks, metrics | skipped)
             if self.summary:
-                print(render(config, callbacks, start=start), flush=True)
+                left_out = [callback for callback in self.callbacks if callback not in callbacks]
+                print(render(config, callbacks, left_out, start=start), flush=True)
                 if self.fast_dev_run:
-                    print(make_plan(self.strategy, state, example), flush=True)
+                    print(make_plan(self.strategy, state, example, alone=True), flush=True)
             state = loop.run()
         self.stop_reason = loop.view.stop_reason
         if self.summary and self.stop_reason is not None:

@@ -417,7 +417,20 @@ MISTAKES = {
         r"EarlyStopping\(min_delta=", "'small'", "finite number"),
     "a monitor that is no training metric": Mistake(
         lambda f: fit(f, EarlyStopping("accuracy", patience=1, every=2)), KeyError,
-        "EarlyStopping", "accuracy", "grad_norm", late=True),
+        "EarlyStopping", "accuracy", "grad_norm"),
+    "a monitor that nobody publishes": Mistake(
+        lambda f: fit(f, EarlyStopping("eval/los", patience=1), Evaluate(BoringTasks(), every=2)),
+        ValueError, r"EarlyStopping\(monitor=", "'eval/los'", "one of eval/loss, eval/trans"),
+    "a training metric is monitored as if it were published": Mistake(
+        lambda f: fit(f, EarlyStopping("loss", patience=1)),
+        ValueError, r"EarlyStopping\(monitor=", "'loss'", "if `every` is given"),
+    "the best by a name that nobody publishes": Mistake(
+        lambda f: fit(f, Checkpoint(f / "best", every=2, monitor="los", name="best")),
+        ValueError, r"Checkpoint\(monitor=", "'los'", "grad_norm, loss, loss_before"),
+    "a trial run's monitor is misspelt": Mistake(
+        lambda f: fit(f, Checkpoint(f / "best", every=2, monitor="los", name="best"),
+                      fast_dev_run=True),
+        ValueError, r"Checkpoint\(monitor=", "'los'", "grad_norm, loss, loss_before"),
     "evaluation of a list": Mistake(
         lambda f: Evaluate([BoringTasks()], every=2),
         TypeError, r"Evaluate\(tasks=", "BoringTasks", A_SOURCE),

@@ -20,7 +20,7 @@ LAYERS = {
     " _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
         "_chunk _sources _evaluate _plot_adaptation _plot_confusion _check _checkpoint _inspect"
-        " _callback _run"
+        " _callback _monitor _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",
