@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
+from ._packed import Packed, pack
 from ._sources import Loaded, Sampled
 from ._state import TrainState
 from ._strategy import Strategy
@@ -41,11 +42,11 @@ class Job(eqx.Module):
 class Report(eqx.Module):
     """What a dispatch tells the host.
 
-    - `metrics`: a row per step, `[CAPACITY]` each; rows beyond `stop - start` are zero.
+    - `metrics`: a row per step, `[CAPACITY, columns]`; rows beyond `stop - start` are zero.
     - `finite`: whether each inexact array of the state is finite after the last step.
     """
 
-    metrics: dict[str, Array]
+    metrics: Packed
     finite: list[Bool[Array, ""]]
 
 
@@ -70,7 +71,7 @@ def taken_if_finite(
 
     Numbers of the state that were not finite before, such as a mask's, may stay so.
     """
-    sound = [jnp.all(jnp.isfinite(m)) for m in metrics.values()]
+    sound = [jnp.all(jnp.isfinite(x)) for x in pack(metrics).arrays]
     for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
         if eqx.is_inexact_array(a):
             sound.append(jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a)))
@@ -85,17 +86,17 @@ def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     every length shares this program and the result does not depend on where it was cut."""
     dynamic, static = eqx.partition(state, eqx.is_array)
 
-    def step(dynamic: PyTree, tasks: Task, key: PRNGKeyArray) -> tuple[PyTree, dict[str, Array]]:
+    def step(dynamic: PyTree, tasks: Task, key: PRNGKeyArray) -> tuple[PyTree, Packed]:
         old = eqx.combine(dynamic, static)
         new, metrics = outer_step(job.strategy, old, tasks, key)
         if job.skip:
             kept = eqx.filter((old.model, old.opt_state), eqx.is_array)
             taken = eqx.filter((new.model, new.opt_state), eqx.is_array)
             kept, metrics = taken_if_finite(kept, taken, metrics)
-            return TrainState(new.step, *kept), metrics
-        return eqx.filter(new, eqx.is_array), metrics
+            return TrainState(new.step, *kept), pack(metrics)
+        return eqx.filter(new, eqx.is_array), pack(metrics)
 
-    def body(index: Any, tasks: Task, key: PRNGKeyArray, carry: tuple[PyTree, dict[str, Array]]):
+    def body(index: Any, tasks: Task, key: PRNGKeyArray, carry: tuple[PyTree, Packed]):
         dynamic, buffer = carry
         dynamic, metrics = step(dynamic, tasks, key)
         row = index - job.start

@@ -18,7 +18,9 @@ def examples_first(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
     `weight @ x.T`: the examples become the last axis. What adds a bias to it moves them to the
     front again, and so it goes on through the layers and back through their derivatives. Copies
     from one order to the other took a sixth of a meta-training step of a small MLP. With the
-    vector first the examples are first everywhere.
+    vector first the examples are first everywhere. (Inside of `lax.scan`, `lax.cond`,
+    `jax.checkpoint` and functions with a derivative or a batching rule of their own, products stay
+    as they are.)
     """
 
     def swapped(*args: PyTree) -> PyTree:
@@ -40,16 +42,24 @@ def _swap(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
         return None
     matrix, vector = inputs
     (of_matrix, of_vector), batch = eqn.params["dimension_numbers"]
+    precision, sharding = eqn.params["precision"], eqn.params["out_sharding"]
+    # A pair is one for each side. An algorithm (`jax.lax.DotAlgorithm`, a tuple as well) may have
+    # different types for them, and a sharding names axes: both are what the user asked for.
+    if sharding is not None or not (precision is None or _is_pair(precision)):
+        return None
     # The result has the axes of the left that are not contracted, then those of the right: it is
     # the same either way only where one side has none left.
     if any(batch) or vector.ndim > len(of_vector) or matrix.ndim == len(of_matrix):
         return None
-    precision = eqn.params["precision"]
     product = jax.lax.dot_general(
         vector,
         matrix,
         ((of_vector, of_matrix), ((), ())),
-        precision=precision[::-1] if isinstance(precision, tuple) else precision,
+        precision=precision and precision[::-1],
         preferred_element_type=eqn.params["preferred_element_type"],
     )
     return [product]
+
+
+def _is_pair(precision: Any) -> bool:
+    return type(precision) is tuple

@@ -109,6 +109,8 @@ _MOVES = frozenset(
         "rev",
         "copy",
         "copy_p",
+        "stack",
+        "unstack",
         "convert_element_type",
         "bitcast_convert_type",
         "iota",

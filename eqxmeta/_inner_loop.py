@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ._arguments import check_int, check_optimizer
 from ._errors import explain
 from ._hoist import hoist
-from ._meta_gradient import GRADIENT_MODES, GradientMode, value_and_grad
+from ._meta_gradient import GRADIENT_MODES, GradientMode, uphill, value_and_grad
 from ._safe_sqrt import with_safe_sqrt
 from ._select import select
 from ._state import strong
@@ -159,7 +159,7 @@ class InnerLoop(eqx.Module):
             value, grads = value_and_grad(
                 lambda fast, rest: inner_loss((fast, rest[0]), rest[1]), mode, fast, (x, fixed)
             )
-            updates, opt_state = update(grads, opt_state, fast)
+            updates, opt_state = update(uphill(grads), opt_state, fast)
             new = (optax.apply_updates(fast, updates), opt_state)
             # Optimizers may compute in a wider type (a schedule's float32 rate on bfloat16
             # parameters); the model's dtypes are the user's and stay.

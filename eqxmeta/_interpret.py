@@ -1,8 +1,10 @@
 """A traced function, evaluated equation by equation, so that some may be treated in another way."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Literal
 
 # `rule(equation, inputs)`: the outputs, or `None` for those of the equation itself.
@@ -24,12 +26,26 @@ def evaluate(
     """Add to `values`, by variable, what `equations` compute."""
     for eqn in equations:
         inputs = read(eqn.invars, values)
-        outputs = rule(eqn, inputs)
-        if outputs is None:
-            params = eqn.primitive.get_bind_params(eqn.params)
-            outputs = eqn.primitive.bind(*inputs, **params)
-            outputs = outputs if eqn.primitive.multiple_results else [outputs]
+        with _as_traced(eqn):
+            outputs = rule(eqn, inputs)
+            if outputs is None:
+                params = eqn.primitive.get_bind_params(eqn.params)
+                outputs = eqn.primitive.bind(*inputs, **params)
+                outputs = outputs if eqn.primitive.multiple_results else [outputs]
         values.update(zip(eqn.outvars, outputs, strict=True))
+
+
+@contextmanager
+def _as_traced(eqn: Any) -> Iterator[None]:
+    """Under what surrounded the equation when it was traced: settings such as
+    `jax.threefry_partitionable`, on which the numbers depend, and `jax.named_scope`s."""
+    scope = str(eqn.source_info.name_stack)
+    with eqn.ctx.manager:
+        if not scope:
+            yield
+            return
+        with jax.named_scope(scope):
+            yield
 
 
 def read(atoms: Iterable[Any], values: dict[Any, Any]) -> list[Any]:

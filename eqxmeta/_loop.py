@@ -199,7 +199,7 @@ class Loop:
         ready = time.monotonic()
         self._pace.measured(stop - start, ready - max(began, self._ready))
         self._ready = ready
-        metrics = {name: rows[: stop - start] for name, rows in report.metrics.items()}
+        metrics = {name: rows[: stop - start] for name, rows in report.metrics.unpacked().items()}
         error = self._watch.look(chunk.job, chunk.before, report, metrics)
         self.view.skipped = self._watch.skipped
         good = stop

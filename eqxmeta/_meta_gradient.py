@@ -6,7 +6,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import equinox as eqx
 import jax
-from jax.extend.core import jaxpr_as_fun
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
 from ._errors import explain
@@ -45,26 +46,40 @@ def value_and_grad(
     return jax.lax.stop_gradient(value), grad
 
 
+def uphill(grads: PyTree) -> PyTree:
+    """Gradients as optax takes them. Of a complex parameter `jax.grad` gives the conjugate of the
+    direction in which the loss grows fastest."""
+    return jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
+
+
 def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""], PyTree]:
     _refuse_complex(fast)
     # A custom_vjp must receive whatever it differentiates as an argument: closing over a tracer
-    # of an outer transformation fails. Only what is no array at all may stay in the closure.
-    smooth, rest = eqx.partition(rest, eqx.is_inexact_array)
-    discrete, static = eqx.partition(rest, eqx.is_array)
+    # of an outer transformation fails. `rest` is most of it; what `fun` closes over by itself, such
+    # as the arrays of a loss that is a module, tracing it finds.
+    arrays, static = eqx.partition(rest, eqx.is_array)
+    closed = jax.make_jaxpr(lambda fast, arrays: fun(fast, eqx.combine(arrays, static)))(
+        fast, arrays
+    )
+    count = len(closed.consts)
+    smooth, others = eqx.partition([*closed.consts, *jax.tree.leaves(arrays)], eqx.is_inexact_array)
 
-    def loss(fast: PyTree, smooth: PyTree, discrete: PyTree) -> Float[Array, ""]:
-        return fun(fast, eqx.combine(smooth, discrete, static))
+    def loss(fast: PyTree, smooth: PyTree, others: PyTree) -> Float[Array, ""]:
+        inputs = eqx.combine(smooth, others)
+        as_called = ClosedJaxpr(closed.jaxpr, inputs[:count])
+        (value,) = jaxpr_as_fun(as_called)(*jax.tree.leaves(fast), *inputs[count:])
+        return value
 
     @jax.custom_vjp
-    def run(fast: PyTree, smooth: PyTree, discrete: PyTree):
-        return jax.value_and_grad(loss)(fast, smooth, discrete)
+    def run(fast: PyTree, smooth: PyTree, others: PyTree):
+        return jax.value_and_grad(loss)(fast, smooth, others)
 
-    def forward(fast: PyTree, smooth: PyTree, discrete: PyTree):
+    def forward(fast: PyTree, smooth: PyTree, others: PyTree):
         # The residuals are the inputs alone: this is where the memory is saved.
-        return run(fast, smooth, discrete), (fast, smooth, discrete)
+        return run(fast, smooth, others), (fast, smooth, others)
 
     def backward(residuals: Any, cotangents: Any):
-        fast, smooth, discrete = residuals
+        fast, smooth, others = residuals
         _, direction = cotangents  # the value's cotangent is zero, see above
         # The same numbers, but XLA cannot tell (0 times infinity is not 0). Else it would find that
         # a step outside of a loop has been evaluated before, and keep all of that evaluation for
@@ -72,7 +87,7 @@ def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""]
         fast = jax.tree.map(lambda x, v: x + 0 * v, fast, direction)
 
         def gradients(fast: PyTree):
-            return jax.grad(loss, argnums=(0, 1))(fast, smooth, discrete)
+            return jax.grad(loss, argnums=(0, 1))(fast, smooth, others)
 
         # d/d(fast, smooth) <grad_fast, direction> = (H_ff v, H_sf v): because second derivatives
         # commute, both are one directional derivative of the whole gradient along `fast`.
@@ -93,7 +108,7 @@ def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""]
         return along_fast, along_smooth, None
 
     run.defvjp(forward, backward)
-    return run(fast, smooth, discrete)
+    return run(fast, smooth, others)
 
 
 def _mixed_mode_error() -> MixedModeError:
@@ -108,7 +123,7 @@ def _mixed_mode_error() -> MixedModeError:
 
 def _refuse_complex(fast: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(fast):
-        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.complexfloating):
+        if jnp.iscomplexobj(leaf):
             raise TypeError(
                 explain(
                     "`gradient='mixed'` differentiates real parameters only.",

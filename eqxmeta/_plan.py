@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from ._flops import count_flops
 from ._inner_loop import InnerLoop
+from ._packed import pack
 from ._state import TrainState
 from ._strategy import Strategy
 from ._task import Task, count_tasks
@@ -100,7 +101,8 @@ def _with(strategy: Strategy, where: Any, value: Any) -> Strategy:
 
 def _measure(strategy: Strategy, state: TrainState, tasks: Task) -> PlanRow:
     def step(state: TrainState, tasks: Task, key: Any) -> PyTree:
-        return strategy.outer_update(state, tasks, key=key)
+        new, metrics = strategy.outer_update(state, tasks, key=key)
+        return new, pack(metrics)  # as the training program keeps them
 
     key = jax.random.key(0)
     began = time.perf_counter()

@@ -155,7 +155,8 @@ def _run(
             )
             report = jax.device_get(report)
             taken = stop - step
-            rows.append({name: buffer[:, :taken] for name, buffer in report.metrics.items()})
+            metrics = report.metrics.unpacked()
+            rows.append({name: values[:, :taken] for name, values in metrics.items()})
             if taken:
                 pace.measured(taken, time.monotonic() - began)
                 for index, first in _non_finite(rows[-1], report.finite, was_finite).items():

@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._errors import explain
 from ._inner_loop import Adaptation
+from ._meta_gradient import uphill
 from ._state import TrainState, init_state
 from ._support_statistics import with_support_statistics
 from ._task import Task, check_batch
-from ._task_chunk import OverTasks, TaskChunk, mean_over_tasks
+from ._task_chunk import OverTasks, TaskChunk, check_task_chunk, mean_over_tasks
 from ._types import Loss, Metrics
 
 # What `outer_update` adds to the metrics of the user's loss.
@@ -85,6 +86,9 @@ class GradientStrategy(Strategy):
     optimizer: eqx.AbstractVar[optax.GradientTransformation]
     task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
 
+    def __check_init__(self):
+        check_task_chunk(self.task_chunk, f"{type(self).__name__}(task_chunk=...)")
+
     def init(self, model: PyTree) -> TrainState:
         return init_state(self.meta_model(model), self.optimizer)
 
@@ -135,7 +139,7 @@ def descend(
 
     (loss, metrics), grads = mean_over_tasks(meta_gradient, tasks, key, task_chunk)
     metrics = {"loss": loss, **by_step(metrics), "grad_norm": optax.tree.norm(grads)}
-    return apply_gradient(optimizer, state, grads), metrics
+    return apply_gradient(optimizer, state, uphill(grads)), metrics
 
 
 def check_outer_arguments(state: Any, tasks: Any) -> None:

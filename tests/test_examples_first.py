@@ -3,7 +3,10 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental.compute_on import compute_on
+from jax.experimental.xla_metadata import set_xla_metadata
 
 import eqxmeta as em
 from eqxmeta._examples_first import examples_first
@@ -65,6 +68,59 @@ def test_precision_stays_with_its_side():
     dots = [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "dot_general"]
     with_precision = [e.params["precision"] for e in dots if e.params["precision"]]
     assert with_precision == [(jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST)]
+
+
+def test_an_algorithm_is_no_pair_of_precisions():
+    """It is a tuple by its type; a preset of them is not."""
+    f32 = jnp.dtype("float32")
+    algorithm = jax.lax.DotAlgorithm(f32, f32, f32)
+    matrix, x = jnp.ones((3, 4)), jnp.ones(4)
+    for precision in (algorithm, jax.lax.DotAlgorithmPreset.F32_F32_F32):
+        product = examples_first(lambda x, p=precision: jnp.dot(matrix, x, precision=p))
+        (dot,) = (e for e in equations(jax.make_jaxpr(product)(x).jaxpr) if "dot" in str(e))
+        assert dot.params["precision"] == precision
+
+
+def random_numbers(x):
+    with jax.threefry_partitionable(False):
+        return x + jax.random.normal(jax.random.key(0), x.shape)
+
+
+def named(x):
+    with jax.named_scope("encoder"):
+        return jnp.sin(x)
+
+
+def on_the_host(x):
+    with compute_on("device_host"):
+        return jnp.sin(x)
+
+
+def annotated(x):
+    with set_xla_metadata(of_the_user="yes"):
+        return jnp.sin(x)
+
+
+def test_settings_around_an_operation_stay_around_it():
+    x = jnp.ones((2, 3))
+    with jax.threefry_partitionable(True):  # else the model's own setting makes no difference
+        np.testing.assert_array_equal(
+            em.losses.predict(random_numbers, x), jax.vmap(random_numbers)(x)
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "mark"),
+    [(named, "encoder"), (on_the_host, "compute_type"), (annotated, "of_the_user")],
+)
+def test_names_and_annotations_of_an_operation_stay_with_it(model, mark):
+    x = jnp.ones((2, 3))
+
+    def text(predict):
+        return jax.jit(predict).lower(x).as_text(debug_info=True)
+
+    assert mark in text(lambda x: jax.vmap(model)(x))  # else this tests nothing
+    assert mark in text(lambda x: em.losses.predict(model, x))
 
 
 def test_a_dense_network_needs_no_transposes():

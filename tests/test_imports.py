@@ -19,8 +19,8 @@ LAYERS = {
     "trainer": "_trainer _loop _non_finite _plan _seeds _preflight _slow_convolutions _summary"
     " _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
-        "_chunk _sources _evaluate _plot_adaptation _plot_confusion _check _checkpoint _inspect"
-        " _callback _monitor _run"
+        "_chunk _packed _sources _evaluate _plot_adaptation _plot_confusion _check _checkpoint"
+        " _inspect _callback _monitor _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",
@@ -28,7 +28,8 @@ LAYERS = {
         "_strategy _inner_loop _hoist _meta_gradient _safe_sqrt _task_chunk _flops"
     ),
     "task, state, types": (
-        "_task _state _types _model _select _predict _support_statistics _examples_first _interpret"
+        "_task _state _types _model _select _predict _support_statistics "
+        "_examples_first _channels_last _interpret"
     ),
     "plain Python": (
         "_container _event_file _files _protobuf _arguments _errors _background _lock"

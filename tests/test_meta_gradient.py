@@ -351,6 +351,49 @@ def test_a_learnt_learning_rate_is_differentiated(x64):
     assert float(slope) == pytest.approx(float(expected), rel=1e-6)
 
 
+class WithDecay(eqx.Module):
+    """A loss that is a module and holds arrays: a weight decay, and which examples count."""
+
+    decay: Array
+    counts: Array
+
+    def __call__(self, model, batch, key):
+        x, y = batch
+        errors = jnp.sum((em.losses.predict(model, x) - y) ** 2, axis=1)
+        norm = sum(jnp.sum(x**2) for x in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
+        return jnp.mean(errors * self.counts) + self.decay * norm, {}
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_loss_that_holds_arrays(x64, steps):
+    tasks = jax.tree.map(lambda *xs: jnp.stack(xs), sine_task(0), sine_task(1))
+    tasks = em.Task(tasks.support, tasks.support)
+    loss = WithDecay(jnp.array(0.1), jnp.array([1, 0, 1, 1, 1]))
+
+    def updated(mode, task_chunk):
+        inner = em.InnerLoop(optax.sgd(0.1), steps, mode)
+        strategy = em.MAML(loss, inner, optax.sgd(1.0), task_chunk=task_chunk)
+        return strategy.outer_update(strategy.init(TinyMLP(KEY)), tasks, key=None)[0].model
+
+    expected = updated("reverse", None)
+    for other in (("mixed", None), ("mixed", 1)):
+        assert tree_allclose(updated(*other), expected, rtol=1e-9)
+
+
+def test_what_a_loss_closes_over_is_learnt(x64):
+    """A weight decay that the loss has from outside is differentiated, as `"reverse"` does."""
+    task = sine_task()
+
+    def objective(decay, mode):
+        loss = WithDecay(decay, jnp.ones(5, int))
+        adapted = em.InnerLoop(optax.sgd(0.1), 3, mode)(loss, TinyMLP(KEY), task.support).model
+        return em.losses.mse(adapted, task.query, None)[0]
+
+    mixed, reverse = both_modes(objective, jnp.array(0.1))
+    assert abs(reverse) > 1e-3
+    np.testing.assert_allclose(mixed, reverse, rtol=1e-10)
+
+
 # Where "mixed" must not be used.
 
 
@@ -487,6 +530,46 @@ def test_complex_parameters_are_refused_in_mixed_mode():
         em.InnerLoop(optax.sgd(0.1), 2)(complex_loss, model, batch)
     adapted = em.InnerLoop(optax.sgd(0.01), 2, "reverse")(complex_loss, model, batch).model
     assert adapted.w.dtype == jnp.complex64
+
+
+def to_one_plus_i(model: Point, batch, key):
+    return jnp.sum(jnp.abs(model.w - (1 + 1j) * jnp.mean(batch)) ** 2), {}
+
+
+def test_complex_parameters_go_downhill():
+    """Inner and outer steps on |w - (1 + i)|^2, of which each halves the distance."""
+    start, one = Point(jnp.array([3 - 2j, 0j])), jnp.ones(2)
+    loop = em.InnerLoop(optax.sgd(0.25), 2, "reverse")
+    left = np.asarray(loop(to_one_plus_i, start, one).model.w) - (1 + 1j)
+    np.testing.assert_allclose(left, (np.asarray(start.w) - (1 + 1j)) / 4, atol=1e-6)
+    tasks = em.Task(jnp.ones((3, 2)), jnp.ones((3, 2)))
+    once = em.InnerLoop(optax.sgd(0.25), 1)
+    # MAML's outer step is of rate 1 on |w - (1 + i)|^2 / 4, Reptile's is to where a task arrives.
+    for strategy in (
+        em.MAML(to_one_plus_i, once, optax.sgd(1.0)),
+        em.Reptile(to_one_plus_i, once, optax.sgd(1.0)),
+    ):
+        state, _ = strategy.outer_update(strategy.init(start), tasks, key=None)
+        moved = np.asarray(state.model.w) - (1 + 1j)
+        np.testing.assert_allclose(moved, (np.asarray(start.w) - (1 + 1j)) / 2, atol=1e-6)
+
+
+def test_a_complex_meta_gradient_is_that_of_finite_differences(x64):
+    start, batch = jnp.array([0.7 + 0.2j, -0.3 + 1j]), jnp.array([1 + 2j, 0.5])
+
+    def loss(model, batch, key):
+        return jnp.sum(jnp.abs(jnp.sin(batch * model.w) - 1) ** 2), {}
+
+    def objective(w):
+        adapted = em.InnerLoop(optax.sgd(0.1), 3, "reverse")(loss, Point(w), batch).model
+        return loss(adapted, batch + 1, None)[0]
+
+    value, h = jax.jit(objective), 1e-6
+    grads = np.asarray(jax.jit(jax.grad(objective))(start))
+    # JAX's convention: the derivative along `d` is the real part of the sum of `grads * d`.
+    for d in np.array([[1, 0], [1j, 0], [0, 1], [0, 1j]]):
+        slope = (value(start + h * d) - value(start - h * d)) / (2 * h)
+        np.testing.assert_allclose(np.real(np.sum(grads * d)), slope, rtol=1e-6)
 
 
 def test_complex_data_is_not(x64):

@@ -47,7 +47,7 @@ MAKERS = {
     "FOMAML": built_in(em.FOMAML),
     "Joint": built_in(em.Joint),
     "Reptile": built_in(em.Reptile, batch_size=2, inner_state="carry"),
-    "own": lambda task_chunk: OneStep(
+    "OneStep": lambda task_chunk: OneStep(
         em.losses.mse, optax.adam(1e-2), rate=0.2, task_chunk=task_chunk
     ),
 }
@@ -124,7 +124,7 @@ def test_half_precision_sums_are_made_in_single_precision():
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "all"])
-@pytest.mark.parametrize("name", ["MAML", "FOMAML", "Joint", "Reptile"])
+@pytest.mark.parametrize("name", MAKERS)
 def test_what_is_no_number_of_tasks_is_refused(name, value, as_users_run_it):
     with pytest.raises((TypeError, ValueError)) as error:
         MAKERS[name](value)

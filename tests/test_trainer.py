@@ -85,10 +85,8 @@ def test_fast_dev_run_takes_that_many_steps(fast_dev_run, steps, taken):
 def test_fast_dev_run_says_what_it_leaves_out(tmp_path, capsys):
     callbacks = [Checkpoint(tmp_path / "saved", every=1000, monitor="loss"), ProgressBar()]
     boring_fit(10_000, callbacks=callbacks, fast_dev_run=True, summary=True)
-    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("callbacks"))
-    assert (
-        line.split() == "callbacks ProgressBar (left out, for they write files: Checkpoint)".split()
-    )
+    out = capsys.readouterr().out
+    assert "callbacks   ProgressBar (left out, for they write files: Checkpoint)\n" in out
 
 
 def test_fast_dev_run_neither_resumes_nor_touches_a_run_that_is_there(tmp_path):
