@@ -22,7 +22,7 @@ from ._monitor import check_monitors
 from ._non_finite import POLICIES, OnNonFinite
 from ._pace import Pace
 from ._plan import Plan, make_plan
-from ._preflight import check_init, check_loss, check_outer_update
+from ._preflight import check_init, check_loss, check_outer_update, with_labels
 from ._sources import HostSource, Sampled, check_device_source, is_device_source
 from ._state import TrainState, strong
 from ._strategy import Strategy
@@ -166,8 +166,8 @@ class Trainer:
                     explain("`fit(steps=...)` is before the checkpoint.", steps, expected)
                 )
             opened = held.enter_context(self._open(tasks, start, steps))
-            source, example, capacity = opened
-            check_loss(self.strategy, state.model, jax.tree.map(_without_first_axis, example))
+            source, example, one, capacity = opened
+            check_loss(self.strategy, state.model, one)
             metrics = check_outer_update(self.strategy, state, example)
             # Not before: a run that is refused leaves the callbacks as they were.
             for callback in callbacks:
@@ -216,8 +216,8 @@ class Trainer:
         """
         check_model(model, "plan(model=...)")
         state = self._init(model)
-        with self._open(tasks, 0, 1) as (_, example, _):
-            check_loss(self.strategy, state.model, jax.tree.map(_without_first_axis, example))
+        with self._open(tasks, 0, 1) as (_, example, one, _):
+            check_loss(self.strategy, state.model, one)
             check_outer_update(self.strategy, state, example)
             return make_plan(self.strategy, state, example)
 
@@ -230,14 +230,14 @@ class Trainer:
         return strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
 
     @contextlib.contextmanager
-    def _open(self, tasks: Any, start: int, steps: int) -> Iterator[tuple[Any, Task, int]]:
-        """The source as `steps -> Sampled | Loaded`, the shapes of a batch of its tasks, and the
-        most steps it can serve at once."""
+    def _open(self, tasks: Any, start: int, steps: int) -> Iterator[tuple[Any, Task, Task, int]]:
+        """The source as `steps -> Sampled | Loaded`, the shapes of a batch of its tasks and of one
+        with its labels, and the most steps it can serve at once."""
         if is_device_source(tasks):
-            check_device_source(tasks, "fit(tasks=...)")
+            one = with_labels(tasks, check_device_source(tasks, "fit(tasks=...)"))
             sampled = Sampled(tasks, self.meta_batch_size)
             example = eqx.filter_eval_shape(sampled.first, jax.random.key(0))
-            yield (lambda steps: sampled), example, CAPACITY
+            yield (lambda steps: sampled), example, one, CAPACITY
         elif hasattr(tasks, "__getitem__"):
             with HostSource(
                 tasks,
@@ -245,7 +245,7 @@ class Trainer:
                 steps=steps,
                 meta_batch_size=self.meta_batch_size,
             ) as host:
-                yield host.take, host.example, host.capacity
+                yield host.take, host.example, host.one, host.capacity
         else:
             raise TypeError(
                 explain(
@@ -340,10 +340,6 @@ def _check_name(path: Path) -> None:
                 "the file that was saved under this name. Rename it, or pass its path as `resume`",
             )
         )
-
-
-def _without_first_axis(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
 def _seconds(max_time: int | float | timedelta | None) -> float:
