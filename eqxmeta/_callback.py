@@ -210,7 +210,7 @@ def _check_hooks(callback: Callback, where: str) -> None:
                 explain(
                     f"{where} has a hook that does not exist.",
                     f"`{type(callback).__name__}.{name}`",
-                    f"one of {', '.join(HOOKS)}",
+                    f"one of {', '.join(('refuse', *HOOKS))}",
                 )
             )
     for name in HOOKS:

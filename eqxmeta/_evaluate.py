@@ -111,6 +111,15 @@ def evaluate(
 def check_tasks(tasks: Any, argument: str) -> Task:
     """The shapes of one of the tasks to evaluate on. Raises `TypeError` or `ValueError`."""
     if not isinstance(tasks, Task):
+        if hasattr(tasks, "__getitem__"):
+            raise TypeError(
+                explain(
+                    f"`{argument}` is not a source of single tasks.",
+                    repr(tasks)[:200],
+                    "an `eqx.Module` with `sample(key) -> Task`, or a batch of tasks. A host "
+                    "source is evaluated on one of its batches: `tasks[0]`",
+                )
+            )
         return check_device_source(tasks, argument)
     check_task(tasks, argument, leading="task")
     shapes = [leaf.shape for leaf in jax.tree.leaves(tasks)]

@@ -41,6 +41,14 @@ class SeedRuns:
     metrics: Mapping[str, np.ndarray]
     finite: np.ndarray
 
+    def __repr__(self) -> str:
+        parts = [f"{len(self.seeds)} seeds", f"{len(next(iter(self.metrics.values()))[0]):,} steps"]
+        if "loss" in self.metrics:
+            parts.append(f"mean loss {self.mean()[-1]:.4g}")
+        if not self.finite.all():
+            parts.append(f"{(~self.finite).sum()} not finite")
+        return f"SeedRuns({', '.join(parts)})"
+
     def state(self, index: int) -> TrainState:
         """The state that the run of `seeds[index]` reached. Raises `IndexError`."""
         n = len(self.seeds)

@@ -1,4 +1,5 @@
 import contextlib
+import difflib
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,14 @@ from ._arguments import check_int, check_seed
 from ._callback import Callback, attach, name_of
 from ._checkpoint import load, read_manifest
 from ._chunk import CAPACITY, SKIPPED
-from ._errors import CheckpointCorrupt, CheckpointMismatch, explain, tracing
+from ._errors import (
+    CheckpointCorrupt,
+    CheckpointMismatch,
+    CheckpointNotFound,
+    explain,
+    tracing,
+    warn,
+)
 from ._loop import Loop
 from ._model import check_model, check_no_nan
 from ._monitor import check_monitors
@@ -50,6 +58,7 @@ class Trainer:
       saves it. `"stop"`: the run ends after the step before, as if it had been asked to.
       `"skip"`: the step is not taken, and the run goes on with the next one's tasks. The metric
       `skipped` is 1 there, beside the values that were the reason; 100 such steps in a row raise.
+      Their number is told at the end, in the summary or else by a `RuntimeWarning`.
       (`"raise"` and `"stop"` cost a run nothing, `"skip"` a look at every number of the state.)
     - `fast_dev_run`: `True` or a number of steps (`True` is 3): a trial run of so few steps, at
       the last of which `on_step_end` of every callback is called, whatever its `every`. Callbacks
@@ -202,8 +211,12 @@ class Trainer:
         if self.summary and self.stop_reason is not None:
             reached = f"{loop.view.step:,} of {steps:,}"
             print(f"stopped at step {reached}: {self.stop_reason}", flush=True)
-        if self.summary and loop.view.skipped:
-            print(f"skipped {loop.view.skipped:,} steps that were not finite", flush=True)
+        if loop.view.skipped:
+            told = f"skipped {loop.view.skipped:,} steps that were not finite"
+            if self.summary:
+                print(told, flush=True)
+            else:
+                warn(f"The run {told}.")
         loop.termination.pass_on()
         return state
 
@@ -269,6 +282,12 @@ class Trainer:
             raise TypeError(
                 explain("`fit(resume=...)` is invalid.", repr(resume), "'auto', a path, or None")
             )
+        if isinstance(resume, str) and resume != "auto" and not Path(resume).exists():
+            near = difflib.get_close_matches(resume.lower(), ["auto"])
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            expected = f"'auto', the path of a checkpoint, or None.{hint}"
+            message = f"There is no checkpoint at `fit(resume={resume!r})`."
+            raise CheckpointNotFound(explain(message, "no such file", expected))
         if resume != "auto":
             return self._load(Path(resume), like, callbacks, config)
         if not any(type(c).resume_paths is not Callback.resume_paths for c in callbacks):

@@ -182,6 +182,20 @@ def resumed(folder, *, first=None, path=None, **second):
     return boring_fit(8, callbacks=again, resume=path or "auto", **second)
 
 
+def best(folder):
+    """A folder in which the first checkpoint is the best one."""
+    watched = Checkpoint(folder / "old", every=2, monitor="index")
+    boring_fit(4, callbacks=[watched])
+    return folder / "old"
+
+
+def alone(folder):
+    """The file of a model that was saved by itself."""
+    folder.mkdir()
+    em.save(folder / "model", LINEAR)
+    return folder / "model"
+
+
 def damaged(folder):
     old = saved(folder)
     for path in old.iterdir():
@@ -499,6 +513,11 @@ MISTAKES = {
     "evaluation of a list": Mistake(
         lambda f: Evaluate([BoringTasks()], every=2),
         TypeError, r"Evaluate\(tasks=", "BoringTasks", A_SOURCE),
+    "evaluation of a host source": Mistake(
+        lambda f: em.evaluate(maml(), LINEAR, Hosted({})),
+        TypeError, r"evaluate\(tasks=", "Task", r"A host source.*`tasks\[0\]`"),
+    "a number in the place of a model to convert": Mistake(
+        lambda f: em.nn.fast(3), TypeError, r"fast\(model\)", "3", "Equinox module"),
     "evaluation of tasks of another shape": Mistake(
         lambda f: fit(f, Evaluate(em.tasks.Sinusoid(2, 2), every=5), model=LINEAR),
         TypeError, "the evaluation", r"query \(float32\[2,1\]", TRACED),
@@ -550,7 +569,25 @@ MISTAKES = {
         lambda f: resumed(f, first={"model": BoringModel()}, model=BoringModel(1)),
         em.CheckpointMismatch, "array leaves", r"weight.*float32\[3\]", "same leaves"),
     "resume from a folder": Mistake(
-        lambda f: resumed(f, path=f / "old"), em.CheckpointNotFound, "old", "a folder", "file"),
+        lambda f: resumed(f, path=f / "old"), em.CheckpointNotFound, "old is a folder",
+        "a folder with 2 of them, the newest step-000000004.ckpt$",
+        "file.*old/step-000000004.ckpt"),
+    "load the model of a folder": Mistake(
+        lambda f: em.load_model(best(f), BoringModel()), em.CheckpointNotFound, "old is a folder",
+        "2 of them, the newest step-000000004.ckpt, the best step-000000002.ckpt$",
+        "old/step-000000002.ckpt"),
+    "inspect an empty folder": Mistake(
+        lambda f: em.inspect(f), em.CheckpointNotFound,
+        "is a folder", "without checkpoints", "`save`"),
+    "inspect what never was a checkpoint": Mistake(
+        lambda f: em.inspect(__file__), em.CheckpointCorrupt, "not a checkpoint", "Mistakes",
+        "zip archive"),
+    "resume is misspelt": Mistake(
+        lambda f: fit(f, resume="atuo"), em.CheckpointNotFound, "resume='atuo'", "no such file",
+        "Did you mean 'auto'"),
+    "load_model of what save stored": Mistake(
+        lambda f: em.load_model(alone(f / "old"), LINEAR), em.CheckpointMismatch, "not of a run",
+        r"eqxmeta\.save\(path, model\)", r"eqxmeta\.load\(path, like\)"),
     "resume from nothing": Mistake(
         lambda f: resumed(f, path=f / "none.ckpt"),
         em.CheckpointNotFound, "none.ckpt", "no such file", "file"),

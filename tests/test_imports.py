@@ -32,7 +32,8 @@ LAYERS = {
         "_examples_first _channels_last _interpret"
     ),
     "plain Python": (
-        "_container _event_file _files _protobuf _arguments _errors _background _lock"
+        "_checkpoint_folder _container _event_file _files _json _protobuf _arguments _errors"
+        " _background _lock"
     ),
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
