@@ -3,7 +3,7 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,10 @@ from eqxmeta._background import Background
 from eqxmeta._callback import Callback, Histogram, Image, Published, published
 from eqxmeta._checkpoint import on_host, read_manifest, save, verify
 from eqxmeta._container import remove_leftovers
-from eqxmeta._errors import CheckpointError, NonFiniteError, explain
+from eqxmeta._errors import CheckpointError, NonFiniteError, explain, warn
 from eqxmeta._files import set_aside
 from eqxmeta._lock import locked
+from eqxmeta._monitor import check_named, is_overdue, warn_overdue
 from eqxmeta._run import Run
 
 _NAME = re.compile(r"step-(\d{9,})\.ckpt")
@@ -46,11 +47,16 @@ class Checkpoint(Callback):
     Removed are only files that this run has written (before it was resumed included), and only
     once the newer file has been read back. A run that is not resumed refuses a folder with
     checkpoints (`FileExistsError`); one that is resumed from an earlier step renames the later
-    files to `*.ckpt.stale`. Warns at the end of the run if `monitor` had no value at any save.
+    files to `*.ckpt.stale`.
+
+    A `monitor` that nobody will publish is refused (`ValueError`) before the first step, or, if
+    there are callbacks of your own, warned of once each has had its turn. Warns at the end of the
+    run if `monitor` had no value at any save.
     """
 
     last = True
     writes = True
+    publishes = ()
 
     def __init__(
         self,
@@ -121,6 +127,11 @@ class Checkpoint(Callback):
         check_folder(self.folder, "Checkpoint(folder=...)")
         return locked(self.folder)
 
+    def check_monitor(self, metrics: Collection[str], published: Collection[str] | None) -> None:
+        if self.monitor is not None and published is not None:
+            names = {*metrics, *published}
+            check_named(self.monitor, "Checkpoint(monitor=...)", names, "")
+
     def refuse(self, run: Run) -> None:
         if not run.resuming:
             self._refuse_others()
@@ -157,6 +168,9 @@ class Checkpoint(Callback):
         self._observe(run.step, scalars)
 
     def on_step_end(self, run: Run) -> None:
+        if self.monitor is not None and not self._told and self._value is None and is_overdue(run):
+            self._told = True
+            warn_overdue(run, self.monitor, "Checkpoint(monitor=...)", self._seen)
         self._save(run)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
@@ -172,16 +186,15 @@ class Checkpoint(Callback):
         if run.step > run.start and run.step not in self._mine:
             self._save(run)
             self._settle()
-        if self.monitor is not None and self._best is None and run.step > run.start:
-            warnings.warn(
+        nothing = self.monitor is not None and self._best is None and not self._told
+        if nothing and run.step > run.start:
+            warn(
                 explain(
                     f"`Checkpoint(monitor={self.monitor!r})` had no value at any save.",
                     ", ".join(sorted(self._seen)) or "nothing was published",
                     "the name of a number or curve, published at multiples of "
                     f"`Checkpoint(every={self.every})`",
-                ),
-                RuntimeWarning,
-                stacklevel=2,
+                )
             )
 
     def _forget(self) -> None:
@@ -191,6 +204,7 @@ class Checkpoint(Callback):
         self._best: tuple[int, float] | None = None
         self._value: tuple[int, float] | None = None
         self._seen: set[str] = set()
+        self._told = False  # that there is nothing of that name
 
     def _observe(self, step: int, values: Mapping[str, Any]) -> None:
         pictures = Image | Histogram

@@ -1,13 +1,13 @@
 import math
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from eqxmeta._arguments import check_int
 from eqxmeta._callback import Callback, Published, published
-from eqxmeta._errors import explain
+from eqxmeta._errors import explain, warn
+from eqxmeta._monitor import check_named, is_overdue, warn_overdue
 from eqxmeta._run import Run
 
 
@@ -26,8 +26,12 @@ class EarlyStopping(Callback):
     - `min_delta`: a smaller change than this is no improvement.
     - `mode`: `"min"` if less is better, `"max"` if more is.
 
+    A `monitor` that nobody will publish is refused (`ValueError`; `KeyError` with `every`) before
+    the first step, or, if there are callbacks of your own, warned of once each has had its turn.
     Warns at the end of the run if there was nothing to observe.
     """
+
+    publishes = ()
 
     def __init__(
         self,
@@ -62,6 +66,13 @@ class EarlyStopping(Callback):
         self.name = name
         self._restored: dict[str, Any] = {}
 
+    def check_monitor(self, metrics: Collection[str], published: Collection[str] | None) -> None:
+        if self.every is not None:
+            self._check_metric(metrics)
+        elif published is not None:
+            also = "; a training metric if `every` is given" if self.monitor in metrics else ""
+            check_named(self.monitor, "EarlyStopping(monitor=...)", published, also)
+
     def on_fit_start(self, run: Run) -> None:
         self._best: float | None = self._restored.get("best")
         self._best_step: int | None = self._restored.get("best_step")
@@ -70,19 +81,17 @@ class EarlyStopping(Callback):
         self._restored = {}
         self._newest: float | None = None
         self._others: set[str] = set()
+        self._told = False  # that there is nothing of that name
         self._stop_if_due(run)
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         if self.every is None:
+            # At the step of a hook the hooks are yet to come.
+            if not self._observed and not self._told and is_overdue(run, before=True):
+                self._told = True
+                warn_overdue(run, self.monitor, "EarlyStopping(monitor=...)", self._others)
             return
-        if self.monitor not in metrics:
-            raise KeyError(
-                explain(
-                    "`EarlyStopping(monitor=...)` is not a training metric.",
-                    repr(self.monitor),
-                    f"one of {sorted(set(metrics) - {'step'})}; without `every`, a published name",
-                )
-            )
+        self._check_metric(metrics)
         self._newest = float(metrics[self.monitor][-1])
 
     def on_step_end(self, run: Run) -> None:
@@ -98,12 +107,12 @@ class EarlyStopping(Callback):
             self._observe(run, value)
 
     def on_fit_end(self, run: Run) -> None:
-        if not self._observed:
+        if not self._observed and not self._told:
             if self.every is None:
                 why = f"what was published: {sorted(self._others) or 'nothing'}"
             else:
                 why = f"the run ended before it came to a multiple of {self.every} steps"
-            warnings.warn(f"EarlyStopping never saw {self.monitor!r}: {why}.", stacklevel=2)
+            warn(f"EarlyStopping never saw {self.monitor!r}: {why}.", UserWarning)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -115,6 +124,16 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = dict(state)
+
+    def _check_metric(self, metrics: Collection[str]) -> None:
+        if self.monitor not in metrics:
+            raise KeyError(
+                explain(
+                    "`EarlyStopping(monitor=...)` is not a training metric.",
+                    repr(self.monitor),
+                    f"one of {sorted(set(metrics) - {'step'})}; without `every`, a published name",
+                )
+            )
 
     def _observe(self, run: Run, value: float) -> None:
         self._observed = True

@@ -1,4 +1,5 @@
 import time
+from collections.abc import Collection
 from typing import Any
 
 from eqxmeta._arguments import check_int, check_seed
@@ -25,6 +26,8 @@ class Evaluate(Callback):
     - `result`: the newest `Evaluation`; `None` before the first.
     - `seconds`: wall time spent evaluating, compilation included.
     """
+
+    publishes: Collection[str] | None = None  # known once the strategy is
 
     def __init__(
         self,
@@ -61,7 +64,8 @@ class Evaluate(Callback):
         # Now, and not at the first evaluation, which may be hours away.
         steps = check_steps(run.strategy, self._arguments["inner_steps"], "Evaluate")
         # One step is as good as many to find what cannot be traced.
-        check_curve(run.strategy, run.state.model, self._task, None if steps is None else 1)
+        names = check_curve(run.strategy, run.state.model, self._task, None if steps is None else 1)
+        self.publishes = [f"{self._prefix}/{name}" for name in (*names, "transductive")]
 
     def on_step_end(self, run: Run) -> None:
         begin = time.perf_counter()

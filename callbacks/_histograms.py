@@ -21,6 +21,8 @@ class Histograms(Callback):
     Raises `TypeError` or `ValueError` for an `every` that is not a positive integer.
     """
 
+    publishes = ()
+
     def __init__(self, *, every: int, name: str | None = None):
         every = check_int(every, "Histograms(every=...)", minimum=1, what="outer steps")
         self.every = every

@@ -34,6 +34,7 @@ class JSONL(Callback):
     """
 
     writes = True
+    publishes = ()
 
     def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
         every = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")

@@ -32,6 +32,7 @@ class Lambda(Callback):
         on_log: Callable[[Run, Mapping[str, Published]], Any] | None = None,
         on_exception: Callable[[Run, BaseException], Any] | None = None,
         on_fit_end: Callable[[Run], Any] | None = None,
+        **misspelt: Any,
     ):
         hooks = {
             "on_fit_start": on_fit_start,
@@ -41,6 +42,10 @@ class Lambda(Callback):
             "on_exception": on_exception,
             "on_fit_end": on_fit_end,
         }
+        if misspelt:
+            expected = f"`every`, `name`, {', '.join(f'`{hook}`' for hook in hooks)}"
+            message = "`Lambda` has no such argument."
+            raise TypeError(explain(message, ", ".join(misspelt), expected))
         hooks = {hook: function for hook, function in hooks.items() if function is not None}
         if not hooks:
             raise ValueError(explain("`Lambda()` does nothing.", "no function", "one or more"))

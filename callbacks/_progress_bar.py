@@ -28,6 +28,8 @@ class ProgressBar(Callback):
       notebook, for example), `True` never does.
     """
 
+    publishes = ()
+
     def __init__(self, *, disable: bool | None = None, name: str | None = None):
         self.disable = disable
         self.name = name

@@ -39,6 +39,7 @@ class TensorBoard(Callback):
     """
 
     writes = True
+    publishes = ()
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +99,15 @@ class Callback:
     - `last`: run the hooks after those of all callbacks that do not say so. `Checkpoint` does,
       so that what the others did at a step is part of what it saves.
     - `writes`: the callback leaves files behind; `Trainer(fast_dev_run=...)` leaves it out.
+    - `publishes`: all names under which it publishes numbers and curves, if they are known before
+      the first step; then a monitor of another name can be refused.
     """
 
     every: int | None = None
     name: str | None = None
     last: bool = False
     writes: bool = False
+    publishes: Collection[str] | None = None
 
     def exclusive(self) -> AbstractContextManager[object]:
         """Entered before `fit` reads any file, and left however it ends: for what nobody else may
@@ -114,6 +117,10 @@ class Callback:
     def refuse(self, run: Run) -> None:
         """Raise if the run must not start, because its files would be somebody else's. Every
         callback is asked before any does anything, and none may leave a trace here."""
+
+    def check_monitor(self, metrics: Collection[str], published: Collection[str] | None) -> None:
+        """Raise if a name that this callback waits for is neither among those of the training
+        metrics nor among those that are published (`None`: not known)."""
 
     def on_fit_start(self, run: Run) -> None:
         """Before the first step. `run.step` is not 0 if the run was resumed."""
@@ -203,7 +210,7 @@ def _check_hooks(callback: Callback, where: str) -> None:
                 explain(
                     f"{where} has a hook that does not exist.",
                     f"`{type(callback).__name__}.{name}`",
-                    f"one of {', '.join(HOOKS)}",
+                    f"one of {', '.join(('refuse', *HOOKS))}",
                 )
             )
     for name in HOOKS:

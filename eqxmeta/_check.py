@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ._errors import explain
+from ._errors import explain, tracing
 from ._inner_loop import InnerLoop
 from ._meta_gradient import refuses_mixed
-from ._strategy import Strategy
+from ._model import check_model
+from ._strategy import GradientStrategy, Strategy
 from ._support_statistics import with_support_statistics
-from ._task import Task
+from ._task import Task, shapes_of
 
 # Central differences in float64: the truncation error is of order eps**2, rounding of order
 # 1e-16 / eps, and both are far below the tolerance.
@@ -21,6 +22,10 @@ _EPS = 1e-5
 _DIRECTIONS = 3
 # Relative; a kink near the parameters makes less of a difference, noise in float64 far less.
 _FAR_OFF = 1e-2
+_OWN_STEP = (
+    "\n(for MAML's objective: the outer step of `{}` is its own, and `gradient` plays no part in "
+    "it unless it differentiates `inner_adapt`)"
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class MetaGradientCheck:
     mixed_vs_finite_differences: float
     reverse_vs_finite_differences: float
     tolerance: float
+    caution: str = ""
 
     @property
     def ok(self) -> bool:
@@ -59,7 +65,7 @@ class MetaGradientCheck:
             f"mixed vs reverse               {self.mixed_vs_reverse:.1e}\n"
             f"mixed vs finite differences    {self.mixed_vs_finite_differences:.1e}\n"
             f"reverse vs finite differences  {self.reverse_vs_finite_differences:.1e}\n"
-            f"{verdict}"
+            f"{verdict}{self.caution}"
         )
 
 
@@ -88,6 +94,7 @@ def check_meta_gradient(
                 "a strategy with an `InnerLoop` in its field `inner`",
             )
         )
+    _check_task(strategy, model, task)
     with jax.enable_x64(True):
         model, task = _to_float64((model, task))
         params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -122,7 +129,30 @@ def check_meta_gradient(
         _relative(along["mixed"], slopes),
         _relative(along["reverse"], slopes),
         tolerance,
+        "" if isinstance(strategy, GradientStrategy) else _OWN_STEP.format(type(strategy).__name__),
     )
+
+
+def _check_task(strategy: Any, model: PyTree, task: Any) -> None:
+    """That the objective can be traced for `task`, one and not a batch. Compiles nothing."""
+    argument = "check_meta_gradient(task=...)"
+    check_model(model, "check_meta_gradient(model=...)")
+    if not isinstance(task, Task):
+        raise TypeError(
+            explain(
+                f"`{argument}` is not a task.",
+                repr(task)[:200],
+                "an `eqxmeta.Task`; of a source `tasks.sample(key)`",
+            )
+        )
+    received = f"support {shapes_of(task.support)}, query {shapes_of(task.query)}"
+    expected = "one task, `x: [examples, ...]`; of a batch `jax.tree.map(lambda x: x[0], tasks)`"
+    with tracing(f"`inner_adapt` and `loss`, for `{argument}`", received, expected):
+        eqx.filter_eval_shape(
+            lambda m, t: strategy.loss(strategy.inner_adapt(m, t.support), t.query, None),
+            model,
+            task,
+        )
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:

@@ -13,7 +13,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from . import _container
+from ._checkpoint_folder import refuse_folder
 from ._errors import CheckpointMismatch, explain
+from ._json import check_json
 
 _LIBRARIES = ("eqxmeta", "jax", "equinox", "optax", "numpy")
 
@@ -32,7 +34,7 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
     meta = {} if meta is None else meta
     if not isinstance(meta, dict):
         raise TypeError(explain("`meta` is invalid.", repr(meta), "a dict of JSON values"))
-    _check_json(meta, "meta", 0)
+    check_json(meta, "meta", 0)
     if not path.parent.is_dir():
         raise FileNotFoundError(
             explain(f"Cannot save to {path}.", "a folder that does not exist", "an existing folder")
@@ -64,6 +66,7 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
 def _load(path: Path, like: PyTree, prefix: str) -> PyTree:
     """`like` from the leaves of the file whose key path begins with `prefix`, and none besides."""
+    refuse_folder(path)
     leaves = {prefix + name: leaf for name, leaf in _array_leaves(like).items()}
     wanted = {name: _entry(name, leaf) for name, leaf in leaves.items()}
     with _container.reading(path) as reader:
@@ -91,6 +94,14 @@ def load_model(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     path = Path(path)
     names = [entry["path"] for entry in read_manifest(path)["leaves"]]
     wanted = _array_leaves(like).keys()
+    if wanted <= set(names) and not any(_is_below(".model", name) for name in names):
+        raise CheckpointMismatch(
+            explain(
+                f"{path} is not of a run.",
+                "the arrays of a model by itself, as `eqxmeta.save(path, model)` stores them",
+                "a run's checkpoint; `eqxmeta.load(path, like)` loads this one",
+            )
+        )
     # The innermost in which everything is to be found; else the outermost, whose error tells most.
     prefix = next(
         (p for p in (".model.model", ".model") if {p + name for name in wanted} <= set(names)),
@@ -106,6 +117,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     The manifest is checked, the arrays are not read: `load` does that.
     Raises `CheckpointNotFound`, `CheckpointCorrupt`, `CheckpointTooNew`.
     """
+    refuse_folder(Path(path))
     with _container.reading(Path(path)) as reader:
         return reader.manifest
 
@@ -211,29 +223,6 @@ def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> No
                 f"Checkpoint {path} does not have the array leaves of `like`.",
                 "\n  " + "\n  ".join(shown),
                 "the same leaves: the model, strategy and optimizer with which it was saved",
-            )
-        )
-
-
-def _check_json(value: Any, where: str, depth: int) -> None:
-    if depth > 100:
-        raise TypeError(explain(f"`{where[:60]}...` is too deep.", "100 levels", "JSON values"))
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(explain(f"A key of `{where}` is not JSON.", repr(key), "a string"))
-            _check_json(item, f"{where}[{key!r}]", depth + 1)
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _check_json(item, f"{where}[{index}]", depth + 1)
-    else:
-        raise TypeError(
-            explain(
-                f"`{where}` is not JSON.",
-                f"{value!r} of type {type(value).__name__}",
-                "None, a bool, int, float or str, or a list or dict of these",
             )
         )
 

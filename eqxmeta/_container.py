@@ -152,6 +152,11 @@ def reading(path: Path) -> Iterator[Reader]:
             explain(f"There is no checkpoint at {path}.", received, "a file written by `save`")
         )
     with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            received = f"a file that begins with {file.seek(0) or file.read(20)!r}"
+            expected = "a file written by `save`, which is a zip archive"
+            message = f"{path} is not a checkpoint, or damaged from its first byte on."
+            raise CheckpointCorrupt(explain(message, received, expected))
         with damage_of(path):
             archive = zipfile.ZipFile(file)
             reader = Reader(path, archive, os.fstat(file.fileno()).st_size)

@@ -22,6 +22,7 @@ class Drawing(Callback, abc.ABC):
     place of the one before."""
 
     tag: str
+    publishes = ()
 
     def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):
         caller = type(self).__name__

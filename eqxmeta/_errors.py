@@ -1,5 +1,7 @@
 """The errors that eqxmeta raises, and the one shape that their messages have."""
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,22 +12,36 @@ def explain(invalid: str, received: object, expected: str) -> str:
     return f"{invalid}\nReceived: {received}\nExpected: {expected}"
 
 
+def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
+    """A warning at the line of the user's that led here, however deep it is below."""
+    level = 1
+    while sys._getframe(level).f_globals.get("__name__", "").split(".")[0] == "eqxmeta":
+        level += 1
+    warnings.warn(message, category, stacklevel=level + 1)
+
+
+_TRACEABLE = (
+    "code that JAX can trace for these shapes: arrays in `jax.numpy`, no Python number made of "
+    "them and no `if` on their values"
+)
+
+
 @contextmanager
-def tracing(whose: str, received: object) -> Iterator[None]:
+def tracing(whose: str, received: object, expected: str = _TRACEABLE) -> Iterator[None]:
     """Around the user's own code. Its errors stay what they are, with a note of where they are
-    from; ours, which say so themselves, pass."""
+    from; ours, which say so themselves, and those with a note from further inside pass."""
     try:
         yield
     except Exception as error:
-        if "\nReceived: " not in str(error):
-            note = explain(
-                f"This error came out of {whose}, which is traced before the run.",
-                received,
-                "code that JAX can trace for these shapes: arrays in `jax.numpy`, "
-                "no Python number made of them and no `if` on their values",
-            )
-            error.add_note(note)
+        add_note(error, f"This error came out of {whose}.", received, expected)
         raise
+
+
+def add_note(error: Exception, invalid: str, received: object, expected: str) -> None:
+    """Three parts for an error that has none yet, neither as its message nor as a note."""
+    told = [str(error), *getattr(error, "__notes__", [])]
+    if not any("\nReceived: " in text for text in told):
+        error.add_note(explain(invalid, received, expected))
 
 
 class NonFiniteError(FloatingPointError):

@@ -111,6 +111,15 @@ def evaluate(
 def check_tasks(tasks: Any, argument: str) -> Task:
     """The shapes of one of the tasks to evaluate on. Raises `TypeError` or `ValueError`."""
     if not isinstance(tasks, Task):
+        if hasattr(tasks, "__getitem__"):
+            raise TypeError(
+                explain(
+                    f"`{argument}` is not a source of single tasks.",
+                    repr(tasks)[:200],
+                    "an `eqx.Module` with `sample(key) -> Task`, or a batch of tasks. A host "
+                    "source is evaluated on one of its batches: `tasks[0]`",
+                )
+            )
         return check_device_source(tasks, argument)
     check_task(tasks, argument, leading="task")
     shapes = [leaf.shape for leaf in jax.tree.leaves(tasks)]
@@ -126,14 +135,16 @@ def check_tasks(tasks: Any, argument: str) -> Task:
     return jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x)[0], tasks))
 
 
-def check_curve(strategy: Strategy, model: PyTree, task: Task, steps: int | None) -> None:
-    """That the evaluation of such a task can be traced. Nothing is compiled."""
+def check_curve(
+    strategy: Strategy, model: PyTree, task: Task, steps: int | None
+) -> tuple[str, ...]:
+    """The metrics of such a task's evaluation, which must be traceable. Nothing is compiled."""
 
     def curve(model: PyTree, task: Task) -> dict[str, Array]:
         return adaptation_curve(strategy, model, task, steps=steps, key=jax.random.key(0))
 
     with _tracing(model, task):
-        eqx.filter_eval_shape(curve, model, task)
+        return tuple(eqx.filter_eval_shape(curve, model, task))
 
 
 def _tracing(model: PyTree, task: Task) -> AbstractContextManager[None]:

@@ -67,6 +67,7 @@ class Loop:
             snapshot=self._copy_state,
             publish=self._publish,
             callback_states=self._callback_states,
+            cadence=max(everys.values(), default=None),
         )
         self._strategy = strategy
         self._state = copied(state)  # the loop consumes its state; this one is the user's
@@ -87,9 +88,12 @@ class Loop:
         self.termination = on_termination(lambda: self.view.request_stop(TERMINATED))
         self._held_back: list[Mapping[str, Published]] | None = None
 
-    def run(self) -> TrainState:
-        # Outside of what is reported: whoever is refused has nothing to put in order.
+    def refuse(self) -> None:
+        """Before `run`, and not part of what is reported to callbacks: whoever is refused has
+        nothing to put in order."""
         self._call("refuse")
+
+    def run(self) -> TrainState:
         try:
             with on_interrupt(self._interrupt), self.termination:
                 try:

@@ -1,3 +1,5 @@
+import inspect
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -25,6 +27,14 @@ def check_model(model: PyTree, argument: str) -> None:
                 "the model in it, `state.model`; to go on with a run `fit(..., resume=)`",
             )
         )
+    if hasattr(model, "sample") and not callable(model):
+        raise ValueError(
+            explain(
+                f"`{argument}` is a task source, not a model.",
+                repr(model)[:200],
+                "an instance of an Equinox module first, the tasks second: `fit(model, tasks)`",
+            )
+        )
     stateful = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_state)
@@ -46,7 +56,9 @@ def check_model(model: PyTree, argument: str) -> None:
             explain(
                 f"`{argument}` has no parameters.",
                 repr(model)[:200],
-                "at least one floating-point array",
+                "at least one floating-point array"
+                + ". A function such as `jax.vmap(model)` hides them, and there is no batch axis: "
+                "pass the model itself, one example in, one output out" * inspect.isroutine(model),
             )
         )
 

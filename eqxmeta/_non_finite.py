@@ -126,7 +126,7 @@ def _metric_error(job: Job, state: TrainState, step: int, name: str, value: Any)
         explain(
             f"The metric {name!r} is not finite at step {step}.",
             f"{float(value)}. {_about_tasks(job, step)}",
-            "finite metrics. A smaller learning rate or gradient clipping may help",
+            f"finite metrics. {_remedy(job, step)}",
         ),
         step=step,
         name=name,
@@ -157,8 +157,7 @@ def _too_many(
         explain(
             f"{MOST_SKIPS} outer steps in a row were skipped, the last of them step {step}.",
             f"{what} at step {step}. {_about_tasks(job, step)}",
-            f"fewer than {MOST_SKIPS} in a row. A smaller learning rate or gradient clipping "
-            "may help",
+            f"fewer than {MOST_SKIPS} in a row. {_remedy(job, step)}",
         ),
         step=step,
         name=name,
@@ -168,16 +167,8 @@ def _too_many(
 
 def _about_tasks(job: Job, step: int) -> str:
     """What may explain it: tasks that are not finite, and the range of what may be labels."""
-    tasks = jax.device_get(_tasks_of(job, jnp.int32(step)))
-    leaves = {
-        jax.tree_util.keystr(path).lstrip("."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tasks)
-    }
-    bad = [
-        f"`tasks.{name}`"
-        for name, x in leaves.items()
-        if jnp.issubdtype(x.dtype, jnp.inexact) and not np.isfinite(x).all()
-    ]
+    leaves = _leaves_of(job, step)
+    bad = _not_finite(leaves)
     if bad:
         return f"The data of that step is not finite: {', '.join(bad)}"
     ranges = [
@@ -187,3 +178,23 @@ def _about_tasks(job: Job, step: int) -> str:
     ]
     labels = f"; labels must be in range(classes), and are {', '.join(ranges)}" if ranges else ""
     return f"The data of that step is finite{labels}"
+
+
+def _remedy(job: Job, step: int) -> str:
+    if _not_finite(_leaves_of(job, step)):
+        return "So must the data be, before anything else helps"
+    return "A smaller learning rate or gradient clipping may help"
+
+
+def _leaves_of(job: Job, step: int) -> dict[str, np.ndarray]:
+    tasks = jax.device_get(_tasks_of(job, jnp.int32(step)))
+    leaves = jax.tree_util.tree_leaves_with_path(tasks)
+    return {jax.tree_util.keystr(path).lstrip("."): leaf for path, leaf in leaves}
+
+
+def _not_finite(leaves: dict[str, np.ndarray]) -> list[str]:
+    return [
+        f"`tasks.{name}`"
+        for name, x in leaves.items()
+        if jnp.issubdtype(x.dtype, jnp.inexact) and not np.isfinite(x).all()
+    ]

@@ -74,12 +74,12 @@ class Plan:
         return "\n".join([*lines, f"* {self.reason}"])
 
 
-def make_plan(strategy: Strategy, state: TrainState, tasks: Task) -> Plan:
-    """Compile the outer step in every variant that is another program. `tasks` may be the shapes
-    of a batch."""
+def make_plan(strategy: Strategy, state: TrainState, tasks: Task, *, alone: bool = False) -> Plan:
+    """Compile the outer step in every variant that is another program, or `alone` as it is. `tasks`
+    may be the shapes of a batch."""
     seen: set[str] = set()
     rows: list[PlanRow] = []
-    for variant in _variants(strategy, tasks):
+    for variant in [strategy] if alone else _variants(strategy, tasks):
         try:
             row = _measure(variant, state, tasks, seen)
         except TypeError as error:
@@ -88,7 +88,11 @@ def make_plan(strategy: Strategy, state: TrainState, tasks: Task) -> Plan:
             continue  # what the user chose is right, and mixed mode no alternative
         if row is not None:
             rows.append(row)
-    return Plan(tuple(rows), *_recommend(tuple(rows)))
+    if alone:
+        return Plan(
+            (*rows,), rows[0], "as it is; `trainer.plan(model, tasks)` compiles alternatives"
+        )
+    return Plan((*rows,), *_recommend((*rows,)))
 
 
 def _variants(strategy: Strategy, tasks: Task) -> Iterator[Strategy]:

@@ -8,29 +8,53 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._chunk import SKIPPED
-from ._errors import explain, tracing
+from ._errors import add_note, explain, tracing
+from ._predict import predict
 from ._slow_convolutions import warn_slow_convolutions
 from ._state import TrainState
 from ._strategy import Strategy
 from ._task import Task, shapes_of
 
 
+def with_labels(tasks: Any, task: Task) -> Task:
+    """The shapes `task` of what `tasks.sample` returns, with values where there are labels: one
+    integer an example. Nothing else is computed."""
+
+    def is_labels(x: Any) -> bool:
+        return x.ndim == 1 and jnp.issubdtype(x.dtype, jnp.integer)
+
+    if not any(map(is_labels, jax.tree.leaves(task))):
+        return task
+    sample = eqx.filter_jit(lambda tasks: eqx.filter(tasks.sample(jax.random.key(0)), is_labels))
+    return eqx.combine(sample(tasks), task)
+
+
 def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
     """`strategy.loss`, if there is one, must return a scalar and a dict of scalars.
 
-    `model` is what `TrainState.model` holds."""
+    `model` is what `TrainState.model` holds; `task` are the shapes of one, and arrays where values
+    are known, which the losses of this library compare with the model's outputs."""
     loss = getattr(strategy, "loss", None)
     if loss is None:
         return
 
-    def of_support(model: PyTree, support: PyTree) -> Any:
+    known, unknown = eqx.partition(task.support, eqx.is_array)
+
+    def predictor_of(model: PyTree, support: PyTree) -> Any:
         before = strategy.unadapted(model)
-        predictor = strategy.inner_adapt(model, support) if before is None else before
-        return loss(predictor, support, jax.random.key(0))
+        return strategy.inner_adapt(model, support) if before is None else before
+
+    def of_support(model: PyTree, unknown: PyTree) -> Any:
+        support = eqx.combine(known, unknown)
+        return loss(predictor_of(model, support), support, jax.random.key(0))
 
     what = "`loss(model, batch, key)`"
     with tracing(what, f"{type(model).__name__}, and a batch of {shapes_of(task.support)}"):
-        out = eqx.filter_eval_shape(of_support, model, task.support)
+        try:
+            out = eqx.filter_eval_shape(of_support, model, unknown)
+        except Exception as error:
+            _note_refusal(error, predictor_of, model, task.support, what)
+            raise
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
         raise TypeError(
             explain(
@@ -51,8 +75,36 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
     _check_scalars(metrics, f"The metrics of {what}")
 
 
-def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> None:
-    """`strategy.outer_update` must give back the same kind of state, and scalar metrics."""
+def _note_refusal(
+    error: Exception, predictor_of: Any, model: PyTree, support: PyTree, what: str
+) -> None:
+    """Where the loss failed: say so if it did because the model does not take an example."""
+    if not (isinstance(support, tuple | list) and len(support) == 2):
+        return
+
+    def of_one(model: PyTree, support: PyTree) -> None:
+        predict(predictor_of(model, support), support[0], jax.random.key(0))
+
+    try:
+        eqx.filter_eval_shape(of_one, model, support)
+    except Exception:
+        example = shapes_of(jax.tree.map(_without_first_axis, support[0]))
+        add_note(
+            error,
+            f"The model refused one example. (The error came out of {what}.)",
+            f"{type(model).__name__}, and an example of shape {example}, of a batch of "
+            f"{shapes_of(support)}",
+            "a model that JAX can trace for one such example, without a batch axis",
+        )
+
+
+def _without_first_axis(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+
+def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> set[str]:
+    """`strategy.outer_update` must give back the same kind of state, and scalar metrics, whose
+    names are returned."""
     what = f"`{type(strategy).__name__}.outer_update`"
     with tracing(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
         closed, out, _ = eqx.filter_make_jaxpr(
@@ -83,6 +135,7 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> No
             )
         )
     warn_slow_convolutions(closed)
+    return set(metrics)
 
 
 def check_init(strategy: Strategy, state: Any) -> None:

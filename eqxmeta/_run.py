@@ -20,6 +20,7 @@ class Run:
       continued, from `start`; otherwise they belong to somebody else.
     - `resumed_from`: the checkpoint from which it goes on, if there was one.
     - `skipped`: outer steps not taken so far, of `Trainer(on_non_finite="skip")`.
+    - `cadence`: the largest `every` of the callbacks; `None` if there is none.
     - `strategy`: the strategy that is being trained.
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
     - `state`: the `TrainState` after `step` steps. It is the callback's to keep: the loop
@@ -38,6 +39,7 @@ class Run:
         publish: Callable[[Mapping[str, Published]], None],
         callback_states: Callable[[], dict[str, dict[str, Any]]],
         resumed_from: Path | None = None,
+        cadence: int | None = None,
     ):
         self.strategy = strategy
         self.step = start
@@ -46,6 +48,7 @@ class Run:
         self.resuming = resuming
         self.resumed_from = resumed_from
         self.config = dict(config)
+        self.cadence = cadence
         self.stop_reason: str | None = None
         self.skipped = 0
         self._snapshot = snapshot

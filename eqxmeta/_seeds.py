@@ -19,7 +19,7 @@ from ._chunk import CAPACITY, Job, Report, finite_leaves, train_chunk
 from ._errors import explain
 from ._model import check_model
 from ._pace import Pace
-from ._preflight import check_loss, check_outer_update
+from ._preflight import check_loss, check_outer_update, with_labels
 from ._signals import on_interrupt
 from ._sources import Sampled, check_device_source, is_device_source
 from ._state import TrainState
@@ -44,6 +44,14 @@ class SeedRuns:
     finite: np.ndarray
     steps: int
     stop_reason: str | None
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self.seeds)} seeds", f"{len(next(iter(self.metrics.values()))[0]):,} steps"]
+        if "loss" in self.metrics:
+            parts.append(f"mean loss {self.mean()[-1]:.4g}")
+        if not self.finite.all():
+            parts.append(f"{(~self.finite).sum()} not finite")
+        return f"SeedRuns({', '.join(parts)})"
 
     def state(self, index: int) -> TrainState:
         """The state that the run of `seeds[index]` reached. Raises `IndexError`."""
@@ -132,7 +140,7 @@ def fit_seeds(
     _check_alike(inits)
     source = Sampled(tasks, trainer.meta_batch_size)
     task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
-    check_loss(trainer.strategy, inits[0].model, task)
+    check_loss(trainer.strategy, inits[0].model, with_labels(tasks, task))
     example = eqx.filter_eval_shape(source.first, jax.random.key(0))
     check_outer_update(trainer.strategy, inits[0], example)
 

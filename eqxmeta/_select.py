@@ -7,7 +7,9 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from ._errors import explain
+from ._errors import explain, tracing
+
+_EXPECTED = "a function from the model to parts that it has, such as `lambda m: m.layers[-1]`"
 
 
 def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tuple[PyTree, PyTree]:
@@ -26,7 +28,9 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
     def mark(leaves: list[Any]) -> None:
         # Traced, because there every leaf is an object of its own.
         index = {id(leaf): i for i, leaf in enumerate(leaves)}
-        parts = where(eqx.combine(jax.tree.unflatten(structure, leaves), others))
+        whole = eqx.combine(jax.tree.unflatten(structure, leaves), others)
+        with tracing(f"`{argument}`", f"a `{type(model).__name__}`", _EXPECTED):
+            parts = where(whole)
         for leaf in filter(eqx.is_inexact_array, jax.tree.leaves(parts)):
             if id(leaf) not in index:
                 raise ValueError(

@@ -172,6 +172,17 @@ class HostSource:
 
         return jax.tree.map(on_device, self._first)
 
+    @property
+    def one(self) -> Task:
+        """The shapes of a task, with values where there are labels: one integer an example."""
+
+        def first(shape: jax.ShapeDtypeStruct, x: np.ndarray) -> Any:
+            if x.ndim == 2 and x.dtype.kind in "iu":
+                return jnp.asarray(x[0])
+            return jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype)
+
+        return jax.tree.map(first, self.example, self._first)
+
     def __enter__(self) -> "HostSource":
         self._thread.start()
         return self

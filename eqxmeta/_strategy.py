@@ -1,5 +1,6 @@
 import abc
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import equinox as eqx
@@ -8,12 +9,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._errors import explain
+from ._errors import explain, tracing
 from ._inner_loop import Adaptation
 from ._meta_gradient import uphill
 from ._state import TrainState, init_state
 from ._support_statistics import with_support_statistics
-from ._task import Task, check_batch
+from ._task import Task, check_batch, count_tasks, shapes_of
 from ._task_chunk import OverTasks, TaskChunk, check_task_chunk, mean_over_tasks
 from ._types import Loss, Metrics
 
@@ -137,7 +138,8 @@ def descend(
 
         return jax.value_and_grad(meta_loss, has_aux=True)(params)
 
-    (loss, metrics), grads = mean_over_tasks(meta_gradient, tasks, key, task_chunk)
+    with reading(tasks):
+        (loss, metrics), grads = mean_over_tasks(meta_gradient, tasks, key, task_chunk)
     metrics = {"loss": loss, **by_step(metrics), "grad_norm": optax.tree.norm(grads)}
     return apply_gradient(optimizer, state, uphill(grads)), metrics
 
@@ -153,6 +155,17 @@ def check_outer_arguments(state: Any, tasks: Any) -> None:
             )
         )
     check_batch(tasks, "outer_update(..., tasks)")
+
+
+def reading(tasks: Task) -> AbstractContextManager[None]:
+    """Around what the user's code does with a batch of tasks: a single task may look like one."""
+    return tracing(
+        "`outer_update(state, tasks)`",
+        f"{count_tasks(tasks)} tasks, of support {shapes_of(tasks.support)} and query "
+        f"{shapes_of(tasks.query)}",
+        "a batch of tasks: a leading task axis, then the example axis, then one example as the "
+        "model takes it. Of one task: `jax.tree.map(lambda x: x[None], task)`",
+    )
 
 
 def apply_gradient(
@@ -188,9 +201,26 @@ def adapt_with_metrics(
 ) -> tuple[PyTree, dict[str, Array]]:
     """The adapted model and, where the strategy can tell, the support loss at every step."""
     if not can_roll_out(strategy):
-        return strategy.inner_adapt(model, support, key=key), {}
+        adapted = strategy.inner_adapt(model, support, key=key)
+        _check_adapted(strategy, model, adapted)
+        return adapted, {}
     adaptation = strategy.inner_rollout(model, support, key=key)  # pyright: ignore
     return adaptation.model, support_losses(adaptation)
+
+
+def _check_adapted(strategy: Strategy, model: PyTree, adapted: Any) -> None:
+    """That a strategy of the user's own gives a model, not something that has one among it."""
+    containers = tuple | list | dict | jax.Array | None
+    same = type(adapted) is type(strategy.unadapted(model))
+    if isinstance(adapted, containers) and not same:
+        parts = ", ".join(type(x).__name__ for x in adapted) if isinstance(adapted, tuple) else ""
+        raise TypeError(
+            explain(
+                f"`{type(strategy).__name__}.inner_adapt` returned something else than a model.",
+                f"{type(adapted).__name__}({parts})" if parts else type(adapted).__name__,
+                "the adapted model alone",
+            )
+        )
 
 
 def support_losses(adaptation: Adaptation) -> dict[str, Float[Array, " steps"]]:

@@ -38,12 +38,21 @@ def describe(
     }
 
 
-def render(config: dict[str, Any], callbacks: Iterable[Callback], *, start: int) -> str:
+def render(
+    config: dict[str, Any],
+    callbacks: Iterable[Callback],
+    left_out: Iterable[Callback] = (),
+    *,
+    start: int,
+) -> str:
+    """A few lines for the terminal. `left_out`: the callbacks that a trial run does without."""
     inner = ""
     if config["inner_steps"] is not None:
         inner = f", {config['inner_steps']} inner step{'s' * (config['inner_steps'] != 1)}"
     resumed = f", resumed at step {start:,}" if start else ""
     names = ", ".join(name_of(callback) for callback in callbacks) or "none"
+    without = ", ".join(name_of(callback) for callback in left_out)
+    names += f" (left out, for they write files: {without})" if without else ""
     return "\n".join(
         (
             f"strategy    {config['strategy']}{inner}",

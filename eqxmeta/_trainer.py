@@ -1,4 +1,5 @@
 import contextlib
+import difflib
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,14 +15,22 @@ from jaxtyping import PyTree
 from ._arguments import check_int, check_seed
 from ._callback import Callback, attach, name_of
 from ._checkpoint import load, read_manifest
-from ._chunk import CAPACITY
-from ._errors import CheckpointCorrupt, CheckpointMismatch, explain, tracing
+from ._chunk import CAPACITY, SKIPPED
+from ._errors import (
+    CheckpointCorrupt,
+    CheckpointMismatch,
+    CheckpointNotFound,
+    explain,
+    tracing,
+    warn,
+)
 from ._loop import Loop
 from ._model import check_model, check_no_nan
+from ._monitor import check_monitors
 from ._non_finite import POLICIES, OnNonFinite
 from ._pace import Pace
 from ._plan import Plan, make_plan
-from ._preflight import check_init, check_loss, check_outer_update
+from ._preflight import check_init, check_loss, check_outer_update, with_labels
 from ._sources import HostSource, Sampled, check_device_source, is_device_source
 from ._state import TrainState, strong
 from ._strategy import Strategy
@@ -49,9 +58,12 @@ class Trainer:
       saves it. `"stop"`: the run ends after the step before, as if it had been asked to.
       `"skip"`: the step is not taken, and the run goes on with the next one's tasks. The metric
       `skipped` is 1 there, beside the values that were the reason; 100 such steps in a row raise.
+      Their number is told at the end, in the summary or else by a `RuntimeWarning`.
       (`"raise"` and `"stop"` cost a run nothing, `"skip"` a look at every number of the state.)
     - `fast_dev_run`: `True` or a number of steps (`True` is 3): a trial run of so few steps, at
-      the end of which every callback has its turn, except those that write files. Prints `plan`.
+      the last of which `on_step_end` of every callback is called, whatever its `every`. Callbacks
+      that write files are left out (the summary names them), but what they monitor is checked.
+      Prints the first row of `plan`.
     - `summary`: print what is about to be trained, and why a run ended early.
 
     Raises `TypeError` or `ValueError` for invalid arguments.
@@ -163,9 +175,9 @@ class Trainer:
                     explain("`fit(steps=...)` is before the checkpoint.", steps, expected)
                 )
             opened = held.enter_context(self._open(tasks, start, steps))
-            source, example, capacity = opened
-            check_loss(self.strategy, state.model, jax.tree.map(_without_first_axis, example))
-            check_outer_update(self.strategy, state, example)
+            source, example, one, capacity = opened
+            check_loss(self.strategy, state.model, one)
+            metrics = check_outer_update(self.strategy, state, example)
             # Not before: a run that is refused leaves the callbacks as they were.
             for callback in callbacks:
                 if name_of(callback) in states:
@@ -185,17 +197,26 @@ class Trainer:
                 resuming=resume is not None,
                 resumed_from=origin,
             )
+            loop.refuse()
+            # Of those too that a trial run leaves out.
+            skipped = {SKIPPED} if self.on_non_finite == "skip" else set()
+            check_monitors(self.callbacks, metrics | skipped)
             if self.summary:
-                print(render(config, callbacks, start=start), flush=True)
+                left_out = [callback for callback in self.callbacks if callback not in callbacks]
+                print(render(config, callbacks, left_out, start=start), flush=True)
                 if self.fast_dev_run:
-                    print(make_plan(self.strategy, state, example), flush=True)
+                    print(make_plan(self.strategy, state, example, alone=True), flush=True)
             state = loop.run()
         self.stop_reason = loop.view.stop_reason
         if self.summary and self.stop_reason is not None:
             reached = f"{loop.view.step:,} of {steps:,}"
             print(f"stopped at step {reached}: {self.stop_reason}", flush=True)
-        if self.summary and loop.view.skipped:
-            print(f"skipped {loop.view.skipped:,} steps that were not finite", flush=True)
+        if loop.view.skipped:
+            told = f"skipped {loop.view.skipped:,} steps that were not finite"
+            if self.summary:
+                print(told, flush=True)
+            else:
+                warn(f"The run {told}.")
         loop.termination.pass_on()
         return state
 
@@ -208,8 +229,8 @@ class Trainer:
         """
         check_model(model, "plan(model=...)")
         state = self._init(model, "plan(model=...)")
-        with self._open(tasks, 0, 1) as (_, example, _):
-            check_loss(self.strategy, state.model, jax.tree.map(_without_first_axis, example))
+        with self._open(tasks, 0, 1) as (_, example, one, _):
+            check_loss(self.strategy, state.model, one)
             check_outer_update(self.strategy, state, example)
             return make_plan(self.strategy, state, example)
 
@@ -222,14 +243,14 @@ class Trainer:
         return strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
 
     @contextlib.contextmanager
-    def _open(self, tasks: Any, start: int, steps: int) -> Iterator[tuple[Any, Task, int]]:
-        """The source as `steps -> Sampled | Loaded`, the shapes of a batch of its tasks, and the
-        most steps it can serve at once."""
+    def _open(self, tasks: Any, start: int, steps: int) -> Iterator[tuple[Any, Task, Task, int]]:
+        """The source as `steps -> Sampled | Loaded`, the shapes of a batch of its tasks and of one
+        with its labels, and the most steps it can serve at once."""
         if is_device_source(tasks):
-            check_device_source(tasks, "fit(tasks=...)")
+            one = with_labels(tasks, check_device_source(tasks, "fit(tasks=...)"))
             sampled = Sampled(tasks, self.meta_batch_size)
             example = eqx.filter_eval_shape(sampled.first, jax.random.key(0))
-            yield (lambda steps: sampled), example, CAPACITY
+            yield (lambda steps: sampled), example, one, CAPACITY
         elif hasattr(tasks, "__getitem__"):
             with HostSource(
                 tasks,
@@ -237,7 +258,7 @@ class Trainer:
                 steps=steps,
                 meta_batch_size=self.meta_batch_size,
             ) as host:
-                yield host.take, host.example, host.capacity
+                yield host.take, host.example, host.one, host.capacity
         else:
             raise TypeError(
                 explain(
@@ -261,6 +282,12 @@ class Trainer:
             raise TypeError(
                 explain("`fit(resume=...)` is invalid.", repr(resume), "'auto', a path, or None")
             )
+        if isinstance(resume, str) and resume != "auto" and not Path(resume).exists():
+            near = difflib.get_close_matches(resume.lower(), ["auto"])
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            expected = f"'auto', the path of a checkpoint, or None.{hint}"
+            message = f"There is no checkpoint at `fit(resume={resume!r})`."
+            raise CheckpointNotFound(explain(message, "no such file", expected))
         if resume != "auto":
             return self._load(Path(resume), like, callbacks, config)
         if not any(type(c).resume_paths is not Callback.resume_paths for c in callbacks):
@@ -332,10 +359,6 @@ def _check_name(path: Path) -> None:
                 "the file that was saved under this name. Rename it, or pass its path as `resume`",
             )
         )
-
-
-def _without_first_axis(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
 def _seconds(max_time: int | float | timedelta | None) -> float:

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._errors import explain
 from ._predict import predict as predict
+from ._task import Task
 from ._types import Metrics
 
 
@@ -47,7 +49,8 @@ def cross_entropy(
 
     `batch` is `(x, y)`, `x: [n, ...]`, `y: [n]` of integers in `range(classes)`; the model maps
     an example to `[classes]` logits. Raises `ValueError` or `TypeError` if shapes or dtypes are
-    others. A label outside the range makes the loss NaN: values are not known before the run.
+    others, and `ValueError` for a label outside the range if labels are known when the loss is
+    traced, as when a run begins. Where they are not, such a label makes the loss NaN.
     """
     x, y = _examples(batch)
     logits = _array(predict(model, x, key), "Logits")
@@ -61,6 +64,8 @@ def cross_entropy(
         )
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(explain("Labels are not integers.", f"dtype {y.dtype}", "class numbers"))
+    if isinstance(logits, Tracer) and not isinstance(y, Tracer):
+        _check_labels(np.asarray(y), logits.shape[1])
     labels = y.astype(jnp.int32)
     # Optax gives NaN from `classes` up, but would count a negative label from the end.
     labels = jnp.where(labels < 0, logits.shape[1], labels)
@@ -69,10 +74,23 @@ def cross_entropy(
     return jnp.mean(losses), {"accuracy": accuracy}
 
 
+def _check_labels(labels: np.ndarray, classes: int) -> None:
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(
+            explain(
+                "The model has no output for some labels.",
+                f"{classes} logits an example, labels from {labels.min()} to {labels.max()}",
+                "labels in range(classes), and a logit for each class: of N-way tasks, N",
+            )
+        )
+
+
 def _examples(batch: PyTree) -> tuple[PyTree, Array]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        received = str(jax.tree.structure(batch))
-        raise TypeError(explain("A batch is not a pair.", received, "`(x, y)`"))
+        whole = isinstance(batch, Task)
+        received = "a whole `Task`" if whole else str(jax.tree.structure(batch))
+        expected = "`(x, y)`" + ", such as `task.support`" * whole
+        raise TypeError(explain("A batch is not a pair.", received, expected))
     x, y = batch
     return x, _array(y, "Targets")
 

@@ -104,6 +104,11 @@ def tasks(support, query=(X, Y)):
     return Source(lambda key: em.Task(support, query))
 
 
+def labelled(classes):
+    """A batch of the host, labels below `classes`."""
+    return em.Task(*2 * [(np.ones((2, 4, 3), np.float32), np.tile(np.arange(4) % classes, (2, 1)))])
+
+
 def numpy_in_sample(key):
     x = np.asarray(jax.random.normal(key, (4, 3)))
     return em.Task((x, x[:, :1]), (x, x[:, :1]))
@@ -145,6 +150,14 @@ class NoLoss(em.Strategy):
         return state, {}
 
 
+class Pair(em.GradientStrategy):
+    loss: Callable = em.losses.mse
+    optimizer: optax.GradientTransformation = SGD
+
+    def inner_adapt(self, model, support, *, key=None):
+        return model, 0.1
+
+
 class Misspelt(Callback):
     def on_stepend(self, run):
         pass
@@ -170,6 +183,20 @@ def resumed(folder, *, first=None, path=None, **second):
     old = saved(folder, **(first or {}))
     again = [Checkpoint(old, every=2)]
     return boring_fit(8, callbacks=again, resume=path or "auto", **second)
+
+
+def best(folder):
+    """A folder in which the first checkpoint is the best one."""
+    watched = Checkpoint(folder / "old", every=2, monitor="index")
+    boring_fit(4, callbacks=[watched])
+    return folder / "old"
+
+
+def alone(folder):
+    """The file of a model that was saved by itself."""
+    folder.mkdir()
+    em.save(folder / "model", LINEAR)
+    return folder / "model"
 
 
 def damaged(folder):
@@ -199,6 +226,9 @@ MISTAKES = {
     "a model is a list of layers": Mistake(
         lambda f: fit(f, model=[LINEAR, LINEAR]),
         TypeError, r"`loss\(model, batch, key\)`", "list", TRACED),
+    "a model under vmap": Mistake(
+        lambda f: fit(f, model=jax.vmap(LINEAR)),
+        ValueError, r"fit\(model=", "function", "no batch axis.*model itself"),
     "a model has integers only": Mistake(
         lambda f: fit(f, model=Model(jnp.arange(3))),
         ValueError, r"fit\(model=.*no parameters", "Model", "floating-point array"),
@@ -215,10 +245,11 @@ MISTAKES = {
         lambda f: fit(f, model=maml()), ValueError, r"fit\(model=", "MAML", NOT_A_MODEL),
     "model and tasks are swapped": Mistake(
         lambda f: fit(f, model=BoringTasks(), tasks=LINEAR),
-        ValueError, r"fit\(model=", "BoringTasks", NOT_A_MODEL),
+        ValueError, r"fit\(model=.*task source", "BoringTasks", r"fit\(model, tasks\)"),
     "a model for other inputs": Mistake(
         lambda f: fit(f, model=eqx.nn.Linear(2, 1, key=KEY)),
-        TypeError, r"`loss\(model, batch, key\)`", r"float32\[4,3\]", TRACED),
+        TypeError, r"refused one example.*`loss\(model, batch, key\)`",
+        r"Linear, and an example of shape float32\[3\], of a batch of \(float32\[4,3\]", TRACED),
     "a model that wants a batch": Mistake(
         lambda f: fit(f, model=Model(jnp.ones(3),
                                      lambda w, x: jax.vmap(lambda r: w * r)(x))),
@@ -287,7 +318,35 @@ MISTAKES = {
     "labels are out of range": Mistake(
         lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
                       model=eqx.nn.Linear(3, 2, key=KEY), tasks=tasks(*2 * [(X, jnp.arange(4))])),
-        em.NonFiniteError, "step 1", r"nan.*range\(classes\).*from 0 to 3", "finite", late=True),
+        ValueError, "no output for some labels", "2 logits.*from 0 to 3", r"range\(classes\)"),
+    "labels are out of range in a later task": Mistake(
+        lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
+                      model=eqx.nn.Linear(3, 2, key=KEY),
+                      tasks=Hosted({0: labelled(1), 1: labelled(4)}, steps=2), steps=2),
+        em.NonFiniteError, "step 2", r"nan.*range\(classes\).*from 0 to 3", "finite", late=True),
+    "a head smaller than the number of classes": Mistake(
+        lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
+                      model=eqx.nn.Linear(2, 2, key=KEY),
+                      tasks=em.tasks.Episodes(IMAGES, LABELS, 3, 1, 1)),
+        ValueError, "no output for some labels", "2 logits.*from 0 to 2", "N-way tasks, N"),
+    "a head too small for the host's labels": Mistake(
+        lambda f: fit(f, strategy=maml(lambda *args: em.losses.cross_entropy(*args)),
+                      model=eqx.nn.Linear(3, 2, key=KEY),
+                      tasks=[em.Task(*2 * [(np.ones((2, 4, 3), np.float32),
+                                            np.tile(np.arange(4), (2, 1)))])] * 5),
+        ValueError, "no output for some labels", "2 logits.*from 0 to 3", "N-way tasks, N"),
+    "a head too small for several seeds": Mistake(
+        lambda f: em.fit_seeds(em.Trainer(maml(em.losses.cross_entropy), meta_batch_size=2),
+                               eqx.nn.Linear(2, 2, key=KEY),
+                               em.tasks.Episodes(IMAGES, LABELS, 3, 1, 1), 3, seeds=2),
+        ValueError, "no output for some labels", "2 logits", "N-way tasks, N"),
+    "a data set where images and labels are meant": Mistake(
+        lambda f: em.tasks.Episodes(em.data.Images(IMAGES, LABELS, ("a",)), ways=5, shots=1,
+                                    queries=1),
+        TypeError, "`labels` is missing", "Images", r"Episodes\(\*data, ways=5"),
+    "an augmentation without a key": Mistake(
+        lambda f: em.tasks.Episodes(IMAGES, LABELS, 3, 1, 1, augment=lambda image: image),
+        TypeError, "`augment`, <lambda>", "an image", r"augment\(image, \*, key\)"),
     "more ways than classes": Mistake(
         lambda f: em.tasks.Episodes(IMAGES, LABELS, 5, 1, 1), ValueError,
         "`ways`", "3 classes", "ways=5"),
@@ -349,9 +408,29 @@ MISTAKES = {
     "outer_update of a model": Mistake(
         lambda f: maml().outer_update(LINEAR, host_batch(0), key=KEY),
         TypeError, "outer_update.*state", "Linear", "init"),
+    "outer_update of what looks like a batch": Mistake(
+        lambda f: maml().outer_update(state_of(), em.Task((X, X), (X, X)), key=KEY),
+        ValueError, "outer_update", r"4 tasks, of support \(float32\[4,3\]", "a leading task axis"),
     "inner_adapt of a task": Mistake(
         lambda f: maml().inner_adapt(LINEAR, em.Task((X, Y), (X, Y))),
-        TypeError, "not a pair", "Task", r"\(x, y\)"),
+        TypeError, "not a pair", "Task", r"\(x, y\).*task\.support"),
+    "inner_adapt returns a pair": Mistake(
+        lambda f: fit(f, strategy=Pair()),
+        TypeError, r"`Pair\.inner_adapt`", r"tuple\(BoringModel, float\)", "adapted model alone"),
+    "the check of a batch": Mistake(
+        lambda f: em.check_meta_gradient(maml(), LINEAR, host_batch(0)),
+        TypeError, r"check_meta_gradient\(task=", r"float32\[2,4,3\]", r"x\[0\], tasks"),
+    "the check of a source": Mistake(
+        lambda f: em.check_meta_gradient(maml(), LINEAR, BoringTasks()),
+        TypeError, r"check_meta_gradient\(task=", "BoringTasks", r"tasks\.sample\(key\)"),
+    "adapt names a layer that there is not": Mistake(
+        lambda f: fit(f, strategy=em.MAML(
+            em.losses.mse, em.InnerLoop(SGD, 1, adapt=lambda m: m.layers[9]), SGD),
+            model=eqx.nn.MLP(3, 1, 2, 1, key=KEY)),
+        IndexError, r"`InnerLoop\(adapt=", "MLP", r"lambda m: m\.layers\[-1\]"),
+    "head names a field that there is not": Mistake(
+        lambda f: fit(f, strategy=em.ANIL(em.losses.mse, INNER, SGD, head=lambda m: m.hed)),
+        AttributeError, r"`ANIL\(head=", "BoringModel", r"lambda m: m\.layers\[-1\]"),
     "an optax optimizer as the inner loop": Mistake(
         lambda f: em.MAML(em.losses.mse, SGD, SGD),
         TypeError, r"MAML\(inner=", "GradientTransformation", "InnerLoop"),
@@ -422,10 +501,28 @@ MISTAKES = {
         r"EarlyStopping\(min_delta=", "'small'", "finite number"),
     "a monitor that is no training metric": Mistake(
         lambda f: fit(f, EarlyStopping("accuracy", patience=1, every=2)), KeyError,
-        "EarlyStopping", "accuracy", "grad_norm", late=True),
+        "EarlyStopping", "accuracy", "grad_norm"),
+    "a monitor that nobody publishes": Mistake(
+        lambda f: fit(f, EarlyStopping("eval/los", patience=1), Evaluate(BoringTasks(), every=2)),
+        ValueError, r"EarlyStopping\(monitor=", "'eval/los'", "one of eval/loss, eval/trans"),
+    "a training metric is monitored as if it were published": Mistake(
+        lambda f: fit(f, EarlyStopping("loss", patience=1)),
+        ValueError, r"EarlyStopping\(monitor=", "'loss'", "if `every` is given"),
+    "the best by a name that nobody publishes": Mistake(
+        lambda f: fit(f, Checkpoint(f / "best", every=2, monitor="los", name="best")),
+        ValueError, r"Checkpoint\(monitor=", "'los'", "grad_norm, loss, loss_before"),
+    "a trial run's monitor is misspelt": Mistake(
+        lambda f: fit(f, Checkpoint(f / "best", every=2, monitor="los", name="best"),
+                      fast_dev_run=True),
+        ValueError, r"Checkpoint\(monitor=", "'los'", "grad_norm, loss, loss_before"),
     "evaluation of a list": Mistake(
         lambda f: Evaluate([BoringTasks()], every=2),
         TypeError, r"Evaluate\(tasks=", "BoringTasks", A_SOURCE),
+    "evaluation of a host source": Mistake(
+        lambda f: em.evaluate(maml(), LINEAR, Hosted({})),
+        TypeError, r"evaluate\(tasks=", "Task", r"A host source.*`tasks\[0\]`"),
+    "a number in the place of a model to convert": Mistake(
+        lambda f: em.nn.fast(3), TypeError, r"fast\(model\)", "3", "Equinox module"),
     "evaluation of tasks of another shape": Mistake(
         lambda f: fit(f, Evaluate(em.tasks.Sinusoid(2, 2), every=5), model=LINEAR),
         TypeError, "the evaluation", r"query \(float32\[2,1\]", TRACED),
@@ -477,7 +574,25 @@ MISTAKES = {
         lambda f: resumed(f, first={"model": BoringModel()}, model=BoringModel(1)),
         em.CheckpointMismatch, "array leaves", r"weight.*float32\[3\]", "same leaves"),
     "resume from a folder": Mistake(
-        lambda f: resumed(f, path=f / "old"), em.CheckpointNotFound, "old", "a folder", "file"),
+        lambda f: resumed(f, path=f / "old"), em.CheckpointNotFound, "old is a folder",
+        "a folder with 2 of them, the newest step-000000004.ckpt$",
+        "file.*old/step-000000004.ckpt"),
+    "load the model of a folder": Mistake(
+        lambda f: em.load_model(best(f), BoringModel()), em.CheckpointNotFound, "old is a folder",
+        "2 of them, the newest step-000000004.ckpt, the best step-000000002.ckpt$",
+        "old/step-000000002.ckpt"),
+    "inspect an empty folder": Mistake(
+        lambda f: em.inspect(f), em.CheckpointNotFound,
+        "is a folder", "without checkpoints", "`save`"),
+    "inspect what never was a checkpoint": Mistake(
+        lambda f: em.inspect(__file__), em.CheckpointCorrupt, "not a checkpoint", "Mistakes",
+        "zip archive"),
+    "resume is misspelt": Mistake(
+        lambda f: fit(f, resume="atuo"), em.CheckpointNotFound, "resume='atuo'", "no such file",
+        "Did you mean 'auto'"),
+    "load_model of what save stored": Mistake(
+        lambda f: em.load_model(alone(f / "old"), LINEAR), em.CheckpointMismatch, "not of a run",
+        r"eqxmeta\.save\(path, model\)", r"eqxmeta\.load\(path, like\)"),
     "resume from nothing": Mistake(
         lambda f: resumed(f, path=f / "none.ckpt"),
         em.CheckpointNotFound, "none.ckpt", "no such file", "file"),

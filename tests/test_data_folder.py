@@ -231,3 +231,12 @@ def test_without_the_extra(folder, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     refused(r"no PIL.*eqxmeta\[data\]", folder[0], error=ImportError)
+
+
+def test_a_data_set_is_a_pair(folder):
+    data = em.data.from_folder(folder[0])
+    images, labels = data
+    assert images is data.images and labels is data.labels
+    keep = labels < 2  # cod has one image alone
+    tasks = em.tasks.Episodes(images[keep], labels[keep], ways=2, shots=1, queries=1)
+    assert tasks.counts.tolist() == [2, 3]

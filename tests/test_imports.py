@@ -20,7 +20,7 @@ LAYERS = {
     " _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
         "_chunk _packed _sources _evaluate _figure _plot_adaptation _plot_confusion _check"
-        " _checkpoint _inspect _callback _drawing _run"
+        " _checkpoint _inspect _callback _drawing _monitor _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",
@@ -32,7 +32,8 @@ LAYERS = {
         "_examples_first _channels_last _interpret"
     ),
     "plain Python": (
-        "_container _event_file _files _protobuf _arguments _errors _background _lock"
+        "_checkpoint_folder _container _event_file _files _json _protobuf _arguments _errors"
+        " _background _lock"
     ),
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}

@@ -560,6 +560,14 @@ def complex_loss(model: Point, batch, key):
     return jnp.mean(jnp.abs(batch * model.w - 1) ** 2), {}
 
 
+@pytest.mark.parametrize("name, told", [("MAML", False), ("Reptile", True), ("Joint", True)])
+def test_the_check_says_for_which_strategies_it_is(name, told):
+    strategy = getattr(em, name)(em.losses.mse, em.InnerLoop(optax.sgd(0.1), 2), optax.sgd(1.0))
+    check = em.check_meta_gradient(strategy, TinyMLP(KEY), sine_task())
+    assert check.ok
+    assert (f"the outer step of `{name}` is its own" in str(check)) == told
+
+
 def test_complex_parameters_are_refused_in_mixed_mode():
     model, batch = Point(jnp.array(1 + 1j)), jnp.arange(1.0, 4.0)
     with pytest.raises(

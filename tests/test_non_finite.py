@@ -102,8 +102,11 @@ def test_a_run_goes_on_from_the_last_good_state(tmp_path):
     with pytest.raises(em.NonFiniteError) as caught:
         boring_fit(50, resume="auto", **options)  # nothing has changed
     assert (caught.value.step, steps_in(tmp_path)[-1]) == (37, 36)
-    state = boring_fit(50, resume="auto", on_non_finite="skip", **options)
-    uninterrupted = boring_fit(50, strategy=BoringStrategy(nan_loss=37), on_non_finite="skip")
+    with pytest.warns(RuntimeWarning, match="skipped 1 steps"):
+        state = boring_fit(50, resume="auto", on_non_finite="skip", **options)
+    strategy = BoringStrategy(nan_loss=37)
+    with pytest.warns(RuntimeWarning, match="skipped 1 steps"):
+        uninterrupted = boring_fit(50, strategy=strategy, on_non_finite="skip")
     assert tree_allclose(state, uninterrupted, rtol=1e-5)
 
 
@@ -193,7 +196,8 @@ def test_skips_now_and_then_are_none():
     recorder = Recorder(act=lambda hook, step, run: counts.append(run.skipped))
     counts = []
     strategy = Hopeless(begin=1, good=MOST_SKIPS)
-    state = boring_fit(350, strategy=strategy, callbacks=[recorder], on_non_finite="skip")
+    with pytest.warns(RuntimeWarning, match="skipped 347 steps"):
+        state = boring_fit(350, strategy=strategy, callbacks=[recorder], on_non_finite="skip")
     assert int(state.step) == 350
     assert counts[-1] == 347
 
@@ -267,7 +271,8 @@ def test_data_that_is_not_finite(policy):
     tasks = NaNFrom(56)
     if policy == "skip":
         recorder = Recorder()
-        boring_fit(80, tasks=tasks, callbacks=[recorder], on_non_finite=policy, **options)
+        with pytest.warns(RuntimeWarning, match="skipped 1 steps"):
+            boring_fit(80, tasks=tasks, callbacks=[recorder], on_non_finite=policy, **options)
         assert np.flatnonzero(recorder.metrics["skipped"]).tolist() == [56]
         return
     if policy == "stop":
@@ -275,18 +280,21 @@ def test_data_that_is_not_finite(policy):
     else:
         with pytest.raises(em.NonFiniteError, match=r"step 57\.\n.*`tasks.query\[0\]`") as caught:
             boring_fit(80, tasks=tasks, **options)
+        # A smaller learning rate would help nothing.
+        assert str(caught.value).endswith("So must the data be, before anything else helps")
         assert caught.value.step == 57
         state = caught.value.state
     assert same_bits(state, boring_fit(56, tasks=tasks, **options))
 
 
 class WrongLabels(eqx.Module):
-    """Of four classes, for a model with three outputs."""
+    """Of four classes, for a model with three outputs; but not before the run, which looks at the
+    support set of one task."""
 
     def sample(self, key):
         x = jax.random.normal(key, (4, 3))
         y = jnp.arange(4)
-        return em.Task((x, y), (x, y))
+        return em.Task((x, y % 3), (x, y))
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip"])

@@ -143,7 +143,16 @@ def test_fast_dev_run_prints_it(capsys):
     em.Trainer(BoringStrategy(), meta_batch_size=2, fast_dev_run=True).fit(
         BoringModel(), BoringTasks(), 10
     )
-    assert "task_chunk" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "task_chunk" in out and "trainer.plan(model, tasks)" in out
+
+
+def test_fast_dev_run_compiles_no_alternatives(capsys):
+    strategy = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.01), 1), optax.adam(1e-3))
+    trainer = em.Trainer(strategy, meta_batch_size=2, fast_dev_run=1)
+    trainer.fit(tiny_mlp(), em.tasks.Sinusoid(2, 2), 10)
+    out = capsys.readouterr().out
+    assert "* mixed" in out and "reverse" not in out
 
 
 def test_what_is_wrong_is_told_before_anything_is_compiled():

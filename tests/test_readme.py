@@ -5,7 +5,9 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -17,6 +19,15 @@ def blocks(language):
 
 def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    # Few-shot images: noise around a pattern for each class.
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        folder = tmp_path / "pngs" / ("train" if number < 5 else "test") / f"class{number}"
+        folder.mkdir(parents=True)
+        pattern = rng.integers(0, 256, (6, 6))
+        for image in range(16):
+            pixels = np.clip(pattern + rng.normal(0, 20, (6, 6)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{image}.png")
     namespace = {"__name__": "readme"}
     for block in blocks("python"):
         shorter = re.sub(r"steps=(20_000|2_000)\b", "steps=120", block)
@@ -25,6 +36,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
         )
         exec(compile(shorter, "README.md", "exec"), namespace)
     out = capsys.readouterr().out
+    assert float(re.search(r"accuracy (\S+)", out)[1]) > 0.5  # chance is 0.2
     assert "after 10 steps:" in out and "use gradient='mixed'" in out
     assert sorted(path.name for path in (tmp_path / "checkpoints/sine").iterdir()) == [
         "step-000000060.ckpt",

@@ -57,6 +57,7 @@ def test_each_seed_is_its_single_run_with_maml():
     assert runs.seeds == (4, 5, 6)
     assert runs.finite.tolist() == [True] * 3
     assert runs.states.step.tolist() == [30] * 3
+    assert repr(runs) == f"SeedRuns(3 seeds, 30 steps, mean loss {runs.mean()[-1]:.4g})"
     assert_equals_single_runs(runs, maml(), [model] * 3, SINUSOID, 30)
     losses = runs.metrics["loss"]
     assert len(np.unique(losses[:, 0])) == len(np.unique(losses[:, -1])) == 3
@@ -156,6 +157,7 @@ def test_a_run_that_diverges_leaves_the_others_right():
     with pytest.warns(RuntimeWarning, match=r"seed 8 at step \d+ \(1 of 3 runs\)"):
         runs = fit_seeds(boring(strategy), models, SINUSOID, 20, seeds=[7, 8, 9])
     assert runs.finite.tolist() == [True, False, True]
+    assert repr(runs) == "SeedRuns(3 seeds, 20 steps, mean loss nan, 1 not finite)"
     assert np.isnan(runs.mean()[-1]) and np.isnan(runs.ci95()[-1])
     good = SeedRuns(
         (7, 9),

@@ -82,6 +82,13 @@ def test_fast_dev_run_takes_that_many_steps(fast_dev_run, steps, taken):
     assert recorder.steps_of("on_step_end") == list(everys)
 
 
+def test_fast_dev_run_says_what_it_leaves_out(tmp_path, capsys):
+    callbacks = [Checkpoint(tmp_path / "saved", every=1000, monitor="loss"), ProgressBar()]
+    boring_fit(10_000, callbacks=callbacks, fast_dev_run=True, summary=True)
+    out = capsys.readouterr().out
+    assert "callbacks   ProgressBar (left out, for they write files: Checkpoint)\n" in out
+
+
 def test_fast_dev_run_neither_resumes_nor_touches_a_run_that_is_there(tmp_path):
     boring_fit(10, callbacks=[Checkpoint(tmp_path, every=5)])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}

@@ -5,6 +5,7 @@ import jax
 from jax import lax
 from jaxtyping import PyTree
 
+from .._errors import explain
 from . import _conv, _pool
 
 
@@ -19,6 +20,9 @@ def fast(model: PyTree) -> PyTree:
 
         model = em.nn.fast(model)
     """
+    if not any(map(eqx.is_array, jax.tree.leaves(model))):
+        expected = "an instance of an Equinox module, or a pytree of them"
+        raise TypeError(explain("`fast(model)` is not a model.", repr(model)[:200], expected))
     done: dict[int, Any] = {}
 
     def convert(x: Any) -> Any:

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._errors import explain
+from .._errors import explain, tracing
 from .._inner_loop import InnerLoop
 from .._select import select
 
@@ -23,7 +23,9 @@ class Head(eqx.Module):
 
     def __call__(self, model: PyTree) -> PyTree:
         if self.where is not None:
-            return self.where(model)
+            expected = "a function from the model to its head, such as `lambda m: m.layers[-1]`"
+            with tracing(f"`{self.argument}`", f"a `{type(model).__name__}`", expected):
+                return self.where(model)
         if hasattr(model, "head"):
             return model.head
         layers = [x for x in jax.tree.leaves(model, is_leaf=_is_linear) if _is_linear(x)]

@@ -16,6 +16,7 @@ from .._strategy import (
     can_roll_out,
     check_outer_arguments,
     query_loss,
+    reading,
     split_or_none,
     support_losses,
 )
@@ -152,7 +153,8 @@ class Reptile(RollsOut):
                 _mean(metrics),
             )
 
-        adapted, inner, metrics = mean_over_tasks(merged, tasks, key, self.task_chunk)
+        with reading(tasks):
+            adapted, inner, metrics = mean_over_tasks(merged, tasks, key, self.task_chunk)
         params = eqx.filter(state.model, eqx.is_inexact_array)
         towards = jax.tree.map(lambda p, a: p - a, params, adapted)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from .._arguments import check_int
-from .._errors import explain
+from .._errors import explain, tracing
 from .._task import Task
 from ._distinct import distinct
 
@@ -22,6 +22,8 @@ class Episodes(eqx.Module):
     An episode has `ways` distinct classes, uniformly and in random order: label `0` means another
     class in each. Of each class it has `shots` support and `queries` query examples, all distinct.
     As in Vinyals et al. 2016 (Matching Networks, arXiv 1606.04080), section 4.1.
+
+    `Episodes(*data, ways=5, shots=1, queries=15)` takes what `eqxmeta.data` returns.
 
     - `images`: `[N, ...]`, uint8 or floating. uint8 stays so on the device, a quarter of the
       memory, and becomes floats in [0, 1] in the episode; floats are taken as they are.
@@ -56,14 +58,24 @@ class Episodes(eqx.Module):
     def __init__(
         self,
         images: Any,
-        labels: Any,
-        ways: int,
-        shots: int,
-        queries: int,
+        labels: Any = None,
+        ways: int | None = None,
+        shots: int | None = None,
+        queries: int | None = None,
         *,
         rotations: bool = False,
         augment: Callable | Sequence[Callable] = (),
     ):
+        # Without defaults Python would be first to complain, of a call that says what it means.
+        if labels is None:
+            raise TypeError(
+                explain(
+                    "`labels` is missing.",
+                    f"images={type(images).__name__}",
+                    "images and labels: `Episodes(data.images, data.labels, ways=5, ...)`, or for "
+                    "what `eqxmeta.data` returns `Episodes(*data, ways=5, ...)`",
+                )
+            )
         ways = check_int(ways, "ways", minimum=1, what="classes a task")
         shots = check_int(shots, "shots", minimum=1, what="support examples a class")
         queries = check_int(queries, "queries", minimum=1, what="query examples a class")
@@ -191,11 +203,13 @@ def _check_square(shape: tuple[int, ...]) -> None:
 
 def _check_augment(augment: tuple[Callable, ...], images: Shaped[Array, "N ..."]) -> None:
     image = jax.eval_shape(lambda x: _as_float(x[0]), images)
+    expected = "`augment(image, *, key) -> image`, or several in a list"
     for function in augment:
         if not callable(function):
-            expected = "`augment(image, *, key) -> image`, or several in a list"
             raise TypeError(explain("`augment` is not a function.", repr(function), expected))
-        made = eqx.filter_eval_shape(lambda x, f=function: f(x, key=jax.random.key(0)), image)
+        called = f"`augment`, {getattr(function, '__name__', function)}(image, key=key)"
+        with tracing(called, f"an image, {image.dtype} {image.shape}", expected):
+            made = eqx.filter_eval_shape(lambda x, f=function: f(x, key=jax.random.key(0)), image)
         shape, dtype = getattr(made, "shape", None), getattr(made, "dtype", None)
         if (shape, dtype) != (image.shape, image.dtype):
             raise ValueError(

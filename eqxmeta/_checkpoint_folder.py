@@ -1,0 +1,34 @@
+"""What a folder of checkpoints holds: for whoever passes it where one of its files is meant."""
+
+from pathlib import Path
+
+from . import _container
+from ._errors import CheckpointError, CheckpointNotFound, explain
+
+
+def refuse_folder(path: Path) -> None:
+    """Raises `CheckpointNotFound` if `path` is a folder, naming the newest and the best file. Which
+    of them is meant is not ours to guess."""
+    if not path.is_dir():
+        return
+    files = sorted(file for file in path.glob("*.ckpt") if file.is_file())
+    if not files:
+        received, expected = "a folder without checkpoints", "a file written by `save`"
+    else:
+        best = _best(files[-1])
+        named = f"the newest {files[-1].name}" + (f", the best {best}" if best else "")
+        received = f"a folder with {len(files)} of them, {named}"
+        expected = f"one of its files, such as '{path / (best or files[-1].name)}'"
+    raise CheckpointNotFound(explain(f"{path} is a folder, not a checkpoint.", received, expected))
+
+
+def _best(newest: Path) -> str | None:
+    """What the newest file knows of the best: the state of the `Checkpoint` that wrote it."""
+    try:
+        with _container.reading(newest) as reader:
+            states = reader.manifest["meta"].get("callbacks", {}).values()
+        steps = [state["best_step"] for state in states if state.get("best_step") is not None]
+    except (CheckpointError, AttributeError, TypeError):  # damaged, or somebody else's `meta`
+        return None
+    best = [newest.with_name(f"step-{step:09}.ckpt") for step in steps]
+    return best[0].name if len(best) == 1 and best[0].is_file() else None
