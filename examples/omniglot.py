@@ -33,7 +33,8 @@ def episodes(root, split, ways, shots, queries):
 def recipe(name, steps):
     """The strategy, and the number of inner steps at test."""
     loss = em.losses.cross_entropy
-    adam = optax.adam(optax.cosine_decay_schedule(1e-3, steps))  # a short run ends at rest
+    rate = 1e-3 if name == "ProtoNet" else 3e-3  # to 0 over the run, so that a short one is enough
+    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
     descent = em.InnerLoop(optax.sgd(0.4), steps=1)  # the rate of Finn et al. 2017, a mean loss
     if name == "MetaSGD":  # rates of 0.4 to begin with, all of them learnt
         return em.MetaSGD(loss, em.InnerLoop(optax.sgd(1.0), steps=1), adam, rate=0.4), 3
@@ -54,17 +55,17 @@ def main():
     parser.add_argument("--algorithm", choices=names, default="MAML")
     parser.add_argument("--data", type=Path, required=True, help="omniglot28.npz")
     parser.add_argument("--ways", type=int, default=5, help="classes of a task")
-    parser.add_argument("--train-ways", type=int, help="if others; of ProtoNet 60")
+    parser.add_argument("--train-ways", type=int, help="if others; of ProtoNet 30")
     parser.add_argument("--shots", type=int, default=1)
-    parser.add_argument("--width", type=int, default=32, help="channels")
-    parser.add_argument("--steps", type=int, default=10_000, help="outer steps")
+    parser.add_argument("--width", type=int, default=64, help="channels")
+    parser.add_argument("--steps", type=int, default=4_000, help="outer steps")
     parser.add_argument("--minutes", type=float, default=30, help="of training, at most")
     parser.add_argument("--test-tasks", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("runs/omniglot"))
     args = parser.parse_args()
     name, out = args.algorithm, args.out / args.algorithm.lower()
     strategy, inner_steps = recipe(name, args.steps)
-    train_ways = args.train_ways or (60 if name == "ProtoNet" else args.ways)
+    train_ways = args.train_ways or (30 if name == "ProtoNet" else args.ways)
     queries = 10 - args.shots if name == "Reptile" else 5  # it pools them: ten examples a class
     train = episodes(args.data, "train", train_ways, args.shots, queries)
     val, test = (episodes(args.data, s, args.ways, args.shots, queries=15) for s in ("val", "test"))
