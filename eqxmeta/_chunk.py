@@ -100,7 +100,11 @@ def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
         dynamic, buffer = carry
         dynamic, metrics = step(dynamic, tasks, key)
         row = index - job.start
-        return dynamic, jax.tree.map(lambda b, m: b.at[row].set(m), buffer, metrics)
+
+        def put(rows: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_index_in_dim(rows, new, row, axis=0)
+
+        return dynamic, jax.tree.map(put, buffer, metrics)
 
     tasks = jax.eval_shape(job.source.first, job.root)
     _, metrics = jax.eval_shape(step, dynamic, tasks, job.root)

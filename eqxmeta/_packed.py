@@ -9,12 +9,13 @@ from jaxtyping import Array
 
 
 class Packed(eqx.Module):
-    """Scalars under names, those of a dtype together in one array.
+    """Scalars under names, of which those of a series `x/0`, `x/1`, ... are one array.
 
     To the compiler every array that a program returns is a kernel of its own: with one for each of
-    512 inner steps, compiling them took twice as long as all else.
+    512 inner steps, compiling them took twice as long as all else. (Nor should all be one array: a
+    kernel that computes a scalar can also put it where it belongs, but not into a vector.)
 
-    - `arrays`: `[..., columns]`, one for each dtype.
+    - `arrays`: `[..., columns]`, one for each series and for each scalar that is in none.
     - `names`: those of the columns of each array.
     """
 
@@ -32,12 +33,17 @@ class Packed(eqx.Module):
 
 
 def pack(scalars: Mapping[str, Array]) -> Packed:
-    """`scalars` as one vector for each dtype."""
-    by_dtype: dict[str, dict[str, Array]] = {}
+    """`scalars` as one vector for each series, if it is of one dtype."""
+    series: dict[tuple[str, str], dict[str, Array]] = {}
     # Shorter names first, so that `x/2` is before `x/10`: what was cut out of one array is put back
     # as it was, and of neither the compiler leaves a trace.
     for name in sorted(scalars, key=lambda name: (len(name), name)):
         scalar = jnp.asarray(scalars[name])
-        by_dtype.setdefault(scalar.dtype.name, {})[name] = scalar
-    arrays = tuple(jnp.stack(list(group.values())) for group in by_dtype.values())
-    return Packed(arrays, tuple(map(tuple, by_dtype.values())))
+        series.setdefault((_stem(name), scalar.dtype.name), {})[name] = scalar
+    arrays = tuple(jnp.stack(list(members.values())) for members in series.values())
+    return Packed(arrays, tuple(map(tuple, series.values())))
+
+
+def _stem(name: str) -> str:
+    stem, slash, number = name.rpartition("/")
+    return stem + slash if number.isdecimal() and slash else name

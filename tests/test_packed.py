@@ -48,10 +48,15 @@ def test_what_is_packed_comes_out_as_it_was():
         "count": np.arange(5, dtype=np.int32),
         "flag": np.array([True, False, True, True, False]),
         "a": np.full(5, np.nan, np.float32),
+        # Neither is of the series, nor are they one.
+        "x": np.arange(5, dtype=np.float32),
+        "x/7/y": np.arange(5, dtype=np.float32),
+        "x/30": np.arange(5, dtype=np.int32),
     }
     packed = jax.jit(jax.vmap(pack))(scalars)
     assert [x.shape for x in packed.arrays] == [(5, len(names)) for names in packed.names]
-    assert len(packed.arrays) == 4
+    assert [f"x/{i}" for i in range(23)] in map(list, packed.names)
+    assert len(packed.arrays) == 8
     unpacked = jax.device_get(packed).unpacked()
     assert list(unpacked) == sorted(scalars)
     assert same_bits(unpacked, scalars)
