@@ -41,5 +41,7 @@ def _parts(model: PyTree) -> dict[str, Any]:
 
 
 def _flat(tree: PyTree) -> np.ndarray:
-    leaves = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
+    """All numbers of `tree`, of complex ones their absolute values."""
+    leaves = [np.asarray(x) for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
+    leaves = [np.abs(x) if np.iscomplexobj(x) else x for x in leaves]
     return np.concatenate([np.zeros(0), *(np.asarray(x, np.float64).ravel() for x in leaves)])

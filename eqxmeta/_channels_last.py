@@ -26,7 +26,7 @@ _REDUCTIONS = {
     "reduce_xor",
 }
 # fmt: on
-_JAX = os.path.dirname(jax.__file__)
+_JAX = os.path.join(os.path.dirname(jax.__file__), "")
 
 
 class _Moved(NamedTuple):
@@ -80,7 +80,7 @@ def _as_it_lies(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
     """The result computed on the arrays as they lie in memory, if it can be."""
     name = eqn.primitive.name
     order = next(x.order for x in inputs if isinstance(x, _Moved))
-    if name in _REDUCTIONS:
+    if name in _REDUCTIONS and eqn.params.get("out_sharding") is None:
         return [_reduce(eqn, inputs[0])]
     if name in _ELEMENTWISE and all(jnp.ndim(x) in (0, len(order)) for x in map(_array, inputs)):
         arrays = [_lying(x, order) for x in inputs]

@@ -82,9 +82,10 @@ def plot_confusion(
 
 def confusion_matrix(
     labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], ways: int
-) -> Int[np.ndarray, "ways ways"]:
-    """How often an example of class `i` was predicted to be of class `j`, at `[i, j]`."""
-    matrix = np.zeros((ways, ways), int)
+) -> Int[np.ndarray, "ways classes"]:
+    """How often an example of class `i` was predicted to be of class `j`, at `[i, j]`: `ways`
+    classes, or more if the model has more and predicts them."""
+    matrix = np.zeros((ways, max(ways, int(predicted.max(initial=0)) + 1)), int)
     np.add.at(matrix, (labels, predicted), 1)
     return matrix
 
@@ -145,9 +146,8 @@ def _draw_matrix(panel: "Axes", matrix: np.ndarray) -> None:
             colour = "white" if shares[row, column] > 0.5 else INK
             style = {"ha": "center", "va": "center", "fontsize": 9 if ways <= 10 else 6}
             panel.text(column, row, str(matrix[row, column]), color=colour, **style)
-    ticks = np.arange(ways)
-    panel.set_xticks(ticks, [str(tick) for tick in ticks])
-    panel.set_yticks(ticks, [str(tick) for tick in ticks])
+    panel.set_xticks(np.arange(matrix.shape[1]), map(str, range(matrix.shape[1])))
+    panel.set_yticks(np.arange(ways), map(str, range(ways)))
     panel.set_xlabel("predicted", color=INK)
     panel.set_ylabel("class", color=INK)
     panel.tick_params(length=0, labelcolor=INK, labelsize=9 if ways <= 10 else 6)

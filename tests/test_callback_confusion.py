@@ -149,6 +149,12 @@ def test_confusion_matrix_against_its_definition():
         assert matrix[i, j] == sum((labels == i) & (predicted == j))
 
 
+def test_a_model_of_more_classes_than_the_task():
+    """Predictions of classes that the task does not have are columns of their own."""
+    found = confusion_matrix(np.array([0, 0, 1]), np.array([0, 3, 1]), ways=2)
+    assert found.tolist() == [[1, 0, 0, 1], [0, 1, 0, 0]]
+
+
 def test_publishes_at_the_end_once_and_writes_a_file(tmp_path, strategy):
     path = tmp_path / "figures" / "confusion.png"
     callback, heard = Confusion(TASKS, path), Heard()

@@ -1,5 +1,7 @@
 """Models with convolutions are computed with the channels last, to the same result as by `vmap`."""
 
+import os
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -66,6 +68,32 @@ def test_the_same_as_by_vmap(x64):
 
     expected = by(lambda model, x: jax.vmap(model)(x))
     assert tree_allclose(by(em.losses.predict), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_activation_of_another_package_keeps_its_rule():
+    # As one in a package `jaxother`, installed beside JAX.
+    source = os.path.dirname(jax.__file__) + "other/nn.py"
+    names = {"jax": jax, "jnp": jnp}
+    exec(compile(OTHER, source, "exec"), names)
+    conv = em.nn.Conv2d(1, 2, 1, key=jax.random.key(0))
+
+    def slope(predict):
+        return jax.grad(lambda x: jnp.sum(predict(lambda x: names["relu"](conv(x)), x)))(x)
+
+    x = jnp.ones((1, 1, 3, 2))
+    by_vmap = slope(lambda model, x: jax.vmap(model)(x))
+    assert tree_allclose(slope(em.losses.predict), by_vmap, rtol=1e-6)
+
+
+OTHER = """
+@jax.custom_jvp
+def relu(x):
+    return jnp.maximum(x, 0)
+
+@relu.defjvp
+def _(primals, tangents):
+    return relu(primals[0]), 7 * tangents[0]
+"""
 
 
 def transposed(fun, x):

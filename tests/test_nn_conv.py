@@ -1,6 +1,10 @@
 """`em.nn.Conv2d` against `eqx.nn.Conv2d`: values, first and second derivatives, under `vmap`, in
 loops; and that what is compiled from it has no convolution in it."""
 
+import os
+import subprocess
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -175,3 +179,59 @@ def test_errors(as_users_run_it):
     with pytest.raises(ValueError, match="divisible"):
         em.nn.Conv2d(3, 4, 3, groups=2, key=jax.random.key(0))
     assert np.shape(layer(np.ones((4, 5, 5), np.float32))) == (6, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(kernel_size=5), dict(kernel_size=3, stride=2), dict(kernel_size=3)]
+)
+def test_a_kernel_larger_than_the_image_gives_an_empty_one(options):
+    theirs, ours, _ = pair(**options)
+    x = jnp.ones((4, 2, 2))
+    assert ours(x).shape == theirs(x).shape and ours(x).size == 0
+
+
+def test_without_jit():
+    theirs, ours, x = pair(kernel_size=3)
+    with jax.disable_jit():
+        assert tree_allclose(ours(x[0]), theirs(x[0]), rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_adds_up_before_it_rounds():
+    theirs, ours = (
+        cls(64, 64, 3, use_bias=False, dtype=jnp.float16, key=jax.random.key(0))
+        for cls in (eqx.nn.Conv2d, em.nn.Conv2d)
+    )
+    # Each row of the kernel alone gives more than float16 can hold, all of them together zero.
+    weight = jnp.ones((64, 64, 3, 3), jnp.float16).at[:, :, 1].set(-2)
+    x = jnp.full((64, 3, 3), 400, jnp.float16)
+    for layer in (theirs, ours):
+        layer = eqx.tree_at(lambda c: c.weight, layer, weight)
+        assert jnp.all(layer(x) == 0)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, equinox as eqx, eqxmeta as em
+from jax.sharding import PartitionSpec as P
+
+jax.config.update("jax_enable_x64", True)
+mesh = jax.make_mesh((2,), ("t",), axis_types=(jax.sharding.AxisType.Auto,))
+layer = em.nn.Conv2d(2, 3, 3, key=jax.random.key(0), dtype=jnp.float64)
+x = jax.random.normal(jax.random.key(1), (4, 2, 5, 5), jnp.float64)
+
+def total(layer, x):
+    return jnp.sum(jnp.sin(jax.vmap(layer)(x)))
+
+def sharded(layer, x):
+    def part(layer, x):
+        return jax.lax.psum(total(layer, x), "t")
+    return jax.shard_map(part, mesh=mesh, in_specs=(P(), P("t")), out_specs=P())(layer, x)
+
+one, two = jax.grad(total)(layer, x), jax.jit(jax.grad(sharded))(layer, x)
+assert jnp.allclose(one.weight, two.weight, rtol=1e-12), (one.weight, two.weight)
+assert jnp.allclose(one.bias, two.bias, rtol=1e-12)
+"""
+
+
+def test_weights_on_every_device_get_the_whole_gradient():
+    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", SHARDED], env=flags, check=True, timeout=120)

@@ -61,3 +61,13 @@ def test_errors(as_users_run_it):
         em.nn.MaxPool2d(2, padding=3)(jnp.zeros((1, 5, 5)))
     with pytest.raises(ValueError, match="kernel_size"):
         em.nn.MaxPool2d(2.5)
+
+
+@pytest.mark.parametrize("kernel, stride, size", [(12, 12, 12), (2, 20, 22)])
+def test_many_places_in_a_stride(kernel, stride, size):
+    x = jax.random.normal(jax.random.key(0), (1, size, size))
+
+    def slope(layer):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(layer(kernel, stride)(x))))(x)
+
+    assert jnp.array_equal(slope(em.nn.MaxPool2d), slope(eqx.nn.MaxPool2d))

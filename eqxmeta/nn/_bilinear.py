@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
@@ -48,6 +48,13 @@ class Geometry(NamedTuple):
 
 
 def convolve(x: Array, w: Array, geometry: Geometry) -> Array:
+    # Under `jax.shard_map` what is the same on all devices is marked as varying where the other one
+    # varies: the transpose of the mark is the sum over devices that its gradient needs.
+    varying = [jax.typeof(z).manual_axis_type.varying for z in (x, w)]
+    x, w = (
+        lax.pcast(z, missing, to="varying") if (missing := tuple(other - own)) else z
+        for z, own, other in zip((x, w), varying, varying[::-1], strict=True)
+    )
     return _convolve.bind(x, w, geometry=geometry)
 
 
@@ -78,7 +85,7 @@ def _product(x: Array, w: Array) -> Array:
     return out.reshape(*x.shape[:-1], w.shape[-1])
 
 
-def _splits(geometry: Geometry, inputs: int, outputs: int) -> bool:
+def _splits(geometry: Geometry, inputs: int, outputs: int, dtype: np.dtype) -> bool:
     """Whether to take the columns of a patch from the input and its rows from the output.
 
     A patch of `kh * kw * inputs` numbers a position is then one of `kw * inputs` on one side of
@@ -86,7 +93,9 @@ def _splits(geometry: Geometry, inputs: int, outputs: int) -> bool:
     traffic is smaller wherever their sum is.
     """
     kh, kw = geometry.kernel
-    return geometry.stride[0] == 1 and kw * inputs + kh * outputs < kh * kw * inputs
+    smaller = kw * inputs + kh * outputs < kh * kw * inputs
+    # What the rows give is rounded before it is added up: too coarse for half precision.
+    return smaller and geometry.stride[0] == 1 and dtype.itemsize >= 4
 
 
 def _across(x: Array, geometry: Geometry) -> Array:
@@ -111,7 +120,7 @@ def _offsets(geometry: Geometry) -> list[int]:
 
 def _convolve_cpu(x: Array, w: Array, *, geometry: Geometry) -> Array:
     tasks, kh, _, inputs, outputs = w.shape
-    if not _splits(geometry, inputs, outputs):
+    if not _splits(geometry, inputs, outputs, x.dtype):
         return _product(_patches(x, geometry), w.reshape(tasks, -1, outputs))
     # What each row of the input gives to each of the `kh` rows of the output that see it.
     w = jnp.transpose(w, (0, 2, 3, 1, 4)).reshape(tasks, -1, kh * outputs)
@@ -124,7 +133,7 @@ def _convolve_cpu(x: Array, w: Array, *, geometry: Geometry) -> Array:
 def _filter_gradient_cpu(x: Array, y: Array, *, geometry: Geometry) -> Array:
     tasks, inputs, outputs = x.shape[0], x.shape[-1], y.shape[-1]
     kh, kw = geometry.kernel
-    if not _splits(geometry, inputs, outputs):
+    if not _splits(geometry, inputs, outputs, x.dtype):
         w = _contract(_patches(x, geometry), y)
         return w.reshape(tasks, kh, kw, inputs, outputs)
     height = geometry.size[0]
@@ -203,9 +212,14 @@ def _primitive(name: str, cpu: Callable[..., Array], elsewhere: Callable[..., Ar
             jax.ShapeDtypeStruct(a.shape, a.dtype),
             jax.ShapeDtypeStruct(b.shape, b.dtype),
         )
-        return ShapedArray(out.shape, out.dtype)
+        # All else that the type says, such as over which axes of a mesh it varies, stays.
+        return a.update(shape=out.shape, dtype=out.dtype, weak_type=False)
 
-    primitive.def_impl(lambda a, b, *, geometry: compiled(geometry)(a, b))
+    def evaluate(a: Array, b: Array, *, geometry: Geometry) -> Array:
+        with jax.disable_jit(False):  # else compiling it would come back here
+            return compiled(geometry)(a, b)
+
+    primitive.def_impl(evaluate)
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
     mlir.register_lowering(primitive, mlir.lower_fun(elsewhere, multiple_results=False))

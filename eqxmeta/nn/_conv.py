@@ -84,6 +84,8 @@ class Conv2d(eqx.Module):
             x = jnp.pad(x, ((0, 0), *padding), _PAD_MODES[self.padding_mode])
             size, padding = (x.shape[1], x.shape[2]), ((0, 0), (0, 0))
         geometry = Geometry(size, kernel, self.stride, padding, self.dilation)
+        if 0 in geometry.out:
+            return jnp.zeros((self.out_channels, *geometry.out), x.dtype)
 
         # Channels last, a group as a task: groups have weights of their own. (Reshaping between
         # the transpositions of two layers would keep them from meeting.)

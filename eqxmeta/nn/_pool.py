@@ -1,4 +1,5 @@
 import functools
+import math
 
 import equinox as eqx
 import jax
@@ -110,16 +111,16 @@ def _apart(x: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> Array:
 def _apart_jvp(kernel, stride, primals, tangents):
     (x,), (dx,) = primals, tangents
     views = _views(x, kernel, stride)
-    best, index = views[0], jnp.zeros(views[0].shape, jnp.int8)
+    kind = np.int8 if math.prod(stride) <= 128 else np.int32
+    best, index = views[0], jnp.zeros(views[0].shape, kind)
     places = [i * stride[1] + j for i in range(kernel[0]) for j in range(kernel[1])]
     for place, view in zip(places[1:], views[1:], strict=True):
         keeps = _keeps(best, view)
         best = jnp.where(keeps, best, view)
-        index = jnp.where(keeps, index, jnp.int8(place))
-    index = lax.optimization_barrier(index)
+        index = jnp.where(keeps, index, kind(place))
     # Which place of a window has the maximum, as a mask: its transpose writes each element of the
     # gradient once, in one pass, where that of a slice is a padded copy for every place.
-    place = np.arange(stride[0] * stride[1], dtype=np.int8).reshape(1, stride[0], 1, stride[1], 1)
+    place = np.arange(stride[0] * stride[1], dtype=kind).reshape(1, stride[0], 1, stride[1], 1)
     rows, columns, channels = best.shape
     blocks = dx.reshape(rows, stride[0], columns, stride[1], channels)
     chosen = jnp.broadcast_to(index[:, None, :, None], blocks.shape) == place

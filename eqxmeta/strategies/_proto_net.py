@@ -88,6 +88,10 @@ class ProtoNet(GradientStrategy):
         classes = self.ways
         if classes is None:
             classes = y.shape[0] if isinstance(y, jax.core.Tracer) else int(np.max(y)) + 1
+        elif not isinstance(y, jax.core.Tracer) and np.max(y) >= classes:
+            received = f"labels up to {np.max(y)}, with `ProtoNet(ways={classes})`"
+            expected = f"classes 0 to {classes - 1}"
+            raise ValueError(explain("The labels of `support` are invalid.", received, expected))
         return _classifier(model, x, y, classes, key)
 
 
