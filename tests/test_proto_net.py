@@ -150,7 +150,7 @@ def test_wrong_tasks_and_arguments_are_named():
     ]:
         with pytest.raises(error, match="`support`" + THREE_PARTS):
             proto_net().inner_adapt(embedding(), support)
-    with pytest.raises(ValueError, match="labels up to 2.*ways=2"):
+    with pytest.raises(ValueError, match=r"labels up to 2.*ways=2"):
         proto_net(ways=2).inner_adapt(embedding(), (x, jnp.array([0, 2])))
     with pytest.raises(ValueError, match=r"`ProtoNet\(ways=...\)`" + THREE_PARTS):
         proto_net(ways=0)
