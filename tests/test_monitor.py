@@ -44,7 +44,7 @@ def test_the_first_miss_is_told_at_the_users_line(what, tmp_path):
     assert len(caught) == 1 and "eqxmeta" not in caught[0].filename
     # Told before the hooks of step 12, the second of the three at which a checkpoint is due.
     assert {count for step, count in steps if step <= 10} == {0}
-    assert steps[-1] == (16, 1)
+    assert steps[-1][0] == 16  # and the run goes on
 
 
 def test_a_point_of_a_curve_is_a_name(tmp_path):
