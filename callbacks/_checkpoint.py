@@ -93,8 +93,6 @@ class Checkpoint(Callback):
         self.name = name
         self._restored: dict[str, Any] = {}
         self._background = Background("eqxmeta-checkpoint")
-        # The step that is being written, and the best as soon as it is.
-        self._in_flight: tuple[int, tuple[int, float] | None] | None = None
         self._forget()
 
     @property
@@ -201,6 +199,8 @@ class Checkpoint(Callback):
         # In every file of the run: what tells it from files of others in the same folder.
         self._id = secrets.token_hex(8)
         self._mine: set[int] = set()
+        # The step that is being written, the best as soon as it is, and the steps written since.
+        self._in_flight: tuple[int, tuple[int, float] | None, list[int]] | None = None
         self._best: tuple[int, float] | None = None
         self._value: tuple[int, float] | None = None
         self._seen: set[str] = set()
@@ -239,14 +239,15 @@ class Checkpoint(Callback):
             state = on_host(run.state)
         finally:
             candidate, self._best = self._best, best
-        self._in_flight = step, candidate
-        self._background.start(lambda: _write(path, state, meta))
+        written: list[int] = []
+        self._in_flight = step, candidate, written
+        self._background.start(lambda: (_write(path, state, meta), written.append(step)))
 
     def _settle(self) -> None:
         """Wait for the write in flight: its file counts from here on, or its error is told."""
         if self._in_flight is None:
             return
-        step, best = self._in_flight
+        step, best, written = self._in_flight
         try:
             self._background.wait()
         except Exception as error:
@@ -258,9 +259,10 @@ class Checkpoint(Callback):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         else:
             self._in_flight = None
-            self._best = best
-            self._mine.add(step)
-            self._remove_old()
+            if written:  # else an interrupt came before the thread
+                self._best = best
+                self._mine.add(step)
+                self._remove_old()
 
     def _remove_old(self) -> None:
         if self.keep is None:

@@ -246,3 +246,59 @@ def test_jobs_follow_each_other():
         background.start(lambda index=index: (time.sleep(0.01), done.append(index)))
     background.wait()
     assert done == [0, 1, 2]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_thread_that_does_not_start_is_not_waited_for(monkeypatch, error):
+    background, done = Background("test"), []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda self: raise_(error))
+        with pytest.raises(type(error)):
+            background.start(lambda: done.append(1))
+    assert not background.busy
+    background.wait()
+    background.start(lambda: done.append(2))
+    background.wait()
+    assert done == [2]
+
+
+def test_a_job_that_was_called_off_does_not_run_later(monkeypatch):
+    # The interrupt may come when the thread exists but has not run a line.
+    background, done, late = Background("test"), [], []
+
+    def interrupted(thread):
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    start = threading.Thread.start
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            background.start(lambda: done.append(1))
+    start(late[0])
+    late[0].join()
+    background.wait()
+    assert done == []
+
+
+@pytest.mark.parametrize("where", [(threading.Thread, "start"), (Background, "start")])
+def test_a_file_that_was_never_begun_does_not_cost_an_older_one(tmp_path, monkeypatch, where):
+    start, calls = getattr(*where), []
+
+    def fails(self, *job):
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        start(self, *job)
+
+    begin = at("on_step_end", 10, lambda run: monkeypatch.setattr(*where, fails))
+    checkpoint = Checkpoint(tmp_path, every=10, keep=1)
+    with pytest.raises(MemoryError):
+        boring_fit(40, callbacks=[Recorder(every=10, act=begin), checkpoint])
+    monkeypatch.undo()
+    assert checkpoint.last_path == tmp_path / "step-000000020.ckpt"
+    assert steps_in(tmp_path) == [20]
+
+
+def raise_(error):
+    raise error
