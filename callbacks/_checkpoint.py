@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from eqxmeta._checkpoint import on_host, read_manifest, save, verify
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import CheckpointError, NonFiniteError, explain, warn
 from eqxmeta._files import set_aside
+from eqxmeta._json import check_json
 from eqxmeta._lock import locked
 from eqxmeta._monitor import check_named, is_overdue, warn_overdue
 from eqxmeta._run import Run
@@ -236,6 +238,9 @@ class Checkpoint(Callback):
                 "config": run.config,
                 "callbacks": run.callback_states(),  # ours too, so it knows already of this file
             }
+            # A copy: the callbacks may return what they go on changing.
+            check_json(meta, "meta", 0)
+            meta = json.loads(json.dumps(meta))
             state = on_host(run.state)
         finally:
             candidate, self._best = self._best, best

@@ -72,6 +72,34 @@ def test_the_run_goes_on_while_the_file_is_written(tmp_path, monkeypatch):
         assert same_bits(em.load(path, state), state)
 
 
+def test_a_state_that_goes_on_changing_is_saved_as_it_was(tmp_path, monkeypatch):
+    gate = Gate(monkeypatch, opened=False)
+
+    steps = []
+
+    class Live(Recorder):
+        def state_dict(self):
+            return {"steps": steps}
+
+    live = Live(act=lambda hook, step, run: steps.append(step))
+    opener = at("on_chunk_end", 20, lambda run: gate.open.set())
+    callbacks = [live, Recorder("opener", act=opener), Checkpoint(tmp_path, every=10)]
+    boring_fit(20, callbacks=callbacks, steps_per_execution=5)
+    meta = read_manifest(tmp_path / "step-000000010.ckpt")["meta"]
+    assert meta["callbacks"]["recorder"]["steps"] == [0, 5, 10]
+
+
+def test_a_state_that_is_not_json_is_refused_at_once(tmp_path):
+    class Wrong(Recorder):
+        def state_dict(self):
+            return {"value": {1, 2}}
+
+    wrong = Wrong()
+    with pytest.raises(TypeError, match=r"recorder.*value"):
+        boring_fit(40, callbacks=[wrong, Checkpoint(tmp_path, every=10)], steps_per_execution=5)
+    assert wrong.metrics["step"][-1] == 10
+
+
 def test_one_file_is_written_at_a_time(tmp_path, monkeypatch):
     gate = Gate(monkeypatch, opened=False)
     timer = threading.Timer(0.3, gate.open.set)
