@@ -2,7 +2,6 @@ import json
 import math
 import os
 import re
-import secrets
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -140,16 +139,15 @@ class Checkpoint(Callback):
         self.refuse(run)
         restored, self._restored = self._restored, {}
         self._forget()
+        self._id = run.id
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder, "step-*.ckpt")
         if not run.resuming:
             return
         self._set_aside(after=run.start)
+        if run.resumed_from is not None:  # possibly by another `Checkpoint` of the run
+            self._id = self._id_of(run.resumed_from) or self._id
         if restored:
-            # Not part of the state: two runs that are the same but for their id are the same.
-            source = run.resumed_from
-            if source is not None and source.resolve().parent == self.folder.resolve():
-                self._id = self._id_of(source) or self._id
             self._mine = {s for s, path in self._files().items() if self._id_of(path) == self._id}
             step, value = restored["best_step"], restored["best_value"]
             # Of another monitor, or a file that has gone: then the best is yet to come.
@@ -198,8 +196,9 @@ class Checkpoint(Callback):
             )
 
     def _forget(self) -> None:
-        # In every file of the run: what tells it from files of others in the same folder.
-        self._id = secrets.token_hex(8)
+        # In every file of the run: what tells it from files of others in the same folder. Not part
+        # of the state: two runs that are the same but for their id are the same.
+        self._id: str | None = None
         self._mine: set[int] = set()
         # The step that is being written, the best as soon as it is, and the steps written since.
         self._in_flight: tuple[int, tuple[int, float] | None, list[int]] | None = None

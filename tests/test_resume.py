@@ -418,6 +418,21 @@ def test_the_newest_file_of_several_folders_is_resumed(tmp_path):
     assert same_bits(state, boring_fit(40))
 
 
+def test_the_best_is_known_after_a_resume_from_another_folder(tmp_path):
+    def savers():
+        a = Checkpoint(tmp_path / "a", every=10, keep=1, monitor="index", name="a")
+        return [a, Checkpoint(tmp_path / "b", every=7, keep=1, name="b")]
+
+    boring_fit(28, callbacks=savers())
+    (tmp_path / "a" / "step-000000028.ckpt").unlink()  # as if killed right after b's
+    again = savers()
+    boring_fit(40, callbacks=again, resume="auto")
+    assert again[0].best_path == tmp_path / "a" / "step-000000010.ckpt"
+    saved = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert saved == ["step-000000010.ckpt", "step-000000040.ckpt"]
+    assert len(list((tmp_path / "b").iterdir())) == 1
+
+
 def test_a_refused_run_leaves_the_log_alone(tmp_path):
     first, path = JSONL(tmp_path / "log.jsonl"), tmp_path / "log.jsonl"
     boring_fit(5, callbacks=[first, Checkpoint(tmp_path / "saved", every=5)])
