@@ -158,6 +158,7 @@ class Trainer:
         else:
             everys = {name_of(c): c.every for c in callbacks if c.every is not None}
         deadline = time.monotonic() + self.max_time
+        self.stop_reason = None
 
         state = self._init(model, "fit(model=...)")
         config = describe(
@@ -178,10 +179,6 @@ class Trainer:
             source, example, one, capacity = opened
             check_loss(self.strategy, state.model, one)
             metrics = check_outer_update(self.strategy, state, example)
-            # Not before: a run that is refused leaves the callbacks as they were.
-            for callback in callbacks:
-                if name_of(callback) in states:
-                    callback.load_state_dict(states[name_of(callback)])
             loop = Loop(
                 self.strategy,
                 state if restored is None else restored,
@@ -206,7 +203,15 @@ class Trainer:
                 print(render(config, callbacks, left_out, start=start), flush=True)
                 if self.fast_dev_run:
                     print(make_plan(self.strategy, state, example, alone=True), flush=True)
-            state = loop.run()
+            # Not before: a run that is refused leaves the callbacks as they were.
+            for callback in callbacks:
+                if name_of(callback) in states:
+                    callback.load_state_dict(states[name_of(callback)])
+            try:
+                state = loop.run()
+            except BaseException as error:
+                loop.termination.pass_on(error)
+                raise
         self.stop_reason = loop.view.stop_reason
         if self.summary and self.stop_reason is not None:
             reached = f"{loop.view.step:,} of {steps:,}"

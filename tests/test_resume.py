@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import eqxmeta as em
-from eqxmeta.callbacks import JSONL, Checkpoint, EarlyStopping, Evaluate, TensorBoard
+from eqxmeta.callbacks import JSONL, Callback, Checkpoint, EarlyStopping, Evaluate, TensorBoard
 
 from .boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_fit, same_bits
 from .resume_run import everything, parts
@@ -174,6 +174,29 @@ def test_states_of_callbacks_come_back_before_the_run_starts(tmp_path):
     # At step 20 it had seen the start and two chunks.
     state = {"seen": 3, "nested": {"a": [1, None, "x", 1.5]}}
     assert stateful.events[:2] == [("s", "load_state_dict", state), ("s", "on_fit_start", 20)]
+
+
+def test_a_resume_that_is_refused_leaves_nothing_to_the_next_run(tmp_path):
+    class Refusing(Callback):
+        refuses = False
+
+        def refuse(self, run):
+            if self.refuses:
+                raise FileExistsError("mine")
+
+    # Never better by so much: it stops at the second look.
+    stopping = EarlyStopping("seen", patience=2, every=1, min_delta=100.0)
+    refusing, folder = Refusing(), tmp_path / "saved"
+    callbacks = [stopping, refusing, saving(folder, every=1)]
+    trainer = em.Trainer(BoringStrategy(), meta_batch_size=2, callbacks=callbacks, summary=False)
+    first = trainer.fit(BoringModel(), BoringTasks(), 50)
+    assert int(first.step) == 3
+    refusing.refuses = True
+    with pytest.raises(FileExistsError, match="mine"):
+        trainer.fit(BoringModel(), BoringTasks(), 50, resume="auto")
+    refusing.refuses = False
+    folder.rename(tmp_path / "moved")
+    assert same_bits(trainer.fit(BoringModel(), BoringTasks(), 50), first)
 
 
 def test_early_stopping_goes_on_counting(tmp_path):
