@@ -3,8 +3,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,9 +122,16 @@ class Checkpoint(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = dict(state)
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
         check_folder(self.folder, "Checkpoint(folder=...)")
-        return locked(self.folder)
+        with locked(self.folder):
+            try:
+                yield
+            finally:
+                # The hooks have waited, unless they were interrupted; what ends `fit` is told then.
+                with suppress(Exception):
+                    self._background.wait()
 
     def check_monitor(self, metrics: Collection[str], published: Collection[str] | None) -> None:
         if self.monitor is not None and published is not None:
@@ -172,18 +179,14 @@ class Checkpoint(Callback):
         self._save(run)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        self._settle()
         # The last good state. After other errors there may be none.
-        is_new = run.step > run.start and run.step not in self._mine
-        if isinstance(error, NonFiniteError) and is_new:
-            self._save(run)
+        if isinstance(error, NonFiniteError):
+            self._save_last(run)
+        else:
             self._settle()
 
     def on_fit_end(self, run: Run) -> None:
-        self._settle()
-        if run.step > run.start and run.step not in self._mine:
-            self._save(run)
-            self._settle()
+        self._save_last(run)
         nothing = self.monitor is not None and self._best is None and not self._told
         if nothing and run.step > run.start:
             warn(
@@ -246,6 +249,19 @@ class Checkpoint(Callback):
         written: list[int] = []
         self._in_flight = step, candidate, written
         self._background.start(lambda: (_write(path, state, meta), written.append(step)))
+
+    def _save_last(self, run: Run) -> None:
+        try:
+            self._settle()
+        except Exception:  # of the file before: what was wrong may have passed
+            self._save_new(run)
+            raise
+        self._save_new(run)
+
+    def _save_new(self, run: Run) -> None:
+        if run.step > run.start and run.step not in self._mine:
+            self._save(run)
+            self._settle()
 
     def _settle(self) -> None:
         """Wait for the write in flight: its file counts from here on, or its error is told."""

@@ -1,5 +1,6 @@
 """The file is written while the run goes on: what it holds, and what becomes of its errors."""
 
+import os
 import threading
 import time
 
@@ -10,7 +11,7 @@ from eqxmeta._background import Background
 from eqxmeta._checkpoint import read_manifest
 from eqxmeta.callbacks import Checkpoint, _checkpoint
 
-from .boring import Recorder, at, boring_fit, same_bits
+from .boring import BoringStrategy, Recorder, at, boring_fit, same_bits
 
 
 class Gate:
@@ -212,6 +213,40 @@ def test_a_run_that_dies_finishes_the_file_first(tmp_path, monkeypatch, act):
         state = boring_fit(step)
         assert same_bits(em.load(tmp_path / f"step-{step:09}.ckpt", state), state)
     timer.join()
+
+
+def test_an_interrupt_while_an_error_is_told_leaves_no_thread_and_no_lock(tmp_path, monkeypatch):
+    gate = Gate(monkeypatch, opened=False)
+    timer = threading.Timer(0.3, gate.open.set)
+    checkpoint = Checkpoint(tmp_path, every=10)
+
+    def interrupted(run, error):
+        timer.start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "on_exception", interrupted)
+    failing = Recorder(act=at("on_chunk_end", 11, error_of))
+    with pytest.raises(KeyboardInterrupt):
+        boring_fit(30, callbacks=[failing, checkpoint], steps_per_execution=5)
+    assert gate.open.is_set() and steps_in(tmp_path) == [10]
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    timer.join()
+    checkpoint = Checkpoint(tmp_path, every=10)
+    boring_fit(20, callbacks=[checkpoint], resume="auto")
+
+
+@pytest.mark.parametrize("nan_loss", [-1, 16])
+def test_the_last_state_is_saved_although_the_file_before_failed(tmp_path, monkeypatch, nan_loss):
+    gate = Gate(monkeypatch, opened=False, failing=[10])
+    hook = "on_fit_end" if nan_loss < 0 else "on_exception"
+    opener = Recorder(act=at(hook, 0, lambda run: gate.open.set()))
+    callbacks = [opener, Checkpoint(tmp_path, every=10)]
+    with pytest.raises((OSError, em.NonFiniteError)) as caught:
+        steps = 15 if nan_loss < 0 else 18
+        boring_fit(steps, strategy=BoringStrategy(nan_loss=nan_loss), callbacks=callbacks)
+    told = str(caught.value) if nan_loss < 0 else caught.value.__notes__[0]
+    assert "No space left" in told
+    assert steps_in(tmp_path) == [15]
 
 
 def test_the_error_of_a_file_is_added_to_that_of_the_run(tmp_path, monkeypatch):
