@@ -308,7 +308,7 @@ class Checkpoint(Callback):
     def _id_of(self, path: Path) -> str | None:
         try:
             return read_manifest(path)["meta"].get("run")
-        except CheckpointError:
+        except (CheckpointError, OSError):
             return None
 
     def _refuse_others(self) -> None:

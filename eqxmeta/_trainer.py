@@ -1,5 +1,7 @@
 import contextlib
 import difflib
+import errno
+import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -309,8 +311,10 @@ class Trainer:
             try:
                 _check_name(path)
                 return self._load(path, like, callbacks, config)
-            except CheckpointCorrupt as error:
-                message = f"Skipping a damaged checkpoint. {error}"
+            except (CheckpointCorrupt, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.EIO:
+                    raise
+                message = f"Skipping a damaged checkpoint, {path}. {error}"
                 warnings.warn(message, RuntimeWarning, stacklevel=3)
         if paths:
             raise CheckpointCorrupt(
@@ -347,10 +351,12 @@ class Trainer:
 
 
 def _step_of(path: Path) -> int | float:
+    """Before all others what is damaged or no run's, so that it is told of."""
     try:
-        return read_manifest(path)["meta"]["step"]
-    except CheckpointCorrupt:
-        return float("inf")
+        step = read_manifest(path)["meta"].get("step")
+    except (CheckpointCorrupt, OSError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def _check_name(path: Path) -> None:

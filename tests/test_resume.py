@@ -1,5 +1,6 @@
 """A run that is broken off and resumed is the run that never was: its state, callbacks, files."""
 
+import errno
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import equinox as eqx
@@ -321,6 +323,35 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, how):
     # The damaged file is set aside, not overwritten: it may be all that is left of something.
     assert (tmp_path / "step-000000030.ckpt.stale").exists()
     assert same_bits(em.load(tmp_path / "step-000000040.ckpt", state), state)
+
+
+@pytest.mark.parametrize("meta", [None, {"step": "last"}])
+def test_a_foreign_file_under_the_name_of_a_checkpoint_is_told_of(tmp_path, meta):
+    boring_fit(10, callbacks=[saving(tmp_path)])
+    em.save(tmp_path / "step-000000099.ckpt", {"a": np.ones(3)}, meta=meta)
+    with pytest.raises(em.CheckpointMismatch, match="000000099"):
+        boring_fit(20, callbacks=[saving(tmp_path)], resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("broken", "step"), [("manifest.json", 20), ("leaves/00000.npy", 20), ("manifest.json", 10)]
+)
+def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(tmp_path, monkeypatch, broken, step):
+    boring_fit(20, callbacks=[saving(tmp_path)])
+    read = zipfile.ZipFile.read
+
+    def failing(self, name, *args):
+        if str(self.filename).endswith(f"{step}.ckpt") and name == broken:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, name, *args)
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", failing)
+    recorder, start = Recorder(), 30 - step
+    with pytest.warns(RuntimeWarning) as warned:
+        boring_fit(start + 5, callbacks=[recorder, saving(tmp_path)], resume="auto")
+    told = str(warned[0].message)
+    assert "damaged" in told and f"{step}.ckpt" in told and "Input/output error" in told
+    assert recorder.steps_of("on_fit_start") == [start]
 
 
 def test_only_damaged_checkpoints(tmp_path):
