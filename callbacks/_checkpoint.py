@@ -1,10 +1,10 @@
+import json
 import math
 import os
 import re
-import secrets
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from eqxmeta._checkpoint import on_host, read_manifest, save, verify
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import CheckpointError, NonFiniteError, explain, warn
 from eqxmeta._files import set_aside
+from eqxmeta._json import check_json
 from eqxmeta._lock import locked
 from eqxmeta._monitor import check_named, is_overdue, warn_overdue
 from eqxmeta._run import Run
@@ -93,8 +94,6 @@ class Checkpoint(Callback):
         self.name = name
         self._restored: dict[str, Any] = {}
         self._background = Background("eqxmeta-checkpoint")
-        # The step that is being written, and the best as soon as it is.
-        self._in_flight: tuple[int, tuple[int, float] | None] | None = None
         self._forget()
 
     @property
@@ -123,9 +122,16 @@ class Checkpoint(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = dict(state)
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
         check_folder(self.folder, "Checkpoint(folder=...)")
-        return locked(self.folder)
+        with locked(self.folder):
+            try:
+                yield
+            finally:
+                # The hooks have waited, unless they were interrupted; what ends `fit` is told then.
+                with suppress(Exception):
+                    self._background.wait()
 
     def check_monitor(self, metrics: Collection[str], published: Collection[str] | None) -> None:
         if self.monitor is not None and published is not None:
@@ -140,16 +146,15 @@ class Checkpoint(Callback):
         self.refuse(run)
         restored, self._restored = self._restored, {}
         self._forget()
+        self._id = run.id
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder, "step-*.ckpt")
         if not run.resuming:
             return
         self._set_aside(after=run.start)
+        if run.resumed_from is not None:  # possibly by another `Checkpoint` of the run
+            self._id = self._id_of(run.resumed_from) or self._id
         if restored:
-            # Not part of the state: two runs that are the same but for their id are the same.
-            source = run.resumed_from
-            if source is not None and source.resolve().parent == self.folder.resolve():
-                self._id = self._id_of(source) or self._id
             self._mine = {s for s, path in self._files().items() if self._id_of(path) == self._id}
             step, value = restored["best_step"], restored["best_value"]
             # Of another monitor, or a file that has gone: then the best is yet to come.
@@ -174,18 +179,14 @@ class Checkpoint(Callback):
         self._save(run)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        self._settle()
         # The last good state. After other errors there may be none.
-        is_new = run.step > run.start and run.step not in self._mine
-        if isinstance(error, NonFiniteError) and is_new:
-            self._save(run)
+        if isinstance(error, NonFiniteError):
+            self._save_last(run)
+        else:
             self._settle()
 
     def on_fit_end(self, run: Run) -> None:
-        self._settle()
-        if run.step > run.start and run.step not in self._mine:
-            self._save(run)
-            self._settle()
+        self._save_last(run)
         nothing = self.monitor is not None and self._best is None and not self._told
         if nothing and run.step > run.start:
             warn(
@@ -198,9 +199,12 @@ class Checkpoint(Callback):
             )
 
     def _forget(self) -> None:
-        # In every file of the run: what tells it from files of others in the same folder.
-        self._id = secrets.token_hex(8)
+        # In every file of the run: what tells it from files of others in the same folder. Not part
+        # of the state: two runs that are the same but for their id are the same.
+        self._id: str | None = None
         self._mine: set[int] = set()
+        # The step that is being written, the best as soon as it is, and the steps written since.
+        self._in_flight: tuple[int, tuple[int, float] | None, list[int]] | None = None
         self._best: tuple[int, float] | None = None
         self._value: tuple[int, float] | None = None
         self._seen: set[str] = set()
@@ -236,17 +240,34 @@ class Checkpoint(Callback):
                 "config": run.config,
                 "callbacks": run.callback_states(),  # ours too, so it knows already of this file
             }
+            # A copy: the callbacks may return what they go on changing.
+            check_json(meta, "meta", 0)
+            meta = json.loads(json.dumps(meta))
             state = on_host(run.state)
         finally:
             candidate, self._best = self._best, best
-        self._in_flight = step, candidate
-        self._background.start(lambda: _write(path, state, meta))
+        written: list[int] = []
+        self._in_flight = step, candidate, written
+        self._background.start(lambda: (_write(path, state, meta), written.append(step)))
+
+    def _save_last(self, run: Run) -> None:
+        try:
+            self._settle()
+        except Exception:  # of the file before: what was wrong may have passed
+            self._save_new(run)
+            raise
+        self._save_new(run)
+
+    def _save_new(self, run: Run) -> None:
+        if run.step > run.start and run.step not in self._mine:
+            self._save(run)
+            self._settle()
 
     def _settle(self) -> None:
         """Wait for the write in flight: its file counts from here on, or its error is told."""
         if self._in_flight is None:
             return
-        step, best = self._in_flight
+        step, best, written = self._in_flight
         try:
             self._background.wait()
         except Exception as error:
@@ -258,9 +279,10 @@ class Checkpoint(Callback):
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         else:
             self._in_flight = None
-            self._best = best
-            self._mine.add(step)
-            self._remove_old()
+            if written:  # else an interrupt came before the thread
+                self._best = best
+                self._mine.add(step)
+                self._remove_old()
 
     def _remove_old(self) -> None:
         if self.keep is None:
@@ -286,7 +308,7 @@ class Checkpoint(Callback):
     def _id_of(self, path: Path) -> str | None:
         try:
             return read_manifest(path)["meta"].get("run")
-        except CheckpointError:
+        except (CheckpointError, OSError):
             return None
 
     def _refuse_others(self) -> None:

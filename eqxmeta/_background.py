@@ -15,13 +15,20 @@ class Background:
     def busy(self) -> bool:
         return self._thread is not None and not self._ended.is_set()
 
-    def start(self, job: Callable[[], None]) -> None:
-        """Wait for the job before, and begin this one."""
+    def start(self, job: Callable[[], object]) -> None:
+        """Wait for the job before, and begin this one. If this raises, the job may never run."""
         self.wait()
         self._ended.clear()
         # No daemon: the interpreter does not end in the middle of the job either.
-        self._thread = threading.Thread(target=self._run, args=(job,), name=self._name)
-        self._thread.start()
+        turn = threading.Lock()  # of the thread, or of whoever calls it off before it begins
+        self._thread = threading.Thread(target=self._run, args=(job, turn), name=self._name)
+        try:
+            self._thread.start()
+        except BaseException:  # no thread to be had, or an interrupt
+            if turn.acquire(blocking=False):
+                self._thread = None
+                self._ended.set()
+            raise
 
     def wait(self) -> None:
         """Until the job has ended. Raises its error, once.
@@ -46,7 +53,9 @@ class Background:
         if error is not None:
             raise error
 
-    def _run(self, job: Callable[[], None]) -> None:
+    def _run(self, job: Callable[[], object], turn: threading.Lock) -> None:
+        if not turn.acquire(blocking=False):
+            return
         try:
             job()
         except BaseException as error:

@@ -136,10 +136,12 @@ class Callback:
         """When a callback publishes something with `run.log`."""
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        """When training ends by an error, before it reaches the caller of `fit`."""
+        """When training ends by an error, before it reaches the caller of `fit`. Not called if
+        `on_fit_start` was not."""
 
     def on_fit_end(self, run: Run) -> None:
-        """After the last step: also after a stop request, the time limit, or Ctrl-C."""
+        """After the last step: also after a stop request, the time limit, or Ctrl-C. What it raises
+        reaches the caller of `fit` once all callbacks have been called."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: JSON values only. Called when a checkpoint is written, so

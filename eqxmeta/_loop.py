@@ -86,18 +86,20 @@ class Loop:
         self._copies: dict[int, TrainState] = {}  # by step
         self._interrupted = False
         self.termination = on_termination(lambda: self.view.request_stop(TERMINATED))
+        self._begun: list[Callback] = []  # whose `on_fit_start` was called
         self._held_back: list[Mapping[str, Published]] | None = None
 
     def refuse(self) -> None:
         """Before `run`, and not part of what is reported to callbacks: whoever is refused has
         nothing to put in order."""
-        self._call("refuse")
+        for callback in self._callbacks:
+            callback.refuse(self.view)
 
     def run(self) -> TrainState:
-        try:
-            with on_interrupt(self._interrupt), self.termination:
+        with on_interrupt(self._interrupt), self.termination:
+            try:
                 try:
-                    self._call("on_fit_start")
+                    self._begin()
                     self._train()
                 except KeyboardInterrupt:
                     # From a hook. The state is whole, so that this ends the run like Ctrl-C does.
@@ -105,10 +107,10 @@ class Loop:
                         raise
                     self._interrupt()
                 self._rewind()
-                self._call("on_fit_end")
-        except BaseException as error:
-            self._report(error)
-            raise
+                self._end()
+            except BaseException as error:
+                self._report(error)
+                raise
         return self._state
 
     def _interrupt(self) -> None:
@@ -234,14 +236,42 @@ class Loop:
         if interrupt is not None:
             raise interrupt
 
-    def _call(self, hook: str) -> None:
+    def _begin(self) -> None:
+        interrupt = None
         for callback in self._callbacks:
-            getattr(callback, hook)(self.view)
+            self._begun.append(callback)
+            try:
+                callback.on_fit_start(self.view)
+            except KeyboardInterrupt as error:  # the end is told to the others, so the start is too
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
-    def _report(self, error: BaseException) -> None:
-        """Every callback hears of the error; one that fails over it does not silence the rest."""
+    def _end(self) -> None:
+        """Every callback hears of the end, for `Checkpoint` is the last; then the first error is
+        raised."""
+        first = None
         for callback in self._callbacks:
             try:
+                callback.on_fit_end(self.view)
+            except Exception as error:
+                if first is None:
+                    first = error
+                else:
+                    first.add_note(f"{name_of(callback)}.on_fit_end failed as well: {error!r}")
+        if first is not None:
+            raise first
+
+    def _report(self, error: BaseException) -> None:
+        """Every callback that has begun hears of the error; one that fails over it, or is
+        interrupted, does not silence the rest."""
+        interrupt = None
+        for callback in self._begun:
+            try:
                 callback.on_exception(self.view, error)
-            except Exception as second:
+            except BaseException as second:
                 error.add_note(f"{name_of(callback)}.on_exception failed as well: {second!r}")
+                if not isinstance(second, Exception):
+                    interrupt = second
+        if interrupt is not None:
+            raise interrupt from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ class Run:
       continued, from `start`; otherwise they belong to somebody else.
     - `resumed_from`: the checkpoint from which it goes on, if there was one.
     - `skipped`: outer steps not taken so far, of `Trainer(on_non_finite="skip")`.
+    - `id`: tells this call of `fit` from all others.
     - `cadence`: the largest `every` of the callbacks; `None` if there is none.
     - `strategy`: the strategy that is being trained.
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
@@ -41,6 +43,7 @@ class Run:
         resumed_from: Path | None = None,
         cadence: int | None = None,
     ):
+        self.id = secrets.token_hex(8)
         self.strategy = strategy
         self.step = start
         self.steps = steps

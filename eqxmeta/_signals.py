@@ -1,5 +1,6 @@
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -42,12 +43,15 @@ class OnSignal:
         if self._active:
             signal.signal(self._number, self._previous)
 
-    def pass_on(self) -> None:
+    def pass_on(self, error: BaseException | None = None) -> None:
         """After the block: do what the signal would have done. A handler of the user's is called;
         the default, which is to die, is `SystemExit(128 + number)`, so that everybody up to the
-        interpreter can clean up, and the shell reads of it what it would have read."""
+        interpreter can clean up, and the shell reads of it what it would have read. An `error` that
+        ended the block, which nobody would see then, is printed."""
         if self._received and self._previous == signal.SIG_DFL:
-            raise SystemExit(128 + self._number)
+            if error is not None:
+                traceback.print_exception(error)
+            raise SystemExit(128 + self._number) from error
         if self._received:
             signal.raise_signal(self._number)
 

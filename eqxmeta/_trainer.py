@@ -1,5 +1,7 @@
 import contextlib
 import difflib
+import errno
+import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -158,6 +160,7 @@ class Trainer:
         else:
             everys = {name_of(c): c.every for c in callbacks if c.every is not None}
         deadline = time.monotonic() + self.max_time
+        self.stop_reason = None
 
         state = self._init(model, "fit(model=...)")
         config = describe(
@@ -178,10 +181,6 @@ class Trainer:
             source, example, one, capacity = opened
             check_loss(self.strategy, state.model, one)
             metrics = check_outer_update(self.strategy, state, example)
-            # Not before: a run that is refused leaves the callbacks as they were.
-            for callback in callbacks:
-                if name_of(callback) in states:
-                    callback.load_state_dict(states[name_of(callback)])
             loop = Loop(
                 self.strategy,
                 state if restored is None else restored,
@@ -206,7 +205,15 @@ class Trainer:
                 print(render(config, callbacks, left_out, start=start), flush=True)
                 if self.fast_dev_run:
                     print(make_plan(self.strategy, state, example, alone=True), flush=True)
-            state = loop.run()
+            # Not before: a run that is refused leaves the callbacks as they were.
+            for callback in callbacks:
+                if name_of(callback) in states:
+                    callback.load_state_dict(states[name_of(callback)])
+            try:
+                state = loop.run()
+            except BaseException as error:
+                loop.termination.pass_on(error)
+                raise
         self.stop_reason = loop.view.stop_reason
         if self.summary and self.stop_reason is not None:
             reached = f"{loop.view.step:,} of {steps:,}"
@@ -304,8 +311,10 @@ class Trainer:
             try:
                 _check_name(path)
                 return self._load(path, like, callbacks, config)
-            except CheckpointCorrupt as error:
-                message = f"Skipping a damaged checkpoint. {error}"
+            except (CheckpointCorrupt, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.EIO:
+                    raise
+                message = f"Skipping a damaged checkpoint, {path}. {error}"
                 warnings.warn(message, RuntimeWarning, stacklevel=3)
         if paths:
             raise CheckpointCorrupt(
@@ -342,10 +351,12 @@ class Trainer:
 
 
 def _step_of(path: Path) -> int | float:
+    """Before all others what is damaged or no run's, so that it is told of."""
     try:
-        return read_manifest(path)["meta"]["step"]
-    except CheckpointCorrupt:
-        return float("inf")
+        step = read_manifest(path)["meta"].get("step")
+    except (CheckpointCorrupt, OSError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 def _check_name(path: Path) -> None:

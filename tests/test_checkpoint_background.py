@@ -1,5 +1,6 @@
 """The file is written while the run goes on: what it holds, and what becomes of its errors."""
 
+import os
 import threading
 import time
 
@@ -10,7 +11,7 @@ from eqxmeta._background import Background
 from eqxmeta._checkpoint import read_manifest
 from eqxmeta.callbacks import Checkpoint, _checkpoint
 
-from .boring import Recorder, at, boring_fit, same_bits
+from .boring import BoringStrategy, Recorder, at, boring_fit, same_bits
 
 
 class Gate:
@@ -70,6 +71,34 @@ def test_the_run_goes_on_while_the_file_is_written(tmp_path, monkeypatch):
         assert (meta["step"], meta["callbacks"]["recorder"]["rows"]) == (step, step)
         state = boring_fit(step)
         assert same_bits(em.load(path, state), state)
+
+
+def test_a_state_that_goes_on_changing_is_saved_as_it_was(tmp_path, monkeypatch):
+    gate = Gate(monkeypatch, opened=False)
+
+    steps = []
+
+    class Live(Recorder):
+        def state_dict(self):
+            return {"steps": steps}
+
+    live = Live(act=lambda hook, step, run: steps.append(step))
+    opener = at("on_chunk_end", 20, lambda run: gate.open.set())
+    callbacks = [live, Recorder("opener", act=opener), Checkpoint(tmp_path, every=10)]
+    boring_fit(20, callbacks=callbacks, steps_per_execution=5)
+    meta = read_manifest(tmp_path / "step-000000010.ckpt")["meta"]
+    assert meta["callbacks"]["recorder"]["steps"] == [0, 5, 10]
+
+
+def test_a_state_that_is_not_json_is_refused_at_once(tmp_path):
+    class Wrong(Recorder):
+        def state_dict(self):
+            return {"value": {1, 2}}
+
+    wrong = Wrong()
+    with pytest.raises(TypeError, match=r"recorder.*value"):
+        boring_fit(40, callbacks=[wrong, Checkpoint(tmp_path, every=10)], steps_per_execution=5)
+    assert wrong.metrics["step"][-1] == 10
 
 
 def test_one_file_is_written_at_a_time(tmp_path, monkeypatch):
@@ -186,6 +215,40 @@ def test_a_run_that_dies_finishes_the_file_first(tmp_path, monkeypatch, act):
     timer.join()
 
 
+def test_an_interrupt_while_an_error_is_told_leaves_no_thread_and_no_lock(tmp_path, monkeypatch):
+    gate = Gate(monkeypatch, opened=False)
+    timer = threading.Timer(0.3, gate.open.set)
+    checkpoint = Checkpoint(tmp_path, every=10)
+
+    def interrupted(run, error):
+        timer.start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "on_exception", interrupted)
+    failing = Recorder(act=at("on_chunk_end", 11, error_of))
+    with pytest.raises(KeyboardInterrupt):
+        boring_fit(30, callbacks=[failing, checkpoint], steps_per_execution=5)
+    assert gate.open.is_set() and steps_in(tmp_path) == [10]
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    timer.join()
+    checkpoint = Checkpoint(tmp_path, every=10)
+    boring_fit(20, callbacks=[checkpoint], resume="auto")
+
+
+@pytest.mark.parametrize("nan_loss", [-1, 16])
+def test_the_last_state_is_saved_although_the_file_before_failed(tmp_path, monkeypatch, nan_loss):
+    gate = Gate(monkeypatch, opened=False, failing=[10])
+    hook = "on_fit_end" if nan_loss < 0 else "on_exception"
+    opener = Recorder(act=at(hook, 0, lambda run: gate.open.set()))
+    callbacks = [opener, Checkpoint(tmp_path, every=10)]
+    with pytest.raises((OSError, em.NonFiniteError)) as caught:
+        steps = 15 if nan_loss < 0 else 18
+        boring_fit(steps, strategy=BoringStrategy(nan_loss=nan_loss), callbacks=callbacks)
+    told = str(caught.value) if nan_loss < 0 else caught.value.__notes__[0]
+    assert "No space left" in told
+    assert steps_in(tmp_path) == [15]
+
+
 def test_the_error_of_a_file_is_added_to_that_of_the_run(tmp_path, monkeypatch):
     gate = Gate(monkeypatch, opened=False, failing=[10])
 
@@ -246,3 +309,59 @@ def test_jobs_follow_each_other():
         background.start(lambda index=index: (time.sleep(0.01), done.append(index)))
     background.wait()
     assert done == [0, 1, 2]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_thread_that_does_not_start_is_not_waited_for(monkeypatch, error):
+    background, done = Background("test"), []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda self: raise_(error))
+        with pytest.raises(type(error)):
+            background.start(lambda: done.append(1))
+    assert not background.busy
+    background.wait()
+    background.start(lambda: done.append(2))
+    background.wait()
+    assert done == [2]
+
+
+def test_a_job_that_was_called_off_does_not_run_later(monkeypatch):
+    # The interrupt may come when the thread exists but has not run a line.
+    background, done, late = Background("test"), [], []
+
+    def interrupted(thread):
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    start = threading.Thread.start
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            background.start(lambda: done.append(1))
+    start(late[0])
+    late[0].join()
+    background.wait()
+    assert done == []
+
+
+@pytest.mark.parametrize("where", [(threading.Thread, "start"), (Background, "start")])
+def test_a_file_that_was_never_begun_does_not_cost_an_older_one(tmp_path, monkeypatch, where):
+    start, calls = getattr(*where), []
+
+    def fails(self, *job):
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        start(self, *job)
+
+    begin = at("on_step_end", 10, lambda run: monkeypatch.setattr(*where, fails))
+    checkpoint = Checkpoint(tmp_path, every=10, keep=1)
+    with pytest.raises(MemoryError):
+        boring_fit(40, callbacks=[Recorder(every=10, act=begin), checkpoint])
+    monkeypatch.undo()
+    assert checkpoint.last_path == tmp_path / "step-000000020.ckpt"
+    assert steps_in(tmp_path) == [20]
+
+
+def raise_(error):
+    raise error

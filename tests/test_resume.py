@@ -1,5 +1,6 @@
 """A run that is broken off and resumed is the run that never was: its state, callbacks, files."""
 
+import errno
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import equinox as eqx
@@ -16,7 +18,7 @@ import optax
 import pytest
 
 import eqxmeta as em
-from eqxmeta.callbacks import JSONL, Checkpoint, EarlyStopping, Evaluate, TensorBoard
+from eqxmeta.callbacks import JSONL, Callback, Checkpoint, EarlyStopping, Evaluate, TensorBoard
 
 from .boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_fit, same_bits
 from .resume_run import everything, parts
@@ -176,6 +178,29 @@ def test_states_of_callbacks_come_back_before_the_run_starts(tmp_path):
     assert stateful.events[:2] == [("s", "load_state_dict", state), ("s", "on_fit_start", 20)]
 
 
+def test_a_resume_that_is_refused_leaves_nothing_to_the_next_run(tmp_path):
+    class Refusing(Callback):
+        refuses = False
+
+        def refuse(self, run):
+            if self.refuses:
+                raise FileExistsError("mine")
+
+    # Never better by so much: it stops at the second look.
+    stopping = EarlyStopping("seen", patience=2, every=1, min_delta=100.0)
+    refusing, folder = Refusing(), tmp_path / "saved"
+    callbacks = [stopping, refusing, saving(folder, every=1)]
+    trainer = em.Trainer(BoringStrategy(), meta_batch_size=2, callbacks=callbacks, summary=False)
+    first = trainer.fit(BoringModel(), BoringTasks(), 50)
+    assert int(first.step) == 3
+    refusing.refuses = True
+    with pytest.raises(FileExistsError, match="mine"):
+        trainer.fit(BoringModel(), BoringTasks(), 50, resume="auto")
+    refusing.refuses = False
+    folder.rename(tmp_path / "moved")
+    assert same_bits(trainer.fit(BoringModel(), BoringTasks(), 50), first)
+
+
 def test_early_stopping_goes_on_counting(tmp_path):
     class Worse(BoringStrategy):
         @eqx.filter_jit
@@ -300,6 +325,35 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, how):
     assert same_bits(em.load(tmp_path / "step-000000040.ckpt", state), state)
 
 
+@pytest.mark.parametrize("meta", [None, {"step": "last"}])
+def test_a_foreign_file_under_the_name_of_a_checkpoint_is_told_of(tmp_path, meta):
+    boring_fit(10, callbacks=[saving(tmp_path)])
+    em.save(tmp_path / "step-000000099.ckpt", {"a": np.ones(3)}, meta=meta)
+    with pytest.raises(em.CheckpointMismatch, match="000000099"):
+        boring_fit(20, callbacks=[saving(tmp_path)], resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("broken", "step"), [("manifest.json", 20), ("leaves/00000.npy", 20), ("manifest.json", 10)]
+)
+def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(tmp_path, monkeypatch, broken, step):
+    boring_fit(20, callbacks=[saving(tmp_path)])
+    read = zipfile.ZipFile.read
+
+    def failing(self, name, *args):
+        if str(self.filename).endswith(f"{step}.ckpt") and name == broken:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, name, *args)
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", failing)
+    recorder, start = Recorder(), 30 - step
+    with pytest.warns(RuntimeWarning) as warned:
+        boring_fit(start + 5, callbacks=[recorder, saving(tmp_path)], resume="auto")
+    told = str(warned[0].message)
+    assert "damaged" in told and f"{step}.ckpt" in told and "Input/output error" in told
+    assert recorder.steps_of("on_fit_start") == [start]
+
+
 def test_only_damaged_checkpoints(tmp_path):
     boring_fit(30, callbacks=[saving(tmp_path)])
     for path in tmp_path.iterdir():
@@ -416,6 +470,21 @@ def test_the_newest_file_of_several_folders_is_resumed(tmp_path):
     state = boring_fit(40, callbacks=[*savers(), recorder], resume="auto")
     assert recorder.metrics["step"][0] == 14
     assert same_bits(state, boring_fit(40))
+
+
+def test_the_best_is_known_after_a_resume_from_another_folder(tmp_path):
+    def savers():
+        a = Checkpoint(tmp_path / "a", every=10, keep=1, monitor="index", name="a")
+        return [a, Checkpoint(tmp_path / "b", every=7, keep=1, name="b")]
+
+    boring_fit(28, callbacks=savers())
+    (tmp_path / "a" / "step-000000028.ckpt").unlink()  # as if killed right after b's
+    again = savers()
+    boring_fit(40, callbacks=again, resume="auto")
+    assert again[0].best_path == tmp_path / "a" / "step-000000010.ckpt"
+    saved = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert saved == ["step-000000010.ckpt", "step-000000040.ckpt"]
+    assert len(list((tmp_path / "b").iterdir())) == 1
 
 
 def test_a_refused_run_leaves_the_log_alone(tmp_path):

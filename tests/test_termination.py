@@ -11,7 +11,7 @@ import pytest
 import eqxmeta as em
 from eqxmeta.callbacks import Checkpoint
 
-from .boring import Recorder, at, boring_fit, same_bits
+from .boring import BoringStrategy, Recorder, at, boring_fit, same_bits
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,14 +67,41 @@ def test_a_handler_of_the_users_is_called_after_the_state_is_saved(tmp_path, sig
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-def test_an_error_on_the_way_is_not_hidden(sigterm):
+def test_an_error_on_the_way_neither_hides_it_nor_is_hidden(sigterm, capsys):
     def fail(run):
         terminate()
         raise ZeroDivisionError
 
+    with pytest.raises(SystemExit) as caught:  # not for `except ValueError` of a sweep
+        boring_fit(40, callbacks=[Recorder(every=10, act=at("on_step_end", 20, fail))])
+    assert caught.value.code == 143
+    assert type(caught.value.__cause__) is ZeroDivisionError
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_the_users_is_called_before_an_error_is_raised(sigterm):
+    def fail(run):
+        terminate()
+        raise ZeroDivisionError
+
+    seen = []
+    signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     with pytest.raises(ZeroDivisionError):
         boring_fit(40, callbacks=[Recorder(every=10, act=at("on_step_end", 20, fail))])
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert seen == [signal.SIGTERM]
+
+
+def test_it_may_come_while_an_error_is_told(tmp_path, sigterm):
+    seen = []  # the default would end this process
+    signal.signal(signal.SIGTERM, lambda number, frame: seen.append(os.listdir(tmp_path)))
+    callbacks = [
+        Recorder(act=at("on_exception", 0, terminate)),
+        Checkpoint(tmp_path, every=1000),
+    ]
+    with pytest.raises(em.NonFiniteError):
+        boring_fit(40, strategy=BoringStrategy(nan_loss=13), callbacks=callbacks)
+    assert "step-000000012.ckpt" in seen[0]  # called when the last good state was saved
 
 
 def test_a_process_that_ignores_it_goes_on_ignoring_it(sigterm):

@@ -190,6 +190,10 @@ def test_an_error_in_a_hook_reaches_everybody(hook):
         boring_fit(30, callbacks=[before, failing, after])
     assert caught.value is error
     for recorder in before, failing, after:
+        # The error is not told to whoever has not begun.
+        if recorder is after and hook == "on_fit_start":
+            assert recorder.events == []
+            continue
         assert recorder.errors == [error]
         assert recorder.events[-1][1] == "on_exception"
     assert signal.getsignal(signal.SIGINT) is not None
@@ -208,6 +212,40 @@ def test_a_hook_that_fails_over_an_error_does_not_silence_the_rest():
     (note,) = caught.value.__notes__
     assert "Clumsy.on_exception" in note
     assert "disk full" in note
+
+
+def test_an_interrupt_over_an_error_is_raised_once_all_have_heard_of_it():
+    def interrupted(run):
+        raise KeyboardInterrupt
+
+    failing = Recorder("f", every=1, act=at("on_step_end", 1, lambda run: 1 / 0))
+    first = Recorder("first", act=at("on_exception", 0, interrupted))
+    last = Recorder("last")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        boring_fit(3, callbacks=[first, failing, last])
+    assert last.errors == [caught.value.__cause__]
+    assert type(caught.value.__cause__) is ZeroDivisionError
+
+
+def test_an_error_at_the_end_does_not_take_the_end_from_the_others(tmp_path):
+    first = Recorder("first", act=at("on_fit_end", 0, lambda run: 1 / 0))
+    second = Recorder("second", act=at("on_fit_end", 0, lambda run: [][0]))
+    callbacks = [first, second, Checkpoint(tmp_path, every=1000)]
+    with pytest.raises(ZeroDivisionError) as caught:
+        boring_fit(3, callbacks=callbacks)
+    assert second.steps_of("on_fit_end") == [3]
+    assert "second.on_fit_end failed as well: IndexError" in caught.value.__notes__[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000003.ckpt"]
+
+
+def test_a_reason_to_stop_is_not_that_of_an_earlier_fit():
+    stop = Recorder(act=at("on_chunk_end", 1, lambda run: run.request_stop("enough")))
+    trainer = em.Trainer(BoringStrategy(), meta_batch_size=2, callbacks=[stop], summary=False)
+    trainer.fit(BoringModel(), BoringTasks(), 5)
+    stop._act = at("on_chunk_end", 1, lambda run: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(BoringModel(), BoringTasks(), 5)
+    assert trainer.stop_reason is None
 
 
 def test_the_trainer_is_usable_after_an_error():
