@@ -1,3 +1,4 @@
+import glob
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,7 @@ import numpy as np
 
 from eqxmeta._arguments import check_file, check_int, check_path
 from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
-from eqxmeta._container import replacing
+from eqxmeta._container import remove_leftovers, replacing
 from eqxmeta._errors import explain
 from eqxmeta._files import set_aside, write_at
 from eqxmeta._run import Run
@@ -62,6 +63,7 @@ class JSONL(Callback):
             set_aside(self.path)
         lines, last, held = _read(self.path, run.start) if run.resuming else (b"", b"", None)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.path.parent, glob.escape(self.path.name))
         self.path.touch()
         # The newest row is held back, because more may be published at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.

@@ -10,8 +10,9 @@ import numpy as np
 from eqxmeta import _protobuf as pb
 from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
+from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import explain
-from eqxmeta._event_file import EventFile, cut, event_files
+from eqxmeta._event_file import EventFile, cut, event_files, hidden
 from eqxmeta._files import set_aside
 from eqxmeta._run import Run
 
@@ -181,10 +182,11 @@ def _tags(name: str, inner_step: int) -> tuple[str, str, str]:
 
 def _rewind(logdir: Path, start: int) -> None:
     """Remove what an earlier attempt wrote after the step `start` from which a run goes on."""
+    remove_leftovers(logdir, "events.out.*")
     if start == 0:
         # Nothing of that attempt can be continued, and no checkpoint says whose it is.
         for path in logdir.rglob("*tfevents*"):
-            set_aside(path, path.name.replace("tfevents", "events"))  # TensorBoard reads it not
+            set_aside(path, hidden(path.name))
         return
     for path in event_files(logdir):
         cut(path, start)

@@ -58,7 +58,12 @@ class EventFile:
 
 def event_files(folder: Path) -> list[Path]:
     """The event files of a run, in the order in which TensorBoard reads them."""
-    return sorted(folder.glob("*tfevents*"))
+    return sorted(p for p in folder.glob("*tfevents*") if not p.name.startswith("."))
+
+
+def hidden(name: str) -> str:
+    """An event file's name, such that TensorBoard, which reads all of `*tfevents*`, does not."""
+    return name.replace("tfevents", "events")
 
 
 def cut(path: Path, step: int) -> None:
@@ -68,7 +73,7 @@ def cut(path: Path, step: int) -> None:
     if not kept:
         path.unlink()
     elif sum(map(len, kept)) < len(data):
-        with replacing(path) as file:
+        with replacing(path, label=hidden(path.name)) as file:
             file.write(b"".join(kept))
 
 

@@ -157,6 +157,15 @@ def test_resuming_at_a_row_that_hears_more(path):
     assert rows(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "more": 1.0}]
 
 
+def test_what_a_killed_run_left_is_removed(path):
+    callback, run = start(path)
+    chunk(run, callback, 1, 3)
+    callback.on_fit_end(run)
+    path.with_name(f".{path.name}.0123abcd.tmp").touch()
+    start(path, start=2, resuming=True)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
 def test_resuming_without_a_file_starts_one(path):
     callback, run = start(path, start=5, resuming=True)
     chunk(run, callback, 6, 7)

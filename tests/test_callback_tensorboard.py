@@ -1,4 +1,6 @@
 import io
+import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -178,6 +180,24 @@ def test_resume_has_every_step_once(tmp_path, torn):
     starts = [e.step for e in records(tmp_path) if e.HasField("session_log")]
     assert starts == [21, 41]  # what a TensorBoard that is running is told to forget
     assert [s.step for s in read(tmp_path).Scalars("train/loss")] == list(range(1, 46))
+
+
+def test_a_resumed_run_that_is_killed_while_it_cuts_leaves_no_step_twice(tmp_path, monkeypatch):
+    folder, killed = tmp_path / "run", tmp_path / "killed"
+    killed_run(folder, 15)
+
+    def keep(descriptor):  # what there would be if the process ended at the first of these
+        if not killed.exists():
+            shutil.copytree(folder, killed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", keep)
+        TensorBoard(folder).on_fit_start(fake_run(start=10, resuming=True))
+    (temporary,) = killed.glob(".*.tmp")
+    assert [s.step for s in read(killed).Scalars("train/loss")] == list(range(1, 16))
+    TensorBoard(killed).on_fit_start(fake_run(start=10, resuming=True))
+    assert [s.step for s in read(killed).Scalars("train/loss")] == list(range(1, 11))
+    assert not temporary.exists()
 
 
 def test_resume_stops_at_damage(tmp_path):
