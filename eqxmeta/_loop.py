@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ._callback import Callback, Published, check_published, name_of
-from ._chunk import Job, Report, train_chunk
+from ._chunk import SKIPPED, Job, Report, train_chunk
 from ._errors import explain
 from ._non_finite import OnNonFinite, Watch
 from ._pace import Pace, next_stop
@@ -87,6 +87,7 @@ class Loop:
         self._interrupted = False
         self.termination = on_termination(lambda: self.view.request_stop(TERMINATED))
         self._held_back: list[Mapping[str, Published]] | None = None
+        self._reserved = {"step", SKIPPED}  # and the names of the metrics, once they are known
 
     def refuse(self) -> None:
         """Before `run`, and not part of what is reported to callbacks: whoever is refused has
@@ -131,7 +132,7 @@ class Loop:
         return self._copies[step]
 
     def _publish(self, scalars: Mapping[str, Published]) -> None:
-        check_published(scalars)
+        check_published(scalars, self._reserved)
         if self._held_back is not None:
             self._held_back.append(scalars)
             return
@@ -191,6 +192,7 @@ class Loop:
         job = Job(self._strategy, source, self._root, jnp.int32(start), jnp.int32(stop), skip)
         began = time.monotonic()
         self._state, report = train_chunk(job, self._state)
+        self._reserved.update(*report.metrics.names)
         self._pending = Chunk(start, stop, job, self._copies[start], report, began)
 
     def _deliver(self, chunk: Chunk) -> None:
