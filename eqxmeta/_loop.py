@@ -224,13 +224,15 @@ class Loop:
         rows = {name: values[: stop - start] for name, values in metrics.items()}
         rows = {"step": np.arange(start + 1, stop + 1), **rows}
         interrupt, self._held_back = None, []
-        for callback in self._callbacks:
-            try:
-                callback.on_chunk_end(self.view, rows)
-            except KeyboardInterrupt as error:  # the other callbacks must not miss these rows
-                interrupt = error
-        # What one publishes at this step reaches the others after the rows up to this step.
-        published, self._held_back = self._held_back, None
+        try:
+            for callback in self._callbacks:
+                try:
+                    callback.on_chunk_end(self.view, rows)
+                except KeyboardInterrupt as error:  # the other callbacks must not miss these rows
+                    interrupt = error
+        finally:
+            # What one publishes at this step reaches the others after the rows up to this step.
+            published, self._held_back = self._held_back, None
         for scalars in published:
             self._publish(scalars)
         if interrupt is not None:

@@ -233,6 +233,19 @@ def test_the_names_of_the_run_cannot_be_published(name):
         boring_fit(10, callbacks=[recorder])
 
 
+def test_what_is_published_over_an_error_is_not_lost(tmp_path):
+    def act(hook, step, run):
+        if hook == "on_chunk_end":
+            raise ArithmeticError
+        if hook == "on_exception":
+            run.log({"last": 1.0})
+
+    log = JSONL(tmp_path / "log.jsonl")
+    with pytest.raises(ArithmeticError):
+        boring_fit(10, callbacks=[Recorder(act=act), log], steps_per_execution=3)
+    assert json.loads(log.path.read_text()) == {"step": 3, "last": 1.0}
+
+
 def test_what_is_published_between_stops_follows_the_rows_it_belongs_to(tmp_path):
     def publish(hook, step, run):
         if hook == "on_chunk_end":
