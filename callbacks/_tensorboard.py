@@ -1,3 +1,4 @@
+import re
 import struct
 import time
 import zlib
@@ -18,6 +19,9 @@ from eqxmeta._run import Run
 
 # Of a histogram; TensorBoard draws about as many.
 _BINS = 30
+
+# The sub-run of the newest curve.
+_INNER = "inner_steps"
 
 
 class TensorBoard(Callback):
@@ -155,8 +159,10 @@ class TensorBoard(Callback):
         if self._inner is None or self._inner[0] != step:
             # One sub-run, of the newest evaluation: TensorBoard deselects everything once there
             # are more than forty runs. A new file, that first makes it forget the one before.
-            folder = self.logdir / "inner_steps"
-            old, self._inner = event_files(folder), (step, EventFile(folder))
+            folder = self.logdir / _INNER
+            old = event_files(folder)
+            # The steps in it are inner ones: its name tells `_rewind` of which outer step they are.
+            self._inner = (step, EventFile(folder, suffix=f".step-{step}"))
             forget = pb.SessionLog(status=pb.SessionLog.START)
             self._inner[1].add(pb.Event(step=0, wall_time=time.time(), session_log=forget))
             self._inner[1].flush()
@@ -190,6 +196,10 @@ def _rewind(logdir: Path, start: int) -> None:
         return
     for path in event_files(logdir):
         cut(path, start)
+    for path in event_files(logdir / _INNER):
+        step = re.search(r"\.step-(\d+)$", path.name)
+        if step is not None and int(step[1]) > start:
+            path.unlink()
 
 
 def _scalars_summary(numbers: Mapping[str, float]) -> Any:

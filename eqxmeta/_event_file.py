@@ -26,11 +26,14 @@ _FEW = 24
 
 
 class EventFile:
-    """A new event file in `folder`. What `add` took is in the file once `flush` returns."""
+    """A new event file in `folder`. What `add` took is in the file once `flush` returns.
 
-    def __init__(self, folder: Path):
+    `suffix` ends its name, for what only we read from it.
+    """
+
+    def __init__(self, folder: Path, *, suffix: str = ""):
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = _create(folder)
+        self._path = _create(folder, suffix)
         self._size = 0
         self._pending: list[bytes] = []
         self.add(pb.Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -77,12 +80,13 @@ def cut(path: Path, step: int) -> None:
             file.write(b"".join(kept))
 
 
-def _create(folder: Path) -> Path:
+def _create(folder: Path, suffix: str) -> Path:
     # TensorBoard reads files in the order of their names and never goes back: the count keeps
     # the order for files of the same second.
     count = len(event_files(folder))
     while True:
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{count:04d}"
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
+        name = f"{name}.{count:04d}{suffix}"
         try:
             os.close(os.open(folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:

@@ -171,7 +171,6 @@ def test_resume_has_every_step_once(tmp_path, torn):
         callback = TensorBoard(tmp_path)
         run = fake_run(callback, start=start, resuming=True)
         callback.on_fit_start(run)
-        assert steps_of(tmp_path / "inner_steps", "adaptation/eval/loss") == [0, 1, 2]
         chunk(run, callback, start + 1, last)
         callback.on_fit_end(run)
     assert steps_of(tmp_path) == list(range(1, 46))
@@ -180,6 +179,13 @@ def test_resume_has_every_step_once(tmp_path, torn):
     starts = [e.step for e in records(tmp_path) if e.HasField("session_log")]
     assert starts == [21, 41]  # what a TensorBoard that is running is told to forget
     assert [s.step for s in read(tmp_path).Scalars("train/loss")] == list(range(1, 46))
+
+
+@pytest.mark.parametrize(("start", "newest"), [(29, []), (30, [0, 1, 2])])
+def test_resume_forgets_a_curve_of_a_later_step(tmp_path, start, newest):
+    killed_run(tmp_path, 35)
+    TensorBoard(tmp_path).on_fit_start(fake_run(start=start, resuming=True))
+    assert steps_of(tmp_path / "inner_steps", "adaptation/eval/loss") == newest
 
 
 def test_a_resumed_run_that_is_killed_while_it_cuts_leaves_no_step_twice(tmp_path, monkeypatch):
