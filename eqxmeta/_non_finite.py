@@ -1,6 +1,6 @@
 """NaN and infinity in a run: at which outer step they began, and the state before it.
 
-A healthy run pays nothing for this. The metrics of every step, and a flag for every array of the
+A healthy run pays nothing for this. The metrics of every step, and a count for every array of the
 state, come from the device anyway; only once they tell of trouble is the chunk computed again, from
 its start to the step before. The program is the same, and so are the bits.
 """
@@ -34,7 +34,7 @@ class Watch:
         # What was not finite to begin with, such as a mask of -inf, is meant to be so. On the
         # host: what is done once is not worth a program.
         arrays = jax.device_get([leaf for _, leaf in leaves])
-        self._was_finite = [bool(np.isfinite(x).all()) for x in arrays]
+        self._meant = [int(np.sum(~np.isfinite(x))) for x in arrays]
         self._in_a_row = 0
         self.skipped = 0
 
@@ -74,9 +74,9 @@ class Watch:
         return None
 
     def _spoilt(self, report: Report) -> str | None:
-        """The first array of the state that was finite when the run began, and is not now."""
-        for name, was, now in zip(self._names, self._was_finite, report.finite, strict=True):
-            if was and not now:
+        """The first array of the state with more that is not finite than when the run began."""
+        for name, meant, now in zip(self._names, self._meant, report.non_finite, strict=True):
+            if now > meant:
                 return name
         return None
 

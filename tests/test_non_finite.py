@@ -327,6 +327,31 @@ def test_a_mask_of_minus_infinity_is_meant_to_be_so():
         assert np.abs(state.model.weight).max() > 0
 
 
+class HalfMasked(BoringModel):
+    mask: jax.Array
+
+    def __init__(self):
+        super().__init__()
+        self.mask = jnp.array([-jnp.inf, 0.0])
+
+
+class SpoilsMask(BoringStrategy):
+    @eqx.filter_jit
+    def outer_update(self, state, tasks, *, key):
+        new, metrics = BoringStrategy.outer_update(self, state, tasks, key=key)
+        nan = jnp.where(new.step == 5, jnp.nan, state.model.mask[1])
+        return eqx.tree_at(lambda s: s.model.mask, new, new.model.mask.at[1].set(nan)), metrics
+
+
+def test_a_number_beside_one_that_is_meant_to_be_infinite(tmp_path):
+    callbacks = [Checkpoint(tmp_path, every=8)]
+    with pytest.raises(em.NonFiniteError, match="mask") as error:
+        boring_fit(8, strategy=SpoilsMask(), model=HalfMasked(), callbacks=callbacks)
+    assert error.value.step == 5
+    (path,) = tmp_path.glob("*.ckpt")
+    assert em.load(path, error.value.state).model.mask.tolist() == [-np.inf, 0.0]
+
+
 def test_no_checkpoint_holds_an_optimizer_that_is_not_finite(tmp_path):
     # The model is still finite at step 20: resuming from there could never succeed.
     with pytest.raises(em.NonFiniteError):
@@ -335,7 +360,9 @@ def test_no_checkpoint_holds_an_optimizer_that_is_not_finite(tmp_path):
             strategy=BoringStrategy(nan_optimizer=20),
             callbacks=[Checkpoint(tmp_path, every=10)],
         )
-    for path in tmp_path.iterdir():
+    paths = sorted(tmp_path.iterdir())
+    assert [path.name for path in paths] == ["step-000000010.ckpt", "step-000000019.ckpt"]
+    for path in paths:
         state = em.load(path, boring_fit(1))
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state)), path.name
 
