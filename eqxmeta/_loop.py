@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ._callback import Callback, Published, check_published, name_of
+from ._checkpoint import read_manifest
 from ._chunk import SKIPPED, Job, Report, train_chunk
 from ._errors import explain
 from ._non_finite import OnNonFinite, Watch
@@ -78,7 +79,9 @@ class Loop:
         self._everys = everys
         self._deadline = deadline
         self._on_non_finite = on_non_finite
-        self._watch = Watch(state)
+        saved = {} if resumed_from is None else read_manifest(resumed_from)["meta"]
+        self._watch = Watch(state, saved.get("skipped", 0), saved.get("skipped_in_a_row", 0))
+        self.view.skipped = self._watch.skipped
         # Steps dispatched; `view.step` counts those whose metrics have been seen.
         self._ahead = self.view.start
         self._pending: Chunk | None = None
@@ -204,6 +207,7 @@ class Loop:
         metrics = {name: rows[: stop - start] for name, rows in report.metrics.unpacked().items()}
         error = self._watch.look(chunk.job, chunk.before, report, metrics)
         self.view.skipped = self._watch.skipped
+        self.view.skipped_in_a_row = self._watch.in_a_row
         good = stop
         if error is not None:
             good = int(error.state.step)

@@ -26,17 +26,18 @@ MOST_SKIPS = 100
 
 
 class Watch:
-    """Looks at the chunks of a run, in order. `skipped` counts the steps not taken so far."""
+    """Looks at the chunks of a run, in order. `skipped` counts the steps not taken so far,
+    `in_a_row` those of them that are the last ones."""
 
-    def __init__(self, state: TrainState):
+    def __init__(self, state: TrainState, skipped: int = 0, in_a_row: int = 0):
         leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(state, eqx.is_inexact_array))
         self._names = [jax.tree_util.keystr(path).lstrip(".") for path, _ in leaves]
         # What was not finite to begin with, such as a mask of -inf, is meant to be so. On the
         # host: what is done once is not worth a program.
         arrays = jax.device_get([leaf for _, leaf in leaves])
         self._meant = [int(np.sum(~np.isfinite(x))) for x in arrays]
-        self._in_a_row = 0
-        self.skipped = 0
+        self.skipped = skipped
+        self.in_a_row = in_a_row
 
     def look(
         self, job: Job, before: TrainState, report: Report, rows: dict[str, np.ndarray]
@@ -67,9 +68,10 @@ class Watch:
     def _count(self, start: int, skipped: np.ndarray) -> int | None:
         """The step that was the one too many of a row of skips, if there was."""
         for row in range(len(skipped)):
-            self._in_a_row = self._in_a_row + 1 if skipped[row] else 0
+            self.in_a_row = self.in_a_row + 1 if skipped[row] else 0
             self.skipped += int(skipped[row])
-            if self._in_a_row == MOST_SKIPS:
+            if self.in_a_row == MOST_SKIPS:
+                self.in_a_row = 0  # whoever goes on from here has heard of these
                 return start + row + 1
         return None
 

@@ -19,6 +19,7 @@ class Run:
     - `resuming`: whether `fit` was asked to resume. Files of an earlier attempt are then
       continued, from `start`; otherwise they belong to somebody else.
     - `resumed_from`: the checkpoint from which it goes on, if there was one.
+    - `skipped_in_a_row`: how many of the `skipped` steps are the last ones.
     - `skipped`: outer steps not taken so far, of `Trainer(on_non_finite="skip")`.
     - `cadence`: the largest `every` of the callbacks; `None` if there is none.
     - `strategy`: the strategy that is being trained.
@@ -51,6 +52,7 @@ class Run:
         self.cadence = cadence
         self.stop_reason: str | None = None
         self.skipped = 0
+        self.skipped_in_a_row = 0
         self._snapshot = snapshot
         self._publish = publish
         self._callback_states = callback_states

@@ -192,6 +192,22 @@ def test_too_many_skips_in_a_row_are_an_error(limit, tmp_path):
     assert steps_in(tmp_path) == [last]
 
 
+def test_skips_are_counted_over_a_resume(tmp_path):
+    def go_on(steps):
+        callbacks = [Checkpoint(tmp_path, every=1000)]
+        strategy = Hopeless(begin=5)
+        boring_fit(
+            steps, strategy=strategy, callbacks=callbacks, on_non_finite="skip", resume="auto"
+        )
+
+    for stop, skipped in ((50, 46), (60, 56)):
+        with pytest.warns(RuntimeWarning, match=f"skipped {skipped} steps"):
+            go_on(stop)
+    with pytest.raises(em.NonFiniteError) as caught:
+        go_on(300)
+    assert caught.value.step == 4 + MOST_SKIPS
+
+
 def test_skips_now_and_then_are_none():
     recorder = Recorder(act=lambda hook, step, run: counts.append(run.skipped))
     counts = []
