@@ -12,7 +12,7 @@ from eqxmeta._arguments import check_file, check_int, check_path
 from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._container import remove_leftovers, replacing
 from eqxmeta._errors import explain
-from eqxmeta._files import set_aside, write_at
+from eqxmeta._files import keep_damaged, set_aside, warn_short, write_at
 from eqxmeta._run import Run
 
 
@@ -68,6 +68,8 @@ class JSONL(Callback):
         # The newest row is held back, because more may be published at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.
         self._held = held
+        if held is not None and held["step"] < run.start - run.start % self._thinning:
+            warn_short(self.path, held["step"], run.start)
         self._end = len(lines)
         self._last = last  # what the file holds from `_end` on
         self._pending = b""  # complete lines that are not in the file
@@ -135,14 +137,19 @@ class JSONL(Callback):
 
 def _read(path: Path, last: int) -> tuple[bytes, bytes, dict[str, Any] | None]:
     """The lines of `path` up to step `last` but for the newest, and that one, also as a row. The
-    file is left with these lines."""
+    file is left with these lines. Warns of damage before its end, and then leaves a copy."""
     data = path.read_bytes() if path.exists() else b""
     lines, rows = [], []
+    unread = damaged = False
     for line in data.splitlines(keepends=True):
         row = _parse(line)
+        damaged |= unread and row is not None
+        unread |= row is None
         if row is not None and row["step"] <= last:
             lines.append(line)
             rows.append(row)
+    if damaged:
+        keep_damaged(path)
     kept = b"".join(lines)
     if kept != data:
         with replacing(path) as file:

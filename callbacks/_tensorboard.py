@@ -14,7 +14,7 @@ from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import explain
 from eqxmeta._event_file import EventFile, cut, event_files, hidden
-from eqxmeta._files import set_aside
+from eqxmeta._files import set_aside, warn_short
 from eqxmeta._run import Run
 
 # Of a histogram; TensorBoard draws about as many.
@@ -84,7 +84,9 @@ class TensorBoard(Callback):
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
         if run.resuming:
-            _rewind(self.logdir, run.start)
+            newest = _rewind(self.logdir, run.start)
+            if 0 < newest < run.start - run.start % self._thinning:
+                warn_short(self.logdir, newest, run.start)
         begun = bool(event_files(self.logdir))
         self._file = EventFile(self.logdir)
         self._curves: dict[str, int] = {}
@@ -186,20 +188,21 @@ def _tags(name: str, inner_step: int) -> tuple[str, str, str]:
     return after, f"ci95/{after}_low", f"ci95/{after}_high"
 
 
-def _rewind(logdir: Path, start: int) -> None:
-    """Remove what an earlier attempt wrote after the step `start` from which a run goes on."""
+def _rewind(logdir: Path, start: int) -> int:
+    """Remove what an earlier attempt wrote after the step `start` from which a run goes on. Returns
+    the newest step that is left, or 0."""
     remove_leftovers(logdir, "events.out.*")
     if start == 0:
         # Nothing of that attempt can be continued, and no checkpoint says whose it is.
         for path in logdir.rglob("*tfevents*"):
             set_aside(path, hidden(path.name))
-        return
-    for path in event_files(logdir):
-        cut(path, start)
+        return 0
+    newest = max((cut(path, start) for path in event_files(logdir)), default=0)
     for path in event_files(logdir / _INNER):
         step = re.search(r"\.step-(\d+)$", path.name)
         if step is not None and int(step[1]) > start:
             path.unlink()
+    return newest
 
 
 def _scalars_summary(numbers: Mapping[str, float]) -> Any:

@@ -206,16 +206,26 @@ def test_a_resumed_run_that_is_killed_while_it_cuts_leaves_no_step_twice(tmp_pat
     assert not temporary.exists()
 
 
-def test_resume_stops_at_damage(tmp_path):
+@pytest.mark.parametrize(("offset", "lost"), [(13, [15]), (3, list(range(15, 31)))])
+def test_resume_leaves_out_what_is_damaged_and_says_so(tmp_path, offset, lost):
     killed_run(tmp_path, 30)
     (path,) = tmp_path.glob("*tfevents*")
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data, start = bytearray(path.read_bytes()), 0
+    while True:
+        (size,) = struct.unpack_from("<Q", data, start)
+        if Event.FromString(bytes(data[start + 12 : start + 12 + size])).step == 15:
+            break
+        start += 16 + size
+    data[start + offset] ^= 1  # in the event, or in its length
     path.write_bytes(data)
-    callback = TensorBoard(tmp_path)
-    callback.on_fit_start(fake_run(start=30, resuming=True))
-    kept = steps_of(tmp_path)
-    assert kept == list(range(1, len(kept) + 1)) and 5 < len(kept) < 25
+    with pytest.warns(RuntimeWarning) as warned:
+        TensorBoard(tmp_path).on_fit_start(fake_run(start=30, resuming=True))
+    assert steps_of(tmp_path) == [step for step in range(1, 31) if step not in lost]
+    (stale,) = tmp_path.glob("*.stale")
+    assert stale.read_bytes() == data and "tfevents" not in stale.name
+    told = [str(w.message) for w in warned]
+    assert stale.name in told[0]
+    assert ["step 14 as the newest" in text for text in told[1:]] == [True] * (len(lost) > 1)
 
 
 def test_resume_keeps_earlier_steps_that_come_later_in_the_file(tmp_path):
