@@ -19,6 +19,7 @@ except ImportError:
 
 NAME = ".lock"
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+_held: set[int] = set()  # open descriptors with a lock
 _BEYOND = 1 << 30  # a byte after all of the file: on Windows nobody can read one that is locked
 
 
@@ -34,11 +35,14 @@ def locked(folder: Path) -> Iterator[None]:
     """
     made = _make(folder)
     try:
-        descriptor = _acquire(folder)
+        descriptor, process = _acquire(folder), os.getpid()
+        _held.add(descriptor)
         try:
             yield
         finally:
-            _release(folder, descriptor)
+            if os.getpid() == process:  # a fork that unwinds owns nothing
+                _held.discard(descriptor)
+                _release(folder, descriptor)
     finally:
         for empty in made:
             with contextlib.suppress(OSError):
@@ -115,3 +119,15 @@ def _sign(descriptor: int) -> None:
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+def _forget() -> None:
+    # A worker that outlives its parent would go on owning what the parent has locked.
+    for descriptor in _held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -71,6 +71,46 @@ def test_a_dead_owner_leaves_the_folder_free(owner, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+FORKING = """
+import os, pathlib, signal, sys, warnings
+from eqxmeta._lock import locked
+warnings.simplefilter("ignore")  # JAX has threads
+folder, how = pathlib.Path(sys.argv[1]), sys.argv[2]
+reader, writer = os.pipe()
+with locked(folder):
+    child = os.fork()
+    if child and how == "unwinds":
+        os.waitpid(child, 0)
+        print(os.listdir(folder), flush=True)
+    elif child:
+        os.read(reader, 1)
+        print(child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "outlives":
+        os.write(writer, b"1")
+        signal.pause()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("how", ["unwinds", "outlives"])
+def test_a_fork_of_the_owner_is_no_owner(tmp_path, how):
+    command = [sys.executable, "-c", FORKING, str(tmp_path), how]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        try:
+            process.wait(60)
+            if how == "unwinds":
+                assert line == f"{[NAME]}\n"
+            else:
+                with locked(tmp_path):
+                    assert os.listdir(tmp_path) == [NAME]
+        finally:
+            if how == "outlives":
+                os.kill(int(line), signal.SIGKILL)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
     # Between the opening and the locking of the file its owner ended, and another one began.
     from eqxmeta import _lock
