@@ -2,7 +2,7 @@ import glob
 import json
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._container import remove_leftovers, replacing
 from eqxmeta._errors import explain
 from eqxmeta._files import keep_damaged, set_aside, warn_short, write_at
+from eqxmeta._lock import locked
 from eqxmeta._run import Run
 
 
@@ -31,7 +32,8 @@ class JSONL(Callback):
     are removed; if there was no checkpoint yet, the old file is renamed to `*.stale`. After
     `kill -9` all steps before the last chunk's last one are there.
 
-    Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty.
+    Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty, and
+    `CheckpointInUse` while another run writes to it.
     """
 
     writes = True
@@ -43,6 +45,10 @@ class JSONL(Callback):
         self.name = name
         self._thinning = every
         self._held: dict[str, Any] | None = None
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        check_file(self.path, "JSONL(path=...)")
+        return locked(self.path.parent, f".{self.path.name}.lock")
 
     def refuse(self, run: Run) -> None:
         check_file(self.path, "JSONL(path=...)")

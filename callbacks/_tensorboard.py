@@ -3,6 +3,7 @@ import struct
 import time
 import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import explain
 from eqxmeta._event_file import EventFile, cut, event_files, hidden
 from eqxmeta._files import set_aside, warn_short
+from eqxmeta._lock import locked
 from eqxmeta._run import Run
 
 # Of a histogram; TensorBoard draws about as many.
@@ -40,7 +42,7 @@ class TensorBoard(Callback):
     `*.stale`. After `kill -9` everything up to the last chunk is there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `logdir` already holds
-    a run.
+    a run, and `CheckpointInUse` while another run writes to it.
     """
 
     writes = True
@@ -68,6 +70,10 @@ class TensorBoard(Callback):
         self.name = name
         self._thinning = every
         self._file: EventFile | None = None
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        check_folder(self.logdir, "TensorBoard(logdir=...)")
+        return locked(self.logdir, ".tensorboard.lock")
 
     def refuse(self, run: Run) -> None:
         check_folder(self.logdir, "TensorBoard(logdir=...)")
