@@ -24,8 +24,8 @@ class Run:
     - `cadence`: the largest `every` of the callbacks; `None` if there is none.
     - `strategy`: the strategy that is being trained.
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
-    - `state`: the `TrainState` after `step` steps. It is the callback's to keep: the loop
-      goes on with buffers of its own.
+    - `state`: the `TrainState` after `step` steps. It is the callback's to keep, since the
+      loop goes on with buffers of its own; but not to donate: all callbacks share the copy.
     """
 
     def __init__(
