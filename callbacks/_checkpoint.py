@@ -238,6 +238,8 @@ class Checkpoint(Callback):
                 "seed": run.config["seed"],
                 "run": self._id,
                 "config": run.config,
+                "skipped": run.skipped,
+                "skipped_in_a_row": run.skipped_in_a_row,
                 "callbacks": run.callback_states(),  # ours too, so it knows already of this file
             }
             # A copy: the callbacks may return what they go on changing.

@@ -1,7 +1,8 @@
+import glob
 import json
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from eqxmeta._arguments import check_file, check_int, check_path
 from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
-from eqxmeta._container import replacing
+from eqxmeta._container import remove_leftovers, replacing
 from eqxmeta._errors import explain
-from eqxmeta._files import set_aside, write_at
+from eqxmeta._files import keep_damaged, set_aside, warn_short, write_at
+from eqxmeta._lock import locked
 from eqxmeta._run import Run
 
 
@@ -30,7 +32,8 @@ class JSONL(Callback):
     are removed; if there was no checkpoint yet, the old file is renamed to `*.stale`. After
     `kill -9` all steps before the last chunk's last one are there.
 
-    Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty.
+    Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty, and
+    `CheckpointInUse` while another run writes to it.
     """
 
     writes = True
@@ -42,6 +45,10 @@ class JSONL(Callback):
         self.name = name
         self._thinning = every
         self._held: dict[str, Any] | None = None
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        check_file(self.path, "JSONL(path=...)")
+        return locked(self.path.parent, f".{self.path.name}.lock")
 
     def refuse(self, run: Run) -> None:
         check_file(self.path, "JSONL(path=...)")
@@ -62,10 +69,13 @@ class JSONL(Callback):
             set_aside(self.path)
         lines, last, held = _read(self.path, run.start) if run.resuming else (b"", b"", None)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.path.parent, glob.escape(self.path.name))
         self.path.touch()
         # The newest row is held back, because more may be published at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.
         self._held = held
+        if held is not None and held["step"] < run.start - run.start % self._thinning:
+            warn_short(self.path, held["step"], run.start)
         self._end = len(lines)
         self._last = last  # what the file holds from `_end` on
         self._pending = b""  # complete lines that are not in the file
@@ -133,14 +143,19 @@ class JSONL(Callback):
 
 def _read(path: Path, last: int) -> tuple[bytes, bytes, dict[str, Any] | None]:
     """The lines of `path` up to step `last` but for the newest, and that one, also as a row. The
-    file is left with these lines."""
+    file is left with these lines. Warns of damage before its end, and then leaves a copy."""
     data = path.read_bytes() if path.exists() else b""
     lines, rows = [], []
+    unread = damaged = False
     for line in data.splitlines(keepends=True):
         row = _parse(line)
+        damaged |= unread and row is not None
+        unread |= row is None
         if row is not None and row["step"] <= last:
             lines.append(line)
             rows.append(row)
+    if damaged:
+        keep_damaged(path)
     kept = b"".join(lines)
     if kept != data:
         with replacing(path) as file:

@@ -1,7 +1,9 @@
+import re
 import struct
 import time
 import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,18 @@ import numpy as np
 from eqxmeta import _protobuf as pb
 from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
+from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import explain
-from eqxmeta._event_file import EventFile, cut, event_files
-from eqxmeta._files import set_aside
+from eqxmeta._event_file import EventFile, cut, event_files, hidden
+from eqxmeta._files import set_aside, warn_short
+from eqxmeta._lock import locked
 from eqxmeta._run import Run
 
 # Of a histogram; TensorBoard draws about as many.
 _BINS = 30
+
+# The sub-run of the newest curve.
+_INNER = "inner_steps"
 
 
 class TensorBoard(Callback):
@@ -35,7 +42,7 @@ class TensorBoard(Callback):
     `*.stale`. After `kill -9` everything up to the last chunk is there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `logdir` already holds
-    a run.
+    a run, and `CheckpointInUse` while another run writes to it.
     """
 
     writes = True
@@ -64,6 +71,10 @@ class TensorBoard(Callback):
         self._thinning = every
         self._file: EventFile | None = None
 
+    def exclusive(self) -> AbstractContextManager[None]:
+        check_folder(self.logdir, "TensorBoard(logdir=...)")
+        return locked(self.logdir, ".tensorboard.lock")
+
     def refuse(self, run: Run) -> None:
         check_folder(self.logdir, "TensorBoard(logdir=...)")
         if not run.resuming and event_files(self.logdir):
@@ -79,7 +90,9 @@ class TensorBoard(Callback):
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
         if run.resuming:
-            _rewind(self.logdir, run.start)
+            newest = _rewind(self.logdir, run.start)
+            if 0 < newest < run.start - run.start % self._thinning:
+                warn_short(self.logdir, newest, run.start)
         begun = bool(event_files(self.logdir))
         self._file = EventFile(self.logdir)
         self._curves: dict[str, int] = {}
@@ -154,8 +167,10 @@ class TensorBoard(Callback):
         if self._inner is None or self._inner[0] != step:
             # One sub-run, of the newest evaluation: TensorBoard deselects everything once there
             # are more than forty runs. A new file, that first makes it forget the one before.
-            folder = self.logdir / "inner_steps"
-            old, self._inner = event_files(folder), (step, EventFile(folder))
+            folder = self.logdir / _INNER
+            old = event_files(folder)
+            # The steps in it are inner ones: its name tells `_rewind` of which outer step they are.
+            self._inner = (step, EventFile(folder, suffix=f".step-{step}"))
             forget = pb.SessionLog(status=pb.SessionLog.START)
             self._inner[1].add(pb.Event(step=0, wall_time=time.time(), session_log=forget))
             self._inner[1].flush()
@@ -179,15 +194,21 @@ def _tags(name: str, inner_step: int) -> tuple[str, str, str]:
     return after, f"ci95/{after}_low", f"ci95/{after}_high"
 
 
-def _rewind(logdir: Path, start: int) -> None:
-    """Remove what an earlier attempt wrote after the step `start` from which a run goes on."""
+def _rewind(logdir: Path, start: int) -> int:
+    """Remove what an earlier attempt wrote after the step `start` from which a run goes on. Returns
+    the newest step that is left, or 0."""
+    remove_leftovers(logdir, "events.out.*")
     if start == 0:
         # Nothing of that attempt can be continued, and no checkpoint says whose it is.
         for path in logdir.rglob("*tfevents*"):
-            set_aside(path, path.name.replace("tfevents", "events"))  # TensorBoard reads it not
-        return
-    for path in event_files(logdir):
-        cut(path, start)
+            set_aside(path, hidden(path.name))
+        return 0
+    newest = max((cut(path, start) for path in event_files(logdir)), default=0)
+    for path in event_files(logdir / _INNER):
+        step = re.search(r"\.step-(\d+)$", path.name)
+        if step is not None and int(step[1]) > start:
+            path.unlink()
+    return newest
 
 
 def _scalars_summary(numbers: Mapping[str, float]) -> Any:

@@ -75,8 +75,8 @@ def published(values: Mapping[str, Any], monitor: str) -> float | None:
     return float(value.mean[index])
 
 
-def check_published(scalars: Any) -> None:
-    """What `run.log` was given. Raises `TypeError`."""
+def check_published(scalars: Any, reserved: Collection[str]) -> None:
+    """What `run.log` was given. Raises `TypeError`, and `ValueError` for a name of `reserved`."""
     expected = "a mapping from names to numbers, `Curve`s, `Image`s or `Histogram`s"
     message = "`run.log` was given something else than values by name."
     if not isinstance(scalars, Mapping):
@@ -87,6 +87,14 @@ def check_published(scalars: Any) -> None:
             isinstance(value, Curve | Image | Histogram) or number
         ):
             raise TypeError(explain(message, f"{name!r}: {value!r}", expected))
+        if name in reserved:
+            raise ValueError(
+                explain(
+                    "`run.log` was given a name that is taken.",
+                    repr(name),
+                    f"another name than {', '.join(sorted(reserved))}: these are the run's own",
+                )
+            )
 
 
 class Callback:

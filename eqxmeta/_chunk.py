@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._packed import Packed, pack
 from ._sources import Loaded, Sampled
@@ -43,11 +43,12 @@ class Report(eqx.Module):
     """What a dispatch tells the host.
 
     - `metrics`: a row per step, `[CAPACITY, columns]`; rows beyond `stop - start` are zero.
-    - `finite`: whether each inexact array of the state is finite after the last step.
+    - `non_finite`: how many numbers of each inexact array of the state are not finite after the
+      last step.
     """
 
     metrics: Packed
-    finite: list[Bool[Array, ""]]
+    non_finite: list[Int[Array, ""]]
 
 
 def outer_step(
@@ -114,13 +115,13 @@ def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     carry = dynamic, buffer
     dynamic, metrics = job.source.for_each_step(job.start, job.stop, key_of, body, carry)
     state = eqx.combine(dynamic, static)
-    return state, Report(metrics, finite_leaves(state))
+    return state, Report(metrics, count_non_finite(state))
 
 
 def key_of_step(root: PRNGKeyArray) -> Callable[[Any], PRNGKeyArray]:
     return lambda index: jax.random.fold_in(root, index)
 
 
-def finite_leaves(state: TrainState) -> list[Bool[Array, ""]]:
+def count_non_finite(state: TrainState) -> list[Int[Array, ""]]:
     leaves = [x for x in jax.tree.leaves(state) if eqx.is_inexact_array(x)]
-    return [jnp.all(jnp.isfinite(x)) for x in leaves]
+    return [jnp.sum(~jnp.isfinite(x)) for x in leaves]

@@ -19,18 +19,21 @@ import numpy as np
 
 from . import _protobuf as pb
 from ._container import replacing
-from ._files import write_at
+from ._files import keep_damaged, write_at
 
 # Below this many rows the checksum in Python is faster than the one in NumPy.
 _FEW = 24
 
 
 class EventFile:
-    """A new event file in `folder`. What `add` took is in the file once `flush` returns."""
+    """A new event file in `folder`. What `add` took is in the file once `flush` returns.
 
-    def __init__(self, folder: Path):
+    `suffix` ends its name, for what only we read from it.
+    """
+
+    def __init__(self, folder: Path, *, suffix: str = ""):
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = _create(folder)
+        self._path = _create(folder, suffix)
         self._size = 0
         self._pending: list[bytes] = []
         self.add(pb.Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -58,26 +61,38 @@ class EventFile:
 
 def event_files(folder: Path) -> list[Path]:
     """The event files of a run, in the order in which TensorBoard reads them."""
-    return sorted(folder.glob("*tfevents*"))
+    return sorted(p for p in folder.glob("*tfevents*") if not p.name.startswith("."))
 
 
-def cut(path: Path, step: int) -> None:
-    """Forget what `path` tells of outer steps after `step`, and a torn record at its end."""
+def hidden(name: str) -> str:
+    """An event file's name, such that TensorBoard, which reads all of `*tfevents*`, does not."""
+    return name.replace("tfevents", "events")
+
+
+def cut(path: Path, step: int) -> int:
+    """Forget what `path` tells of outer steps after `step`, and a torn record at its end. Returns
+    the newest step that is left, or 0. Warns of other damage, and then leaves a copy."""
     data = path.read_bytes()
-    kept = [data[a:b] for a, b in _records(data) if _step(data[a:b]) <= step]
+    records, damaged = _records(data)
+    steps = {(a, b): _step(data[a:b]) for a, b in records}
+    kept = [data[a:b] for a, b in records if steps[a, b] <= step]
+    if damaged:
+        keep_damaged(path, hidden(path.name))
     if not kept:
         path.unlink()
     elif sum(map(len, kept)) < len(data):
-        with replacing(path) as file:
+        with replacing(path, label=hidden(path.name)) as file:
             file.write(b"".join(kept))
+    return max((s for s in steps.values() if s <= step), default=0)
 
 
-def _create(folder: Path) -> Path:
+def _create(folder: Path, suffix: str) -> Path:
     # TensorBoard reads files in the order of their names and never goes back: the count keeps
     # the order for files of the same second.
     count = len(event_files(folder))
     while True:
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{count:04d}"
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
+        name = f"{name}.{count:04d}{suffix}"
         try:
             os.close(os.open(folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:
@@ -152,26 +167,31 @@ def _step(record: bytes) -> int:
     return pb.Event.FromString(record[12:-4]).step
 
 
-def _records(data: bytes) -> list[tuple[int, int]]:
-    """Where each record begins and ends, up to the first that is torn or damaged."""
+def _records(data: bytes) -> tuple[list[tuple[int, int]], bool]:
+    """Where each sound record begins and ends; and whether there is damage besides an unfinished
+    end. What follows a damaged length cannot be told apart."""
     heads: dict[int, bytes] = {}
     by_size: dict[int, list[int]] = defaultdict(list)
     records: list[tuple[int, int]] = []
-    start = 0
+    start, damaged = 0, False
     while start + 16 <= len(data):
         (size,) = struct.unpack_from("<Q", data, start)
         end = start + 16 + size
-        if end > len(data) or data[start : start + 12] != heads.setdefault(size, _head(size)):
+        if data[start : start + 12] != heads.setdefault(size, _head(size)):
+            damaged = any(data[start:])  # zeros are left by a machine that lost its power
+            break
+        if end > len(data):
             break
         by_size[size].append(start)
         records.append((start, end))
         start = end
     array = np.frombuffer(data, np.uint8)
-    damaged = len(data)
+    bad: set[int] = set()
     for size, starts in by_size.items():
         offsets = np.array(starts)
         events = array[offsets[:, None] + np.arange(12, 12 + size)]
         tails = array[offsets[:, None] + np.arange(12 + size, 16 + size)]
-        bad = offsets[_checksums(events) != tails.view("<u4")[:, 0]]
-        damaged = min([damaged, *bad.tolist()])
-    return [(a, b) for a, b in records if a < damaged]
+        bad.update(offsets[_checksums(events) != tails.view("<u4")[:, 0]].tolist())
+    sound = [(a, b) for a, b in records if a not in bad]
+    last = sound[-1][0] if sound else 0
+    return sound, damaged or any(a < last for a in bad)

@@ -24,25 +24,25 @@ _BEYOND = 1 << 30  # a byte after all of the file: on Windows nobody can read on
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = NAME) -> Iterator[None]:
     """Own `folder`, which is made if there is none, for the length of the block.
 
-    The lock is the operating system's, on the file `.lock`: it ends with its process, however that
-    ends. Afterwards the file is gone, and so are folders that were made and got no content.
+    The lock is the operating system's, on the file `name` in it: it ends with its process, however
+    that ends. Afterwards the file is gone, and so are folders that were made and got no content.
 
     Raises `CheckpointInUse` if somebody else owns the folder, also in this process; `OSError` if
     it cannot be made or written to.
     """
     made = _make(folder)
     try:
-        descriptor, process = _acquire(folder), os.getpid()
+        descriptor, process = _acquire(folder, name), os.getpid()
         _held.add(descriptor)
         try:
             yield
         finally:
             if os.getpid() == process:  # a fork that unwinds owns nothing
                 _held.discard(descriptor)
-                _release(folder, descriptor)
+                _release(folder, name, descriptor)
     finally:
         for empty in made:
             with contextlib.suppress(OSError):
@@ -60,8 +60,8 @@ def _make(folder: Path) -> list[Path]:
     return missing
 
 
-def _acquire(folder: Path) -> int:
-    path = folder / NAME
+def _acquire(folder: Path, name: str) -> int:
+    path = folder / name
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -87,8 +87,8 @@ def _acquire(folder: Path) -> int:
         os.close(descriptor)
 
 
-def _release(folder: Path, descriptor: int) -> None:
-    path = folder / NAME
+def _release(folder: Path, name: str, descriptor: int) -> None:
+    path = folder / name
     with contextlib.suppress(OSError):
         if fcntl is not None and _is_open(path, descriptor):
             path.unlink()  # while it is ours

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ._callback import Callback, Published, check_published, name_of
-from ._chunk import Job, Report, train_chunk
+from ._checkpoint import read_manifest
+from ._chunk import SKIPPED, Job, Report, train_chunk
 from ._errors import explain
 from ._non_finite import OnNonFinite, Watch
 from ._pace import Pace, next_stop
@@ -78,7 +79,9 @@ class Loop:
         self._everys = everys
         self._deadline = deadline
         self._on_non_finite = on_non_finite
-        self._watch = Watch(state)
+        saved = {} if resumed_from is None else read_manifest(resumed_from)["meta"]
+        self._watch = Watch(state, saved.get("skipped", 0), saved.get("skipped_in_a_row", 0))
+        self.view.skipped = self._watch.skipped
         # Steps dispatched; `view.step` counts those whose metrics have been seen.
         self._ahead = self.view.start
         self._pending: Chunk | None = None
@@ -88,6 +91,7 @@ class Loop:
         self.termination = on_termination(lambda: self.view.request_stop(TERMINATED))
         self._begun: list[Callback] = []  # whose `on_fit_start` was called
         self._held_back: list[Mapping[str, Published]] | None = None
+        self._reserved = {"step", SKIPPED}  # and the names of the metrics, once they are known
 
     def refuse(self) -> None:
         """Before `run`, and not part of what is reported to callbacks: whoever is refused has
@@ -133,7 +137,7 @@ class Loop:
         return self._copies[step]
 
     def _publish(self, scalars: Mapping[str, Published]) -> None:
-        check_published(scalars)
+        check_published(scalars, self._reserved)
         if self._held_back is not None:
             self._held_back.append(scalars)
             return
@@ -193,6 +197,7 @@ class Loop:
         job = Job(self._strategy, source, self._root, jnp.int32(start), jnp.int32(stop), skip)
         began = time.monotonic()
         self._state, report = train_chunk(job, self._state)
+        self._reserved.update(*report.metrics.names)
         self._pending = Chunk(start, stop, job, self._copies[start], report, began)
 
     def _deliver(self, chunk: Chunk) -> None:
@@ -204,6 +209,7 @@ class Loop:
         metrics = {name: rows[: stop - start] for name, rows in report.metrics.unpacked().items()}
         error = self._watch.look(chunk.job, chunk.before, report, metrics)
         self.view.skipped = self._watch.skipped
+        self.view.skipped_in_a_row = self._watch.in_a_row
         good = stop
         if error is not None:
             good = int(error.state.step)
@@ -224,13 +230,15 @@ class Loop:
         rows = {name: values[: stop - start] for name, values in metrics.items()}
         rows = {"step": np.arange(start + 1, stop + 1), **rows}
         interrupt, self._held_back = None, []
-        for callback in self._callbacks:
-            try:
-                callback.on_chunk_end(self.view, rows)
-            except KeyboardInterrupt as error:  # the other callbacks must not miss these rows
-                interrupt = error
-        # What one publishes at this step reaches the others after the rows up to this step.
-        published, self._held_back = self._held_back, None
+        try:
+            for callback in self._callbacks:
+                try:
+                    callback.on_chunk_end(self.view, rows)
+                except KeyboardInterrupt as error:  # the other callbacks must not miss these rows
+                    interrupt = error
+        finally:
+            # What one publishes at this step reaches the others after the rows up to this step.
+            published, self._held_back = self._held_back, None
         for scalars in published:
             self._publish(scalars)
         if interrupt is not None:

@@ -1,6 +1,6 @@
 """NaN and infinity in a run: at which outer step they began, and the state before it.
 
-A healthy run pays nothing for this. The metrics of every step, and a flag for every array of the
+A healthy run pays nothing for this. The metrics of every step, and a count for every array of the
 state, come from the device anyway; only once they tell of trouble is the chunk computed again, from
 its start to the step before. The program is the same, and so are the bits.
 """
@@ -26,17 +26,18 @@ MOST_SKIPS = 100
 
 
 class Watch:
-    """Looks at the chunks of a run, in order. `skipped` counts the steps not taken so far."""
+    """Looks at the chunks of a run, in order. `skipped` counts the steps not taken so far,
+    `in_a_row` those of them that are the last ones."""
 
-    def __init__(self, state: TrainState):
+    def __init__(self, state: TrainState, skipped: int = 0, in_a_row: int = 0):
         leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(state, eqx.is_inexact_array))
         self._names = [jax.tree_util.keystr(path).lstrip(".") for path, _ in leaves]
         # What was not finite to begin with, such as a mask of -inf, is meant to be so. On the
         # host: what is done once is not worth a program.
         arrays = jax.device_get([leaf for _, leaf in leaves])
-        self._was_finite = [bool(np.isfinite(x).all()) for x in arrays]
-        self._in_a_row = 0
-        self.skipped = 0
+        self._meant = [int(np.sum(~np.isfinite(x))) for x in arrays]
+        self.skipped = skipped
+        self.in_a_row = in_a_row
 
     def look(
         self, job: Job, before: TrainState, report: Report, rows: dict[str, np.ndarray]
@@ -67,16 +68,17 @@ class Watch:
     def _count(self, start: int, skipped: np.ndarray) -> int | None:
         """The step that was the one too many of a row of skips, if there was."""
         for row in range(len(skipped)):
-            self._in_a_row = self._in_a_row + 1 if skipped[row] else 0
+            self.in_a_row = self.in_a_row + 1 if skipped[row] else 0
             self.skipped += int(skipped[row])
-            if self._in_a_row == MOST_SKIPS:
+            if self.in_a_row == MOST_SKIPS:
+                self.in_a_row = 0  # whoever goes on from here has heard of these
                 return start + row + 1
         return None
 
     def _spoilt(self, report: Report) -> str | None:
-        """The first array of the state that was finite when the run began, and is not now."""
-        for name, was, now in zip(self._names, self._was_finite, report.finite, strict=True):
-            if was and not now:
+        """The first array of the state with more that is not finite than when the run began."""
+        for name, meant, now in zip(self._names, self._meant, report.non_finite, strict=True):
+            if now > meant:
                 return name
         return None
 

@@ -20,13 +20,14 @@ class Run:
     - `resuming`: whether `fit` was asked to resume. Files of an earlier attempt are then
       continued, from `start`; otherwise they belong to somebody else.
     - `resumed_from`: the checkpoint from which it goes on, if there was one.
+    - `skipped_in_a_row`: how many of the `skipped` steps are the last ones.
     - `skipped`: outer steps not taken so far, of `Trainer(on_non_finite="skip")`.
     - `id`: tells this call of `fit` from all others.
     - `cadence`: the largest `every` of the callbacks; `None` if there is none.
     - `strategy`: the strategy that is being trained.
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
-    - `state`: the `TrainState` after `step` steps. It is the callback's to keep: the loop
-      goes on with buffers of its own.
+    - `state`: the `TrainState` after `step` steps. It is the callback's to keep, since the
+      loop goes on with buffers of its own; but not to donate: all callbacks share the copy.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Run:
         self.cadence = cadence
         self.stop_reason: str | None = None
         self.skipped = 0
+        self.skipped_in_a_row = 0
         self._snapshot = snapshot
         self._publish = publish
         self._callback_states = callback_states
@@ -63,7 +65,8 @@ class Run:
         return self._snapshot()
 
     def log(self, scalars: Mapping[str, Published]) -> None:
-        """Publish values at the current step: every callback's `on_log` receives them."""
+        """Publish values at the current step: every callback's `on_log` receives them.
+        Not under the name of a training metric, "step" or "skipped" (`ValueError`)."""
         self._publish(scalars)
 
     def request_stop(self, reason: str) -> None:

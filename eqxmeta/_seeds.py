@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
 from ._arguments import check_int, check_seed
-from ._chunk import CAPACITY, Job, Report, finite_leaves, train_chunk
+from ._chunk import CAPACITY, Job, Report, count_non_finite, train_chunk
 from ._errors import explain
 from ._model import check_model
 from ._pace import Pace
@@ -158,7 +158,7 @@ def _run(
 ) -> SeedRuns:
     roots = jnp.stack([jax.random.key(seed) for seed in seeds])
     # What was not finite to begin with, such as a mask of -inf, is meant to be so.
-    was_finite = jax.device_get(eqx.filter_jit(eqx.filter_vmap(finite_leaves))(states))
+    meant = jax.device_get(eqx.filter_jit(eqx.filter_vmap(count_non_finite))(states))
     pace = Pace(trainer.steps_per_execution, CAPACITY)
     stopped: list[str] = []
     bad: dict[int, int] = {}  # the first bad step of a run, by its index
@@ -176,7 +176,7 @@ def _run(
             rows.append({name: values[:, :taken] for name, values in metrics.items()})
             if taken:
                 pace.measured(taken, time.monotonic() - began)
-                for index, first in _non_finite(rows[-1], report.finite, was_finite).items():
+                for index, first in _non_finite(rows[-1], report.non_finite, meant).items():
                     bad.setdefault(index, step + first)
             step = stop
             if time.monotonic() > deadline:
@@ -232,14 +232,12 @@ def train_seeds(batch: Batch, states: TrainState) -> tuple[TrainState, Report]:
 
 
 def _non_finite(
-    metrics: dict[str, np.ndarray], finite: list[np.ndarray], was_finite: list[np.ndarray]
+    metrics: dict[str, np.ndarray], counts: list[np.ndarray], meant: list[np.ndarray]
 ) -> dict[int, int]:
     """The first bad of the steps `1, 2, ...` of a chunk, for the runs `[n]` that have one. A
     parameter is seen at the end of the chunk only."""
     good = np.logical_and.reduce([np.isfinite(rows) for rows in metrics.values()])  # [n, steps]
-    sound = np.logical_and.reduce(
-        [now | ~then for now, then in zip(finite, was_finite, strict=True)]
-    )
+    sound = np.logical_and.reduce([now <= then for now, then in zip(counts, meant, strict=True)])
     good[:, -1] &= sound
     return {int(i): int(np.argmin(good[i])) + 1 for i in np.flatnonzero(~good.all(axis=1))}
 

@@ -157,6 +157,35 @@ def test_resuming_at_a_row_that_hears_more(path):
     assert rows(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "more": 1.0}]
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_damage_in_the_middle_and_a_lost_end_are_told_of(path, every):
+    callback, run = start(path, every=every)
+    chunk(run, callback, 1, 20)
+    callback.on_fit_end(run)
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[whole.index(b'"step": 6,')] ^= 0x80
+    path.write_bytes(damaged)
+    with pytest.warns(RuntimeWarning, match=r"(?s)is damaged.*run\.jsonl\.stale"):
+        start(path, start=20, every=every, resuming=True)
+    assert path.with_name("run.jsonl.stale").read_bytes() == damaged
+    assert steps_of(path) == [s for s in range(every, 21, every) if s != 6]
+
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    newest = steps_of(path)[-1]
+    with pytest.warns(RuntimeWarning, match=f"(?s)is short.*step {newest} as the newest"):
+        start(path, start=20, every=every, resuming=True)
+
+
+def test_what_a_killed_run_left_is_removed(path):
+    callback, run = start(path)
+    chunk(run, callback, 1, 3)
+    callback.on_fit_end(run)
+    path.with_name(f".{path.name}.0123abcd.tmp").touch()
+    start(path, start=2, resuming=True)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
 def test_resuming_without_a_file_starts_one(path):
     callback, run = start(path, start=5, resuming=True)
     chunk(run, callback, 6, 7)

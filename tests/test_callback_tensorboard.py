@@ -1,4 +1,6 @@
 import io
+import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -169,7 +171,6 @@ def test_resume_has_every_step_once(tmp_path, torn):
         callback = TensorBoard(tmp_path)
         run = fake_run(callback, start=start, resuming=True)
         callback.on_fit_start(run)
-        assert steps_of(tmp_path / "inner_steps", "adaptation/eval/loss") == [0, 1, 2]
         chunk(run, callback, start + 1, last)
         callback.on_fit_end(run)
     assert steps_of(tmp_path) == list(range(1, 46))
@@ -180,16 +181,51 @@ def test_resume_has_every_step_once(tmp_path, torn):
     assert [s.step for s in read(tmp_path).Scalars("train/loss")] == list(range(1, 46))
 
 
-def test_resume_stops_at_damage(tmp_path):
+@pytest.mark.parametrize(("start", "newest"), [(29, []), (30, [0, 1, 2])])
+def test_resume_forgets_a_curve_of_a_later_step(tmp_path, start, newest):
+    killed_run(tmp_path, 35)
+    TensorBoard(tmp_path).on_fit_start(fake_run(start=start, resuming=True))
+    assert steps_of(tmp_path / "inner_steps", "adaptation/eval/loss") == newest
+
+
+def test_a_resumed_run_that_is_killed_while_it_cuts_leaves_no_step_twice(tmp_path, monkeypatch):
+    folder, killed = tmp_path / "run", tmp_path / "killed"
+    killed_run(folder, 15)
+
+    def keep(descriptor):  # what there would be if the process ended at the first of these
+        if not killed.exists():
+            shutil.copytree(folder, killed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", keep)
+        TensorBoard(folder).on_fit_start(fake_run(start=10, resuming=True))
+    (temporary,) = killed.glob(".*.tmp")
+    assert [s.step for s in read(killed).Scalars("train/loss")] == list(range(1, 16))
+    TensorBoard(killed).on_fit_start(fake_run(start=10, resuming=True))
+    assert [s.step for s in read(killed).Scalars("train/loss")] == list(range(1, 11))
+    assert not temporary.exists()
+
+
+@pytest.mark.parametrize(("offset", "lost"), [(13, [15]), (3, list(range(15, 31)))])
+def test_resume_leaves_out_what_is_damaged_and_says_so(tmp_path, offset, lost):
     killed_run(tmp_path, 30)
     (path,) = tmp_path.glob("*tfevents*")
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data, start = bytearray(path.read_bytes()), 0
+    while True:
+        (size,) = struct.unpack_from("<Q", data, start)
+        if Event.FromString(bytes(data[start + 12 : start + 12 + size])).step == 15:
+            break
+        start += 16 + size
+    data[start + offset] ^= 1  # in the event, or in its length
     path.write_bytes(data)
-    callback = TensorBoard(tmp_path)
-    callback.on_fit_start(fake_run(start=30, resuming=True))
-    kept = steps_of(tmp_path)
-    assert kept == list(range(1, len(kept) + 1)) and 5 < len(kept) < 25
+    with pytest.warns(RuntimeWarning) as warned:
+        TensorBoard(tmp_path).on_fit_start(fake_run(start=30, resuming=True))
+    assert steps_of(tmp_path) == [step for step in range(1, 31) if step not in lost]
+    (stale,) = tmp_path.glob("*.stale")
+    assert stale.read_bytes() == data and "tfevents" not in stale.name
+    told = [str(w.message) for w in warned]
+    assert stale.name in told[0]
+    assert ["step 14 as the newest" in text for text in told[1:]] == [True] * (len(lost) > 1)
 
 
 def test_resume_keeps_earlier_steps_that_come_later_in_the_file(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 import eqxmeta as em
 from eqxmeta._lock import NAME, locked
-from eqxmeta.callbacks import JSONL, Checkpoint
+from eqxmeta.callbacks import JSONL, Callback, Checkpoint, TensorBoard
 
 from .boring import Recorder, at, boring_fit, same_bits
 
@@ -207,7 +207,7 @@ def test_of_two_runs_into_one_folder_the_second_is_refused(tmp_path):
         second = run(tmp_path)
         _, error = second.communicate("", timeout=120)
         assert second.returncode == 1
-        received = rf"(?s)CheckpointInUse: .*{re.escape(str(saved))}.*process {owner.pid} "
+        received = rf"(?s)CheckpointInUse: .*{re.escape(str(tmp_path))}.*process {owner.pid} "
         assert re.search(received, error), error
         # The first goes on as if nothing had been.
         _, error = owner.communicate("go on\n", timeout=120)
@@ -281,3 +281,14 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_anything_is_compiled(tm
     with pytest.raises(OSError, match="file"):
         boring_fit(5, callbacks=[recorder, Checkpoint(tmp_path / "file" / "saved", every=10)])
     assert recorder.events == []
+
+
+@pytest.mark.parametrize("make", [lambda f: JSONL(f / "log.jsonl"), lambda f: TensorBoard(f)])
+def test_a_log_has_one_writer(tmp_path, make):
+    class Second(Callback):  # starts before the first run has written anything
+        def on_fit_start(self, run):
+            with pytest.raises(em.CheckpointInUse):
+                boring_fit(3, callbacks=[make(tmp_path)])
+
+    boring_fit(3, callbacks=[Checkpoint(tmp_path, every=3), make(tmp_path), Second()])
+    assert not list(tmp_path.glob(".*"))

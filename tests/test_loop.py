@@ -16,6 +16,7 @@ from .boring import (
     BoringStrategy,
     BoringTasks,
     Recorder,
+    at,
     boring_fit,
     compilations,
     recorders,
@@ -223,6 +224,26 @@ def test_the_state_is_donated_but_not_the_users_model(dispatches):
     # Nor does a later run consume what an earlier one returned.
     again = boring_fit(20, model=state.model, tasks=tasks)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((state, again)))
+
+
+@pytest.mark.parametrize("name", ["step", "skipped", "loss"])
+def test_the_names_of_the_run_cannot_be_published(name):
+    recorder = Recorder(every=5, act=at("on_step_end", 5, lambda run: run.log({name: 99.0})))
+    with pytest.raises(ValueError, match=rf"(?s)taken.*Received: '{name}'.*index, loss, seen"):
+        boring_fit(10, callbacks=[recorder])
+
+
+def test_what_is_published_over_an_error_is_not_lost(tmp_path):
+    def act(hook, step, run):
+        if hook == "on_chunk_end":
+            raise ArithmeticError
+        if hook == "on_exception":
+            run.log({"last": 1.0})
+
+    log = JSONL(tmp_path / "log.jsonl")
+    with pytest.raises(ArithmeticError):
+        boring_fit(10, callbacks=[Recorder(act=act), log], steps_per_execution=3)
+    assert json.loads(log.path.read_text()) == {"step": 3, "last": 1.0}
 
 
 def test_what_is_published_between_stops_follows_the_rows_it_belongs_to(tmp_path):

@@ -192,6 +192,22 @@ def test_too_many_skips_in_a_row_are_an_error(limit, tmp_path):
     assert steps_in(tmp_path) == [last]
 
 
+def test_skips_are_counted_over_a_resume(tmp_path):
+    def go_on(steps):
+        callbacks = [Checkpoint(tmp_path, every=1000)]
+        strategy = Hopeless(begin=5)
+        boring_fit(
+            steps, strategy=strategy, callbacks=callbacks, on_non_finite="skip", resume="auto"
+        )
+
+    for stop, skipped in ((50, 46), (60, 56)):
+        with pytest.warns(RuntimeWarning, match=f"skipped {skipped} steps"):
+            go_on(stop)
+    with pytest.raises(em.NonFiniteError) as caught:
+        go_on(300)
+    assert caught.value.step == 4 + MOST_SKIPS
+
+
 def test_skips_now_and_then_are_none():
     recorder = Recorder(act=lambda hook, step, run: counts.append(run.skipped))
     counts = []
@@ -327,6 +343,31 @@ def test_a_mask_of_minus_infinity_is_meant_to_be_so():
         assert np.abs(state.model.weight).max() > 0
 
 
+class HalfMasked(BoringModel):
+    mask: jax.Array
+
+    def __init__(self):
+        super().__init__()
+        self.mask = jnp.array([-jnp.inf, 0.0])
+
+
+class SpoilsMask(BoringStrategy):
+    @eqx.filter_jit
+    def outer_update(self, state, tasks, *, key):
+        new, metrics = BoringStrategy.outer_update(self, state, tasks, key=key)
+        nan = jnp.where(new.step == 5, jnp.nan, state.model.mask[1])
+        return eqx.tree_at(lambda s: s.model.mask, new, new.model.mask.at[1].set(nan)), metrics
+
+
+def test_a_number_beside_one_that_is_meant_to_be_infinite(tmp_path):
+    callbacks = [Checkpoint(tmp_path, every=8)]
+    with pytest.raises(em.NonFiniteError, match="mask") as error:
+        boring_fit(8, strategy=SpoilsMask(), model=HalfMasked(), callbacks=callbacks)
+    assert error.value.step == 5
+    (path,) = tmp_path.glob("*.ckpt")
+    assert em.load(path, error.value.state).model.mask.tolist() == [-np.inf, 0.0]
+
+
 def test_no_checkpoint_holds_an_optimizer_that_is_not_finite(tmp_path):
     # The model is still finite at step 20: resuming from there could never succeed.
     with pytest.raises(em.NonFiniteError):
@@ -335,7 +376,9 @@ def test_no_checkpoint_holds_an_optimizer_that_is_not_finite(tmp_path):
             strategy=BoringStrategy(nan_optimizer=20),
             callbacks=[Checkpoint(tmp_path, every=10)],
         )
-    for path in tmp_path.iterdir():
+    paths = sorted(tmp_path.iterdir())
+    assert [path.name for path in paths] == ["step-000000010.ckpt", "step-000000019.ckpt"]
+    for path in paths:
         state = em.load(path, boring_fit(1))
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state)), path.name
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import eqxmeta as em
+from eqxmeta._checkpoint import read_manifest
 from eqxmeta._pace import Pace, next_stop
 
 from .helpers import tree_allclose
@@ -148,9 +149,10 @@ def test_other_bytes_are_found_out_or_do_no_harm(tmp_path_factory, changes):
         data[int(where * (len(data) - 1))] = value
     path.write_bytes(data)
     try:
-        loaded = em.load(path, tree)
+        loaded, meta = em.load(path, tree), read_manifest(path)["meta"]
     except em.CheckpointError:
         return
+    assert meta == {"step": 3}
     for got, wanted in zip(jax.tree.leaves(loaded), jax.tree.leaves(tree), strict=True):
         assert np.asarray(got).tobytes() == wanted.tobytes()
 
