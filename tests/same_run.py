@@ -22,9 +22,10 @@ def states_of(path):
 
 
 def rest_of(path):
-    """What else is in a checkpoint, but for what tells a run from others."""
+    """What else is in a checkpoint, but for what tells a run from others and how long it was to be."""
     manifest = read_manifest(path)
     meta = {k: v for k, v in manifest["meta"].items() if k not in ("run", "callbacks")}
+    meta["config"] = {k: v for k, v in meta["config"].items() if k != "steps"}
     return {**manifest, "meta": meta, "leaves": None}
 
 
