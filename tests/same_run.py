@@ -22,7 +22,7 @@ def states_of(path):
 
 
 def rest_of(path):
-    """What else is in a checkpoint, but for what tells a run from others and how long it was to be."""
+    """What else is in a checkpoint, but for what names the run, and how long it was to be."""
     manifest = read_manifest(path)
     meta = {k: v for k, v in manifest["meta"].items() if k not in ("run", "callbacks")}
     meta["config"] = {k: v for k, v in meta["config"].items() if k != "steps"}
