@@ -87,9 +87,9 @@ class ProtoNet(GradientStrategy):
         x, y = _examples(support)
         classes = self.ways
         if classes is None:
-            classes = y.shape[0] if isinstance(y, jax.core.Tracer) else int(np.max(y)) + 1
-        elif not isinstance(y, jax.core.Tracer) and np.max(y) >= classes:
-            received = f"labels up to {np.max(y)}, with `ProtoNet(ways={classes})`"
+            classes = y.shape[0] if isinstance(y, jax.core.Tracer) else int(np.asarray(y).max()) + 1
+        elif not isinstance(y, jax.core.Tracer) and np.asarray(y).max() >= classes:
+            received = f"labels up to {np.asarray(y).max()}, with `ProtoNet(ways={classes})`"
             expected = f"classes 0 to {classes - 1}"
             raise ValueError(explain("The labels of `support` are invalid.", received, expected))
         return _classifier(model, x, y, classes, key)
@@ -129,9 +129,9 @@ def _examples(support: Any) -> tuple[PyTree, Array]:
         raise TypeError(
             explain("The labels of `support` are not integers.", y.dtype, "class numbers from 0")
         )
-    if not isinstance(y, jax.core.Tracer) and (y.size == 0 or np.min(y) < 0):
-        received = f"{y.size} labels" + (f", the least {np.min(y)}" if y.size else "")
+    if not isinstance(y, jax.core.Tracer) and (y.size == 0 or np.asarray(y).min() < 0):
+        received = f"{y.size} labels" + (f", the least {np.asarray(y).min()}" if y.size else "")
         raise ValueError(
             explain("The labels of `support` are invalid.", received, "class numbers from 0")
         )
-    return x, jnp.asarray(y)
+    return x, y if eqx.is_array(y) else jnp.asarray(y)
