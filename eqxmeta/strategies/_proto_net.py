@@ -134,4 +134,4 @@ def _examples(support: Any) -> tuple[PyTree, Array]:
         raise ValueError(
             explain("The labels of `support` are invalid.", received, "class numbers from 0")
         )
-    return x, y if eqx.is_array(y) else jnp.asarray(y)
+    return x, y if isinstance(y, jax.Array) else jnp.asarray(y)
