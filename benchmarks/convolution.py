@@ -238,7 +238,9 @@ def _parts(model, tasks):
         return jax.vjp(apply, [c.weight for c in layers])[1](outputs)
 
     def rest(y):
-        after = lambda y: block.pool(jax.nn.relu(block.norm(y)))  # noqa: E731
+        def after(y):
+            return block.pool(jax.nn.relu(block.norm(y)))
+
         pooled, back = jax.vjp(lambda y: em.losses.predict(after, y), y)
         return back(pooled)
 

@@ -272,7 +272,7 @@ class Checkpoint(Callback):
         step, best, written = self._in_flight
         try:
             self._background.wait()
-        except Exception as error:
+        except Exception as error:  # of the thread: what it means for the run the user has said
             self._in_flight = None
             if self.on_error == "raise":
                 error.add_note(f"The checkpoint of step {step} was not written: {self._path(step)}")

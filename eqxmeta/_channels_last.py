@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
-from ._interpret import Rule, interpret, jit_body
+from ._interpret import Rule, bind, interpret, jit_body
 
 # Those of which each element of the result is one of the operands' elements at the same place.
 # fmt: off
@@ -43,7 +43,7 @@ def channels_last(closed: ClosedJaxpr, args: Sequence[Array], rule: Rule) -> lis
     channels first again. What stands between two of them (a bias, a normalisation, an activation)
     is computed on the array as it lies, and the two transpositions meet and vanish. The compiler
     would not find that: it fuses each of them into loops that walk through memory in strides of a
-    whole image, a half of the time of a step of Conv-4.
+    whole image, a third of the time of a first-order step of Conv-4.
     """
 
     def moved(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
@@ -55,9 +55,8 @@ def channels_last(closed: ClosedJaxpr, args: Sequence[Array], rule: Rule) -> lis
             if (outputs := _as_it_lies(eqn, inputs)) is not None:
                 return outputs
             inputs = [_in_memory(x) for x in inputs]
-            if (outputs := rule(eqn, inputs)) is None:
-                outputs = _bind(eqn, inputs)
-            return outputs
+            outputs = rule(eqn, inputs)
+            return bind(eqn, inputs) if outputs is None else outputs
         return rule(eqn, inputs)
 
     return [_in_memory(x) for x in interpret(closed, args, moved)]
@@ -71,11 +70,6 @@ def has_primitive(closed: ClosedJaxpr, name: str) -> bool:
     )
 
 
-def _bind(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any]:
-    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return outputs if eqn.primitive.multiple_results else [outputs]
-
-
 def _as_it_lies(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
     """The result computed on the arrays as they lie in memory, if it can be."""
     name = eqn.primitive.name
@@ -84,7 +78,7 @@ def _as_it_lies(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
         return [_reduce(eqn, inputs[0])]
     if name in _ELEMENTWISE and all(jnp.ndim(x) in (0, len(order)) for x in map(_array, inputs)):
         arrays = [_lying(x, order) for x in inputs]
-        return [_Moved(out, order) for out in _bind(eqn, arrays)]
+        return [_Moved(out, order) for out in bind(eqn, arrays)]
     if (activation := _activation(eqn)) is not None:
         return [_Moved(activation(_array(inputs[0])), order)]
     return None

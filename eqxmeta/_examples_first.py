@@ -45,7 +45,7 @@ def _swap(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
     precision, sharding = eqn.params["precision"], eqn.params["out_sharding"]
     # A pair is one for each side. An algorithm (`jax.lax.DotAlgorithm`, a tuple as well) may have
     # different types for them, and a sharding names axes: both are what the user asked for.
-    if sharding is not None or not (precision is None or _is_pair(precision)):
+    if sharding is not None or not (precision is None or type(precision) is tuple):
         return None
     # The result has the axes of the left that are not contracted, then those of the right: it is
     # the same either way only where one side has none left.
@@ -59,7 +59,3 @@ def _swap(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
         preferred_element_type=eqn.params["preferred_element_type"],
     )
     return [product]
-
-
-def _is_pair(precision: Any) -> bool:
-    return type(precision) is tuple

@@ -27,12 +27,15 @@ def evaluate(
     for eqn in equations:
         inputs = read(eqn.invars, values)
         with _as_traced(eqn):
-            outputs = rule(eqn, inputs)
-            if outputs is None:
-                params = eqn.primitive.get_bind_params(eqn.params)
-                outputs = eqn.primitive.bind(*inputs, **params)
-                outputs = outputs if eqn.primitive.multiple_results else [outputs]
+            if (outputs := rule(eqn, inputs)) is None:
+                outputs = bind(eqn, inputs)
         values.update(zip(eqn.outvars, outputs, strict=True))
+
+
+def bind(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any]:
+    """The outputs of the equation itself, for other `inputs`."""
+    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return outputs if eqn.primitive.multiple_results else [outputs]
 
 
 @contextmanager

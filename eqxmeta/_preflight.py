@@ -87,7 +87,7 @@ def _note_refusal(
 
     try:
         eqx.filter_eval_shape(of_one, model, support)
-    except Exception:
+    except Exception:  # whatever it is: `error` is what is raised, and this only says where from
         example = shapes_of(jax.tree.map(_without_first_axis, support[0]))
         add_note(
             error,

@@ -111,6 +111,7 @@ def _apart(x: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> Array:
 def _apart_jvp(kernel, stride, primals, tangents):
     (x,), (dx,) = primals, tangents
     views = _views(x, kernel, stride)
+    # Small numbers are quick to move; a window of strides may have more places than they can count.
     kind = np.int8 if math.prod(stride) <= 128 else np.int32
     best, index = views[0], jnp.zeros(views[0].shape, kind)
     places = [i * stride[1] + j for i in range(kernel[0]) for j in range(kernel[1])]
