@@ -95,6 +95,7 @@ def test_omniglot_that_is_interrupted_saves_and_tells_the_shell(tmp_path):
     # Warned of, rightly: no evaluation came to be.
     command = [sys.executable, str(EXAMPLES / "omniglot.py"), "--data", "data.npz"]
     command += ["--algorithm", "ProtoNet", "--width", "2", "--train-ways", "2"]
+    command += ["--steps", "1000000"]  # so many that the signal cannot come too late
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     log = tmp_path / "runs/omniglot/protonet/metrics.jsonl"
     try:
