@@ -12,7 +12,14 @@ from eqxmeta._arguments import check_file, check_int, check_path
 from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._container import remove_leftovers, replacing
 from eqxmeta._errors import explain
-from eqxmeta._files import keep_damaged, set_aside, warn_short, write_at
+from eqxmeta._files import (
+    keep_damaged,
+    make_folder,
+    set_aside,
+    sync_folder,
+    warn_short,
+    write_at,
+)
 from eqxmeta._lock import locked
 from eqxmeta._run import Run
 
@@ -68,9 +75,10 @@ class JSONL(Callback):
             # Nothing of that attempt can be continued, and no checkpoint says whose it is.
             set_aside(self.path)
         lines, last, held = _read(self.path, run.start) if run.resuming else (b"", b"", None)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         remove_leftovers(self.path.parent, glob.escape(self.path.name))
         self.path.touch()
+        sync_folder(self.path.parent)  # rows that are synced are not lost with the file's entry
         # The newest row is held back, because more may be published at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.
         self._held = held

@@ -26,6 +26,7 @@ from ._errors import (
     CheckpointTooNew,
     explain,
 )
+from ._files import sync_folder
 
 try:
     import fcntl
@@ -213,7 +214,7 @@ def replacing(path: Path, *, label: str | None = None) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
@@ -232,16 +233,3 @@ def _lock(file: BinaryIO) -> bool:
         except OSError:
             return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot, and say so
-            raise
-    finally:
-        os.close(descriptor)

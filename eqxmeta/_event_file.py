@@ -19,7 +19,7 @@ import numpy as np
 
 from . import _protobuf as pb
 from ._container import replacing
-from ._files import keep_damaged, write_at
+from ._files import keep_damaged, make_folder, sync_folder, write_at
 
 # Below this many rows the checksum in Python is faster than the one in NumPy.
 _FEW = 24
@@ -32,8 +32,9 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, *, suffix: str = ""):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._path = _create(folder, suffix)
+        self._entered = False  # in the folder, as far as the disk knows
         self._size = 0
         self._pending: list[bytes] = []
         self.add(pb.Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -57,6 +58,9 @@ class EventFile:
         write_at(self._path, self._size, data, sync=sync)
         self._size += len(data)
         self._pending.clear()
+        if sync and not self._entered:
+            sync_folder(self._path.parent)
+            self._entered = True
 
 
 def event_files(folder: Path) -> list[Path]:

@@ -1,8 +1,54 @@
+import contextlib
+import errno
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from ._errors import explain, warn
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make `folder`, and those above it that do not exist; returns the new ones, the innermost
+    first. They are on the disk: what is synced into them later is not lost with a folder whose own
+    entry was not."""
+    missing = []
+    for candidate in (folder, *folder.parents):
+        if candidate.exists():
+            break
+        missing.append(candidate)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for new in missing:
+            sync_folder(new.parent)
+    except BaseException:
+        remove_empty(missing)
+        raise
+    return missing
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those that nothing has been put into; the innermost must come first."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def sync_folder(folder: Path) -> None:
+    """Until the entries of `folder` (what is in it, under which names) are on the disk."""
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # one that may be written to and not read: there is no way
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot, and say so
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:

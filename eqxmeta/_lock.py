@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ._errors import CheckpointInUse, explain
+from ._files import make_folder, remove_empty
 
 try:
     import fcntl
@@ -33,7 +34,7 @@ def locked(folder: Path, name: str = NAME) -> Iterator[None]:
     Raises `CheckpointInUse` if somebody else owns the folder, also in this process; `OSError` if
     it cannot be made or written to.
     """
-    made = _make(folder)
+    made = make_folder(folder)
     try:
         descriptor, process = _acquire(folder, name), os.getpid()
         _held.add(descriptor)
@@ -44,20 +45,7 @@ def locked(folder: Path, name: str = NAME) -> Iterator[None]:
                 _held.discard(descriptor)
                 _release(folder, name, descriptor)
     finally:
-        for empty in made:
-            with contextlib.suppress(OSError):
-                empty.rmdir()
-
-
-def _make(folder: Path) -> list[Path]:
-    """The folders that did not exist, the innermost first."""
-    missing = []
-    for candidate in (folder, *folder.parents):
-        if candidate.exists():
-            break
-        missing.append(candidate)
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
+        remove_empty(made)
 
 
 def _acquire(folder: Path, name: str) -> int:

@@ -1,0 +1,59 @@
+"""What is on the disk when: of a machine that loses its power only what was synced is left."""
+
+import os
+import stat
+
+import pytest
+
+from eqxmeta import _files
+from eqxmeta._files import make_folder, sync_folder
+from eqxmeta.callbacks import JSONL, Checkpoint, TensorBoard
+
+from .boring import boring_fit
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """The entries of folders that are on the disk, in the order in which they came there."""
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("needs /proc")
+    entries = []
+    fsync = os.fsync
+
+    def recorded(descriptor):
+        fsync(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            folder = os.readlink(f"/proc/self/fd/{descriptor}")
+            entries.extend(os.path.join(folder, name) for name in os.listdir(folder))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    return entries
+
+
+def test_a_power_cut_leaves_no_checkpoint_without_its_folder_and_logs(tmp_path, synced):
+    saved, logs, board = tmp_path / "a" / "saved", tmp_path / "b" / "logs", tmp_path / "c" / "board"
+    callbacks = [Checkpoint(saved, every=5), JSONL(logs / "x.jsonl"), TensorBoard(board)]
+    boring_fit(5, callbacks=callbacks)
+    (events,) = board.iterdir()
+    paths = [saved, logs, board, logs / "x.jsonl", events]
+    paths += [path.parent for path in paths[:3]]
+    first = synced.index(str(saved / "step-000000005.ckpt"))
+    assert {str(path) for path in paths} <= set(synced[:first])
+
+
+def test_a_folder_that_cannot_be_synced_is_not_left_behind(tmp_path, monkeypatch):
+    def fails(folder):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(_files, "sync_folder", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        make_folder(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_may_not_be_read_is_no_obstacle(tmp_path, monkeypatch):
+    def refused(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refused)  # root, as who tests may run, is never refused
+    sync_folder(tmp_path)
