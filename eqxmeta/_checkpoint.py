@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from . import _container
 from ._checkpoint_folder import refuse_folder
 from ._errors import CheckpointMismatch, explain
+from ._files import drop_cached
 from ._json import check_json
 
 _LIBRARIES = ("eqxmeta", "jax", "equinox", "optax", "numpy")
@@ -123,7 +124,9 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def verify(path: str | os.PathLike[str]) -> None:
-    """Read the whole file. Raises `CheckpointCorrupt` if any of it is not what was written."""
+    """Read the whole file, from the disk if possible. Raises `CheckpointCorrupt` if any of it is
+    not what was written."""
+    drop_cached(Path(path))
     with _container.reading(Path(path)) as reader:
         for entry in reader.manifest["leaves"]:
             reader.read(entry)

@@ -51,6 +51,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def drop_cached(path: Path) -> None:
+    """Ask the system to serve the next reader of `path`, which has been synced, from the disk: what
+    it keeps in memory is what was written, and says nothing of what arrived. Best effort: some
+    systems do not know this request, and some file systems live in memory."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:
     """Let the existing file `path` end with `data`, from byte `offset` on.
 

@@ -5,11 +5,13 @@ import stat
 
 import pytest
 
-from eqxmeta import _files
+import eqxmeta as em
+from eqxmeta import _container, _files
+from eqxmeta._checkpoint import verify
 from eqxmeta._files import make_folder, sync_folder
 from eqxmeta.callbacks import JSONL, Checkpoint, TensorBoard
 
-from .boring import boring_fit
+from .boring import BoringModel, boring_fit
 
 
 @pytest.fixture
@@ -57,3 +59,27 @@ def test_a_folder_that_may_not_be_read_is_no_obstacle(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", refused)  # root, as who tests may run, is never refused
     sync_folder(tmp_path)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_file_is_verified_on_the_disk_rather_than_in_memory(tmp_path, monkeypatch, known):
+    calls = []
+
+    def advised(descriptor, *advice):
+        calls.append((os.fstat(descriptor).st_ino, *advice))
+        raise OSError(95, "Operation not supported")  # no reason not to read the file
+
+    def reads(self, entry):
+        calls.append(entry["path"])
+
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("needs posix_fadvise")
+    em.save(tmp_path / "x", BoringModel())
+    if known:
+        monkeypatch.setattr(os, "posix_fadvise", advised)
+    else:
+        monkeypatch.delattr(os, "posix_fadvise")
+    monkeypatch.setattr(_container.Reader, "read", reads)
+    verify(tmp_path / "x")
+    advice = [((tmp_path / "x").stat().st_ino, 0, 0, os.POSIX_FADV_DONTNEED)]
+    assert calls == advice * known + [".weight", ".bias"]
