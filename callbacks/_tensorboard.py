@@ -14,7 +14,7 @@ from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import explain
-from eqxmeta._event_file import EventFile, cut, event_files, hidden
+from eqxmeta._event_file import EventFile, cut, event_files, hidden, own_event_files
 from eqxmeta._files import set_aside, warn_short
 from eqxmeta._lock import locked
 from eqxmeta._run import Run
@@ -39,7 +39,8 @@ class TensorBoard(Callback):
 
     A resumed run continues the old one: what was written after the checkpoint's step is removed,
     so that every step is there once; if there was no checkpoint yet, the old files are renamed to
-    `*.stale`. After `kill -9` everything up to the last chunk is there.
+    `*.stale`. Event files of other writers are left as they are. After `kill -9` everything up to
+    the last chunk is there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `logdir` already holds
     a run, and `CheckpointInUse` while another run writes to it.
@@ -93,7 +94,7 @@ class TensorBoard(Callback):
             newest = _rewind(self.logdir, run.start)
             if 0 < newest < run.start - run.start % self._thinning:
                 warn_short(self.logdir, newest, run.start)
-        begun = bool(event_files(self.logdir))
+        begun = bool(own_event_files(self.logdir))
         self._file = EventFile(self.logdir)
         self._curves: dict[str, int] = {}
         self._inner: tuple[int, EventFile] | None = None
@@ -168,7 +169,7 @@ class TensorBoard(Callback):
             # One sub-run, of the newest evaluation: TensorBoard deselects everything once there
             # are more than forty runs. A new file, that first makes it forget the one before.
             folder = self.logdir / _INNER
-            old = event_files(folder)
+            old = own_event_files(folder)
             # The steps in it are inner ones: its name tells `_rewind` of which outer step they are.
             self._inner = (step, EventFile(folder, suffix=f".step-{step}"))
             forget = pb.SessionLog(status=pb.SessionLog.START)
@@ -200,11 +201,11 @@ def _rewind(logdir: Path, start: int) -> int:
     remove_leftovers(logdir, "events.out.*")
     if start == 0:
         # Nothing of that attempt can be continued, and no checkpoint says whose it is.
-        for path in logdir.rglob("*tfevents*"):
+        for path in own_event_files(logdir) + own_event_files(logdir / _INNER):
             set_aside(path, hidden(path.name))
         return 0
-    newest = max((cut(path, start) for path in event_files(logdir)), default=0)
-    for path in event_files(logdir / _INNER):
+    newest = max((cut(path, start) for path in own_event_files(logdir)), default=0)
+    for path in own_event_files(logdir / _INNER):
         step = re.search(r"\.step-(\d+)$", path.name)
         if step is not None and int(step[1]) > start:
             path.unlink()

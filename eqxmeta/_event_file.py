@@ -7,6 +7,7 @@ an outer step on the checksum, which a whole chunk of steps can share.
 """
 
 import os
+import re
 import socket
 import struct
 import time
@@ -23,6 +24,10 @@ from ._files import keep_damaged, make_folder, sync_folder, write_at
 
 # Below this many rows the checksum in Python is faster than the one in NumPy.
 _FEW = 24
+
+
+# Other writers name their files after time, host, and numbers of their own.
+_OWN = re.compile(r"\.\d{4,}\.eqxmeta(\.step-\d+)?$")
 
 
 class EventFile:
@@ -64,8 +69,13 @@ class EventFile:
 
 
 def event_files(folder: Path) -> list[Path]:
-    """The event files of a run, in the order in which TensorBoard reads them."""
+    """All event files of a run, in the order in which TensorBoard reads them."""
     return sorted(p for p in folder.glob("*tfevents*") if not p.name.startswith("."))
+
+
+def own_event_files(folder: Path) -> list[Path]:
+    """Those among them that `EventFile` wrote; others are not ours to change."""
+    return [path for path in event_files(folder) if _OWN.search(path.name)]
 
 
 def hidden(name: str) -> str:
@@ -96,7 +106,7 @@ def _create(folder: Path, suffix: str) -> Path:
     count = len(event_files(folder))
     while True:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
-        name = f"{name}.{count:04d}{suffix}"
+        name = f"{name}.{count:04d}.eqxmeta{suffix}"
         try:
             os.close(os.open(folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:

@@ -253,6 +253,34 @@ def test_resume_from_the_beginning_writes_everything_anew(tmp_path):
     assert len(steps_of(tmp_path, "_hparams_/session_start_info")) == 1
 
 
+@pytest.mark.parametrize("start", [0, 10])
+def test_resume_leaves_the_files_of_other_writers_alone(tmp_path, start):
+    killed_run(tmp_path, 15)
+    ours = tmp_path.glob("*tfevents*")
+    data = next(ours).read_bytes()
+    foreign = [  # of tensorboardX, PyTorch, TensorFlow; and of another run further below
+        "events.out.tfevents.1700000000.host.0000",
+        "events.out.tfevents.1700000000.host.4711.0",
+        "validation/events.out.tfevents.1700000000.host.4711.1.v2",
+        "inner_steps/events.out.tfevents.1700000000.host.step-99",
+        "other/events.out.tfevents.1700000000.host.0000.eqxmeta",
+    ]
+    for name in foreign:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    callback = TensorBoard(tmp_path)
+    run = fake_run(callback, start=start, resuming=True)
+    callback.on_fit_start(run)
+    chunk(run, callback, start + 1, 20)
+    run.log({"eval/loss": curve()})
+    callback.on_fit_end(run)
+    assert all((tmp_path / name).read_bytes() == data for name in foreign)
+    (tmp_path / foreign[0]).unlink()
+    (tmp_path / foreign[1]).unlink()
+    assert steps_of(tmp_path) == list(range(1, 21))
+    assert len(steps_of(tmp_path, "_hparams_/session_start_info")) == 1
+
+
 def test_another_run_is_not_touched(tmp_path):
     killed_run(tmp_path, 5)
     before = {p: p.read_bytes() for p in tmp_path.glob("*tfevents*")}
