@@ -30,10 +30,18 @@ class Tally:
 
 
 class Disk:
-    """Counts writes to files, fsyncs and renames of the library, and calls `act` at the nth."""
+    """Counts writes to files, fsyncs and renames of the library, and calls `act` at the nth. With
+    `opens` it counts files that are opened as well, also those to be read."""
 
-    def __init__(self, nth: int | None = None, act: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        nth: int | None = None,
+        act: Callable[[], None] | None = None,
+        *,
+        opens: bool = False,
+    ):
         self.calls: list[str] = []
+        self._opens = opens
         self._nth = nth
         self._act = act
         self._lock = threading.Lock()
@@ -62,6 +70,8 @@ class Disk:
         return counted
 
     def _open(self, *args, **kwargs):
+        if self._opens:
+            self.touch("open")
         return _File(open(*args, **kwargs), self)
 
 

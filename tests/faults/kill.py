@@ -1,4 +1,5 @@
-"""Runs that are ended from outside at random moments, or by themselves in the middle of a save.
+"""Runs that are ended from outside at random moments, or by themselves in the middle of a save or
+of what comes before their first step: a checkpoint is loaded, logs are cut.
 
 Every attempt is a process with Checkpoint, TensorBoard, JSONL and Evaluate, forked from one that
 has imported JAX and not used it yet. When attempts have brought a run to its end, what it left is
@@ -20,6 +21,7 @@ from pathlib import Path
 import jax
 
 import eqxmeta as em
+from eqxmeta.callbacks import Callback
 
 from ..resume_run import everything, parts
 from ..same_run import check_same_run
@@ -27,7 +29,18 @@ from .inject import Disk, Tally
 
 STEPS = 1000
 SECONDS = 0.6  # in which an attempt is hit, after its first chunk
-KINDS = ("kill -9", "kill -9 in a save", "SIGTERM", "SIGINT")
+SAVING, RESUMING = "kill -9 in a save", "kill -9 while resuming"
+KINDS = ("kill -9", SAVING, RESUMING, "SIGTERM", "SIGINT")
+# A run is killed at one of so many of the first calls that touch the disk: its first saves are
+# among them; or a checkpoint is looked for and loaded, and the logs are cut.
+CALLS = {SAVING: 200, RESUMING: 20}
+
+
+class _NoLonger(Callback):
+    """Kills the process at the end of the first chunk, if nothing has done so before."""
+
+    def on_chunk_end(self, run, metrics):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill(folder: Path, times: int, rng: random.Random) -> Tally:
@@ -85,7 +98,7 @@ def _saved(folder: Path) -> tuple[int, str | None]:
 def _attempt(folder: Path, kind: str | None, rng: random.Random) -> int:
     """The exit code of a process, negative for a signal, as `subprocess` has it."""
     folder.mkdir(exist_ok=True)
-    nth = rng.randint(1, 200) if kind == "kill -9 in a save" else None
+    nth = rng.randint(1, CALLS[kind]) if kind in CALLS else None
     delay = rng.uniform(0, SECONDS)
     reader, writer = os.pipe()
     with warnings.catch_warnings():
@@ -95,7 +108,7 @@ def _attempt(folder: Path, kind: str | None, rng: random.Random) -> int:
         os.close(reader)
         os.dup2(writer, 1)
         os.dup2(os.open(folder / "err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        _train(folder, nth)
+        _train(folder, nth, resuming=kind == RESUMING)
     os.close(writer)
     number = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
     if kind in number:
@@ -117,14 +130,14 @@ def _wait_for_a_chunk(reader: int) -> None:
         seen += data
 
 
-def _train(folder: Path, nth: int | None) -> None:
+def _train(folder: Path, nth: int | None, *, resuming: bool) -> None:
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         strategy, model, tasks = parts(boring=True)
-        callbacks = everything(folder, tasks)
+        callbacks = [*[_NoLonger()] * resuming, *everything(folder, tasks)]
         trainer = em.Trainer(strategy, meta_batch_size=3, seed=1, callbacks=callbacks)
-        disk = Disk(nth, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        disk = Disk(nth, lambda: os.kill(os.getpid(), signal.SIGKILL), opens=resuming)
         with disk.watched():
             trainer.fit(model, tasks, STEPS, resume="auto")
         code = 130 if trainer.stop_reason == "interrupted" else 0
