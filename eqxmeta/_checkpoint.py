@@ -1,7 +1,6 @@
 """Checkpoints of pytrees: the arrays go to a file, everything else stays with the code."""
 
 import importlib.metadata
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -129,17 +128,18 @@ def verify(path: str | os.PathLike[str]) -> None:
     drop_cached(Path(path))
     with _container.reading(Path(path)) as reader:
         for entry in reader.manifest["leaves"]:
-            reader.read(entry)
+            read_alone(reader, entry)
 
 
-def decoded(data: bytes, entry: dict[str, Any]) -> np.ndarray | None:
-    """A leaf by the manifest's word alone; `None` for PRNG keys, whose bits mean nothing."""
+def read_alone(reader: _container.Reader, entry: dict[str, Any]) -> np.ndarray | None:
+    """A leaf without a `like`: what the manifest says of it is checked too. `None` for PRNG keys,
+    whose bits mean nothing. Raises `CheckpointCorrupt`."""
     if entry["dtype"].startswith("key<"):
+        reader.read(entry)
         return None
-    dtype = jnp.dtype(entry["dtype"])
-    count = math.prod(entry["shape"])
-    flat = np.frombuffer(data, np.uint8)[len(data) - count * dtype.itemsize :]
-    return flat.view(dtype).reshape(entry["shape"])
+    with _container.damage_of(reader.path, entry["path"]):
+        dtype = jnp.dtype(entry["dtype"])
+    return reader.array(entry, tuple(entry["shape"]), _stored_dtype(dtype)).view(dtype)
 
 
 def _is_below(prefix: str, name: str) -> bool:
@@ -187,8 +187,11 @@ def _stored_form(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype in the file: `.npy` knows neither keys nor bfloat16 and its kin."""
     if _is_key(leaf):
         leaf = jax.random.key_data(leaf)
-    dtype = np.dtype(leaf.dtype)
-    return leaf.shape, np.dtype(f"u{dtype.itemsize}") if dtype.isbuiltin == 2 else dtype
+    return leaf.shape, _stored_dtype(np.dtype(leaf.dtype))
+
+
+def _stored_dtype(dtype: np.dtype) -> np.dtype:
+    return np.dtype(f"u{dtype.itemsize}") if dtype.isbuiltin == 2 else dtype
 
 
 def _to_numpy(leaf: Any) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from . import _container
-from ._checkpoint import decoded, read_manifest
+from ._checkpoint import read_alone, read_manifest
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     leaves = manifest["leaves"]
     # All of it before the first line, so that of a damaged file nothing is shown as if it were.
     with _container.reading(Path(path)) as reader:
-        rows = [(*_form(leaf), _values(Path(path), reader.read(leaf), leaf)) for leaf in leaves]
+        rows = [(*_form(leaf), _values(read_alone(reader, leaf))) for leaf in leaves]
     versions = ", ".join(f"{k} {v}" for k, v in manifest["versions"].items())
     print(f"{os.fspath(path)}: format {manifest['format']}, {len(leaves)} leaves, sound")
     print(f"versions  {versions}")
@@ -37,10 +37,8 @@ def _form(leaf: dict[str, Any]) -> tuple[str, str, str]:
     return leaf["path"], f"{leaf['dtype']}[{shape}]", f"{leaf['bytes']:,} B"
 
 
-def _values(path: Path, data: bytes, leaf: dict[str, Any]) -> str:
+def _values(array: np.ndarray | None) -> str:
     """The values' range, of the kinds that have one: enough to see zeros, NaN and blow-ups."""
-    with _container.damage_of(path, leaf["path"]):
-        array = decoded(data, leaf)
     if array is None or array.size == 0 or array.dtype.kind == "c":
         return ""
     wide = array if array.dtype.kind in "iu" else array.astype(np.float64)

@@ -18,6 +18,7 @@ from eqxmeta import (
     CheckpointNotFound,
     CheckpointTooNew,
     _container,
+    inspect,
     load,
     save,
 )
@@ -512,3 +513,19 @@ def test_no_warnings_for_odd_files(path):
 def test_errors_share_a_base():
     for error in (CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, CheckpointTooNew):
         assert issubclass(error, CheckpointError)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [dict(shape=[2]), dict(shape=[10**6] * 2), dict(dtype="int32"), dict(dtype="nonsense")],
+)
+def test_without_a_model_the_manifest_is_not_believed_either(path, capsys, forged):
+    def change(manifest):
+        leaves = [{**x, **forged} if x["path"] == "['w']" else x for x in manifest["leaves"]]
+        return {**manifest, "leaves": leaves}
+
+    rewrite(path, change)
+    for read in (verify, inspect):
+        with pytest.raises(CheckpointCorrupt, match=r"in its leaf .*\['w'\]"):
+            read(path)
+    assert capsys.readouterr().out == ""
