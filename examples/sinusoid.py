@@ -39,7 +39,7 @@ def recipe(name, steps):
 
 
 def train(strategy, model, tasks, test, steps, folder, meta_batch_size=25):
-    """The model that, of those checkpointed, did best on 600 tasks kept for that."""
+    """`strategy`, and the model that, of those saved, did best on 600 tasks kept for that."""
     every, trained_for = max(1, steps // 20), f"eval/loss/after_{strategy.inner.steps}"
     callbacks = [
         ProgressBar(),
@@ -53,7 +53,7 @@ def train(strategy, model, tasks, test, steps, folder, meta_batch_size=25):
     state = trainer.fit(model, tasks, steps, resume="auto")  # goes on where Ctrl-C stopped it
     if trainer.stop_reason == "interrupted":
         raise SystemExit(130)  # everything is saved; the shell shall know
-    return em.load_model(checkpoint.best_path or "", state.model)
+    return strategy, em.load_model(checkpoint.best_path or "", state.model)
 
 
 def overfit_one_sine(steps):
@@ -61,6 +61,8 @@ def overfit_one_sine(steps):
     sine = OneSine(em.tasks.Sinusoid(shots=50, queries=50).sample(jax.random.key(7)))
     trainer = em.Trainer(recipe("Joint", steps), meta_batch_size=1, summary=False)
     models = NETWORK, trainer.fit(NETWORK, sine, steps).model
+    if trainer.stop_reason == "interrupted":
+        raise SystemExit(130)
     before, after = (em.losses.mse(model, sine.task.query, None)[0] for model in models)
     print(f"one sine: MSE {before:.2f} before, {after:.4f} after {steps:,} steps of Adam\n")
 
@@ -81,12 +83,11 @@ def report(learners, test, folder):
 
 
 def compare(names, shots, steps, folder):
-    tasks = em.tasks.Sinusoid(shots, queries=10, phase=(0.0, math.pi))
-    test = em.tasks.Sinusoid(shots, queries=50, phase=(0.0, math.pi))
-    learners = {}
-    for strategy, name in ((recipe(name, steps), name) for name in names):
-        model = train(strategy, NETWORK, tasks, test, steps, folder / name.lower())
-        learners[name] = strategy, model
+    tasks, test = (em.tasks.Sinusoid(shots, queries, phase=(0.0, math.pi)) for queries in (10, 50))
+    learners = {
+        name: train(recipe(name, steps), NETWORK, tasks, test, steps, folder / name.lower())
+        for name in names
+    }
     report(learners, test, folder)
 
 
@@ -94,9 +95,8 @@ def reptile_paper(steps, folder):
     """Nichol et al. 2018: every phase, tanh, 10 tasks a step, batches of 10 of 50 points."""
     model = eqx.nn.MLP(1, 1, 64, 2, activation=jnp.tanh, key=jax.random.key(0))
     tasks, test = em.tasks.Sinusoid(shots=10, queries=40), em.tasks.Sinusoid(10, queries=100)
-    strategy = recipe("Reptile", steps)
-    model = train(strategy, model, tasks, test, steps, folder, meta_batch_size=10)
-    report({"Reptile": (strategy, model)}, test, folder)
+    learner = train(recipe("Reptile", steps), model, tasks, test, steps, folder, meta_batch_size=10)
+    report({"Reptile": learner}, test, folder)
 
 
 def main():

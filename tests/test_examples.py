@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import eqxmeta as em
+from eqxmeta.callbacks import Lambda
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -46,6 +50,21 @@ def test_sinusoid(tmp_path):
     again = run("sinusoid.py", "--steps", 60, cwd=tmp_path)
     assert "resumed at step 60" in again
     assert out[out.index("MSE over") :] == again[again.index("MSE over") :]
+
+
+def test_sinusoid_that_is_interrupted_at_its_first_run_does_not_go_on(monkeypatch):
+    fit = em.Trainer.fit
+
+    def interrupted(trainer, *arguments):
+        press = Lambda(on_fit_start=lambda run: signal.raise_signal(signal.SIGINT))
+        trainer.callbacks = (press,)
+        return fit(trainer, *arguments)
+
+    monkeypatch.setattr(em.Trainer, "fit", interrupted)
+    overfit_one_sine = runpy.run_path(str(EXAMPLES / "sinusoid.py"))["overfit_one_sine"]
+    with pytest.raises(SystemExit) as ended:
+        overfit_one_sine(10)
+    assert ended.value.code == 130
 
 
 def test_sinusoid_in_the_papers_setting(tmp_path):
