@@ -1,7 +1,6 @@
 import json
 import math
 import os
-import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,16 +12,13 @@ import numpy as np
 from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._background import Background
 from eqxmeta._callback import Callback, Histogram, Image, Published, published
-from eqxmeta._checkpoint import on_host, read_manifest, save, verify
-from eqxmeta._container import remove_leftovers
-from eqxmeta._errors import CheckpointError, NonFiniteError, explain, warn
-from eqxmeta._files import set_aside
+from eqxmeta._checkpoint import on_host
+from eqxmeta._checkpoint_files import CheckpointFiles, id_of, write_new
+from eqxmeta._errors import NonFiniteError, explain, warn
 from eqxmeta._json import check_json
 from eqxmeta._lock import locked
 from eqxmeta._monitor import check_named, is_overdue, warn_overdue
 from eqxmeta._run import Run
-
-_NAME = re.compile(r"step-(\d{9,})\.ckpt")
 
 
 class Checkpoint(Callback):
@@ -99,15 +95,19 @@ class Checkpoint(Callback):
     @property
     def last_path(self) -> Path | None:
         """The newest file of this run."""
-        return self._path(max(self._mine)) if self._mine else None
+        return self._files.path(max(self._mine)) if self._mine else None
 
     @property
     def best_path(self) -> Path | None:
         """The file of this run with the best value of `monitor`."""
-        return None if self._best is None else self._path(self._best[0])
+        return None if self._best is None else self._files.path(self._best[0])
+
+    @property
+    def _files(self) -> CheckpointFiles:
+        return CheckpointFiles(self.folder)  # which may be assigned, from one run to the next
 
     def resume_paths(self) -> Sequence[Path]:
-        return [path for _, path in sorted(self._files().items(), reverse=True)]
+        return [path for _, path in sorted(self._files.by_step().items(), reverse=True)]
 
     def state_dict(self) -> dict[str, Any]:
         self._settle()  # so that what another `Checkpoint` stores does not depend on the disk
@@ -140,22 +140,21 @@ class Checkpoint(Callback):
 
     def refuse(self, run: Run) -> None:
         if not run.resuming:
-            self._refuse_others()
+            self._files.refuse_any()
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
         restored, self._restored = self._restored, {}
         self._forget()
         self._id = run.id
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.folder, "step-*.ckpt")
+        self._files.prepare()
         if not run.resuming:
             return
-        self._set_aside(after=run.start)
+        self._files.set_aside(after=run.start)
         if run.resumed_from is not None:  # possibly by another `Checkpoint` of the run
-            self._id = self._id_of(run.resumed_from) or self._id
+            self._id = id_of(run.resumed_from) or self._id
         if restored:
-            self._mine = {s for s, path in self._files().items() if self._id_of(path) == self._id}
+            self._mine = {s for s, path in self._files.by_step().items() if id_of(path) == self._id}
             step, value = restored["best_step"], restored["best_value"]
             # Of another monitor, or a file that has gone: then the best is yet to come.
             same = (restored["monitor"], restored["mode"]) == (self.monitor, self.mode)
@@ -228,7 +227,7 @@ class Checkpoint(Callback):
     def _save(self, run: Run) -> None:
         """Everything that goes into the file is what it is now; the file follows."""
         self._settle()
-        step, path, best = run.step, self._path(run.step), self._best
+        step, path, best = run.step, self._files.path(run.step), self._best
         if self._is_best(step):
             self._best = self._value
         try:
@@ -250,7 +249,7 @@ class Checkpoint(Callback):
             candidate, self._best = self._best, best
         written: list[int] = []
         self._in_flight = step, candidate, written
-        self._background.start(lambda: (_write(path, state, meta), written.append(step)))
+        self._background.start(lambda: (write_new(path, state, meta), written.append(step)))
 
     def _save_last(self, run: Run) -> None:
         try:
@@ -275,9 +274,11 @@ class Checkpoint(Callback):
         except Exception as error:  # of the thread: what it means for the run the user has said
             self._in_flight = None
             if self.on_error == "raise":
-                error.add_note(f"The checkpoint of step {step} was not written: {self._path(step)}")
+                error.add_note(
+                    f"The checkpoint of step {step} was not written: {self._files.path(step)}"
+                )
                 raise
-            message = f"{self._path(step)} was not written, training goes on: {error!r}"
+            message = f"{self._files.path(step)} was not written, training goes on: {error!r}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         else:
             self._in_flight = None
@@ -292,56 +293,9 @@ class Checkpoint(Callback):
         stay = set(sorted(self._mine)[-self.keep :]) | ({self._best[0]} if self._best else set())
         for step in sorted(self._mine - stay):
             try:
-                self._path(step).unlink(missing_ok=True)
+                self._files.path(step).unlink(missing_ok=True)
             except OSError as error:  # tried again at the next save
                 message = f"An old checkpoint could not be removed: {error}"
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
             else:
                 self._mine.discard(step)
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:09}.ckpt"
-
-    def _files(self) -> dict[int, Path]:
-        paths = self.folder.iterdir() if self.folder.is_dir() else ()
-        matches = ((_NAME.fullmatch(path.name), path) for path in paths)
-        return {int(match[1]): path for match, path in matches if match and path.is_file()}
-
-    def _id_of(self, path: Path) -> str | None:
-        try:
-            return read_manifest(path)["meta"].get("run")
-        except (CheckpointError, OSError):
-            return None
-
-    def _refuse_others(self) -> None:
-        files = self._files()
-        if files:
-            raise FileExistsError(
-                explain(
-                    f"The folder {self.folder} holds the checkpoints of an earlier run.",
-                    f"{len(files)} of them, the newest {files[max(files)].name}",
-                    '`fit(..., resume="auto")` to continue that run, or another folder',
-                )
-            )
-
-    def _set_aside(self, *, after: int) -> None:
-        """The run is to write files of these steps again, and these may be all that is left."""
-        for step, path in sorted(self._files().items()):
-            if step > after:
-                stale = set_aside(path)
-                message = f"The run continues from step {after}: {path} is now {stale.name}."
-                warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-def _write(path: Path, state: Any, meta: dict[str, Any]) -> None:
-    if path.exists():
-        expected = "a folder into which nobody else writes meanwhile"
-        raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
-    try:
-        save(path, state, meta=meta)
-        verify(path)
-    except BaseException:
-        # Not to be taken for a checkpoint; nor removed, for it tells of the disk.
-        with suppress(OSError):
-            set_aside(path)
-        raise

@@ -26,7 +26,7 @@ from ._plan import PlanRow as PlanRow
 from ._plot_adaptation import plot_adaptation as plot_adaptation
 from ._plot_confusion import plot_confusion as plot_confusion
 from ._run import Run as Run
-from ._seeds import SeedRuns as SeedRuns
+from ._seed_runs import SeedRuns as SeedRuns
 from ._seeds import fit_seeds as fit_seeds
 from ._state import TrainState as TrainState
 from ._strategy import GradientStrategy as GradientStrategy

@@ -1,9 +1,16 @@
-"""What a folder of checkpoints holds: for whoever passes it where one of its files is meant."""
+"""How the files of a folder of checkpoints are named, and help for whoever passes the folder."""
 
+import re
 from pathlib import Path
 
 from . import _container
 from ._errors import CheckpointError, CheckpointNotFound, explain
+
+NAME = re.compile(r"step-(\d{9,})\.ckpt")
+
+
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09}.ckpt"
 
 
 def refuse_folder(path: Path) -> None:
@@ -28,7 +35,7 @@ def _best(newest: Path) -> str | None:
         with _container.reading(newest) as reader:
             states = reader.manifest["meta"].get("callbacks", {}).values()
         steps = [state["best_step"] for state in states if state.get("best_step") is not None]
-    except (CheckpointError, AttributeError, TypeError):  # damaged, or somebody else's `meta`
-        return None
-    best = [newest.with_name(f"step-{step:09}.ckpt") for step in steps]
+    except (CheckpointError, AttributeError, TypeError, ValueError):
+        return None  # damaged, or somebody else's `meta`
+    best = [path_of(newest.parent, step) for step in steps]
     return best[0].name if len(best) == 1 and best[0].is_file() else None

@@ -1,9 +1,5 @@
 import contextlib
-import difflib
-import errno
-import math
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,16 +12,8 @@ from jaxtyping import PyTree
 
 from ._arguments import check_int, check_seed
 from ._callback import Callback, attach, name_of
-from ._checkpoint import load, read_manifest
 from ._chunk import CAPACITY, SKIPPED
-from ._errors import (
-    CheckpointCorrupt,
-    CheckpointMismatch,
-    CheckpointNotFound,
-    explain,
-    tracing,
-    warn,
-)
+from ._errors import explain, tracing, warn
 from ._loop import Loop
 from ._model import check_model, check_no_nan
 from ._monitor import check_monitors
@@ -33,14 +21,12 @@ from ._non_finite import POLICIES, OnNonFinite
 from ._pace import Pace
 from ._plan import Plan, make_plan
 from ._preflight import check_init, check_loss, check_outer_update, with_labels
+from ._resume import restore
 from ._sources import HostSource, Sampled, check_device_source, is_device_source
 from ._state import TrainState, strong
 from ._strategy import Strategy
 from ._summary import describe, render
 from ._task import Task
-
-# A checkpoint of a run in which one of these differs is of another run.
-_IDENTITY = ("strategy", "inner_steps", "gradient", "meta_batch_size", "seed", "model", "tasks")
 
 
 class Trainer:
@@ -170,8 +156,8 @@ class Trainer:
         with contextlib.ExitStack() as held:
             for callback in callbacks:
                 held.enter_context(callback.exclusive())
-            origin, restored, states = self._restore(resume, state, callbacks, config)
-            start = 0 if restored is None else int(restored.step)
+            restored = restore(resume, state, callbacks, config)
+            start = 0 if restored is None else int(restored.state.step)
             if start > steps:
                 expected = f"{start} or more"
                 raise ValueError(
@@ -183,7 +169,7 @@ class Trainer:
             metrics = check_outer_update(self.strategy, state, example)
             loop = Loop(
                 self.strategy,
-                state if restored is None else restored,
+                state if restored is None else restored.state,
                 source=source,
                 root=jax.random.key(self.seed),
                 pace=Pace(self.steps_per_execution, capacity),
@@ -194,7 +180,7 @@ class Trainer:
                 steps=steps,
                 config=config,
                 resuming=resume is not None,
-                resumed_from=origin,
+                resumed_from=None if restored is None else restored.path,
             )
             loop.refuse()
             # Of those too that a trial run leaves out.
@@ -207,8 +193,8 @@ class Trainer:
                     print(make_plan(self.strategy, state, example, alone=True), flush=True)
             # Not before: a run that is refused leaves the callbacks as they were.
             for callback in callbacks:
-                if name_of(callback) in states:
-                    callback.load_state_dict(states[name_of(callback)])
+                if restored is not None and name_of(callback) in restored.callback_states:
+                    callback.load_state_dict(restored.callback_states[name_of(callback)])
             try:
                 state = loop.run()
             except BaseException as error:
@@ -274,102 +260,6 @@ class Trainer:
                     "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch`",
                 )
             )
-
-    def _restore(
-        self,
-        resume: Literal["auto"] | str | Path | None,
-        like: TrainState,
-        callbacks: tuple[Callback, ...],
-        config: dict[str, Any],
-    ) -> tuple[Path | None, TrainState | None, dict[str, Any]]:
-        """The checkpoint, the state in it and the states of callbacks in it; or nothing."""
-        if resume is None:
-            return None, None, {}
-        if not isinstance(resume, str | Path):
-            raise TypeError(
-                explain("`fit(resume=...)` is invalid.", repr(resume), "'auto', a path, or None")
-            )
-        if isinstance(resume, str) and resume != "auto" and not Path(resume).exists():
-            near = difflib.get_close_matches(resume.lower(), ["auto"])
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            expected = f"'auto', the path of a checkpoint, or None.{hint}"
-            message = f"There is no checkpoint at `fit(resume={resume!r})`."
-            raise CheckpointNotFound(explain(message, "no such file", expected))
-        if resume != "auto":
-            return self._load(Path(resume), like, callbacks, config)
-        if not any(type(c).resume_paths is not Callback.resume_paths for c in callbacks):
-            raise ValueError(
-                explain(
-                    "`fit(resume='auto')` has nothing to resume from.",
-                    "no callback that saves",
-                    "a `Checkpoint` among the callbacks",
-                )
-            )
-        paths = [path for callback in callbacks for path in callback.resume_paths()]
-        # The newest of all callbacks' files; damaged ones first, so that they are told of.
-        for path in sorted(paths, key=_step_of, reverse=True):
-            try:
-                _check_name(path)
-                return self._load(path, like, callbacks, config)
-            except (CheckpointCorrupt, OSError) as error:
-                if isinstance(error, OSError) and error.errno != errno.EIO:
-                    raise
-                message = f"Skipping a damaged checkpoint, {path}. {error}"
-                warnings.warn(message, RuntimeWarning, stacklevel=3)
-        if paths:
-            raise CheckpointCorrupt(
-                explain(
-                    "No checkpoint is sound.",
-                    ", ".join(map(str, paths)),
-                    "at least one. Move them away to start anew",
-                )
-            )
-        return None, None, {}
-
-    def _load(
-        self, path: Path, like: TrainState, callbacks: tuple[Callback, ...], config: dict[str, Any]
-    ) -> tuple[Path, TrainState, dict[str, Any]]:
-        meta = read_manifest(path)["meta"]
-        saved = meta.get("config", {})
-        differ = [name for name in _IDENTITY if saved.get(name) != config[name]]
-        if differ:
-            raise CheckpointMismatch(
-                explain(
-                    f"`{path}` is of another run.",
-                    ", ".join(f"{name}={saved.get(name)!r}" for name in differ),
-                    ", ".join(f"{name}={config[name]!r}" for name in differ),
-                )
-            )
-        state = load(path, like)
-        states = dict(meta.get("callbacks", {}))
-        attached = {name_of(callback) for callback in callbacks}
-        forgotten = [name for name, value in states.items() if value and name not in attached]
-        if forgotten:
-            message = f"`{path}` holds the state of callbacks that are not attached: {forgotten}"
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
-        return path, state, states
-
-
-def _step_of(path: Path) -> int | float:
-    """Before all others what is damaged or no run's, so that it is told of."""
-    try:
-        step = read_manifest(path)["meta"].get("step")
-    except (CheckpointCorrupt, OSError):
-        return math.inf
-    return step if isinstance(step, int) else math.inf
-
-
-def _check_name(path: Path) -> None:
-    """A file under the name of another is found by whoever looks for the other."""
-    saved = read_manifest(path)["meta"].get("file", path.name)
-    if saved != path.name:
-        raise CheckpointCorrupt(
-            explain(
-                f"Checkpoint {path} is damaged: it is another one.",
-                f"the file that was saved as {saved}",
-                "the file that was saved under this name. Rename it, or pass its path as `resume`",
-            )
-        )
 
 
 def _seconds(max_time: int | float | timedelta | None) -> float:

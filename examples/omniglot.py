@@ -33,13 +33,13 @@ def episodes(root, split, ways, shots, queries):
 def recipe(name, steps):
     """The strategy, and the number of inner steps at test."""
     loss = em.losses.cross_entropy
-    rate = 1e-3 if name == "ProtoNet" else 3e-3  # to 0 over the run, so that a short one is enough
-    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    rate = {"ProtoNet": 1e-3, "ANIL": 2e-3}.get(name, 3e-3)
+    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))  # so that a short run is enough
     descent = em.InnerLoop(optax.sgd(0.4), steps=1)  # the rate of Finn et al. 2017, a mean loss
     if name == "MetaSGD":  # rates of 0.4 to begin with, all of them learnt
         return em.MetaSGD(loss, em.InnerLoop(optax.sgd(1.0), steps=1), adam, rate=0.4), 3
     if name == "ANIL":  # the head alone, on features that stay: five steps cost what one does
-        return em.ANIL(loss, em.InnerLoop(optax.sgd(0.4), steps=5), adam), 5
+        return em.ANIL(loss, em.InnerLoop(optax.sgd(0.1), steps=5), adam), 5  # Raghu et al. 2020
     if name == "Reptile":  # Nichol et al. 2018, table 4: Adam without momentum, 1 annealed to 0
         inner = em.InnerLoop(optax.adam(1e-3, b1=0), steps=5)
         annealed = optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
@@ -80,7 +80,7 @@ def main():
         Confusion(val, every=every, inner_steps=inner_steps),
         best := Checkpoint(out / "checkpoints", every=every, monitor="val/accuracy", mode="max"),
     ]
-    meta_batch = {"ProtoNet": 1, "Reptile": 5}.get(name, 8)
+    meta_batch = {"ProtoNet": 1, "Reptile": 5}.get(name, 4)
     options = {"meta_batch_size": meta_batch, "max_time": 60 * args.minutes}
     trainer = em.Trainer(strategy, callbacks=callbacks, **options)
     ways = None if name == "ProtoNet" else args.ways  # it classifies by distances, without a head

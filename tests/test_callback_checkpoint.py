@@ -349,7 +349,7 @@ def test_the_old_stay_until_the_new_is_read_back(tmp_path, monkeypatch):
         if path.name == "step-000000020.ckpt":
             spoil(path)
 
-    monkeypatch.setattr("eqxmeta.callbacks._checkpoint.save", damaging)
+    monkeypatch.setattr("eqxmeta._checkpoint_files.save", damaging)
     with pytest.raises(CheckpointCorrupt):
         fit(checkpoint, 30)
     load(tmp_path / "step-000000010.ckpt", state_at(0))
@@ -363,7 +363,7 @@ def test_a_failed_save_is_not_the_best(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         save(path, *args, **kwargs)
 
-    monkeypatch.setattr("eqxmeta.callbacks._checkpoint.save", fail)
+    monkeypatch.setattr("eqxmeta._checkpoint_files.save", fail)
     with pytest.raises(OSError, match="No space"):
         fit(checkpoint, 30, loss=lambda s: -s)
     assert checkpoint.best_path == checkpoint.last_path == tmp_path / "step-000000010.ckpt"

@@ -7,9 +7,10 @@ import time
 import pytest
 
 import eqxmeta as em
+from eqxmeta import _checkpoint_files
 from eqxmeta._background import Background
 from eqxmeta._checkpoint import read_manifest
-from eqxmeta.callbacks import Checkpoint, _checkpoint
+from eqxmeta.callbacks import Checkpoint
 
 from .boring import BoringStrategy, Recorder, at, boring_fit, same_bits
 
@@ -21,10 +22,10 @@ class Gate:
         self.open = threading.Event()
         self.began = []
         self.failing = failing
-        self._save = _checkpoint.save
+        self._save = _checkpoint_files.save
         if opened:
             self.open.set()
-        monkeypatch.setattr(_checkpoint, "save", self)
+        monkeypatch.setattr(_checkpoint_files, "save", self)
 
     def __call__(self, path, state, *, meta):
         assert threading.current_thread() is not threading.main_thread()
@@ -165,7 +166,7 @@ def test_the_end_tries_again_what_failed_at_the_same_step(tmp_path, monkeypatch)
 
 
 def test_a_file_that_does_not_read_back_is_no_checkpoint(tmp_path, monkeypatch):
-    save = _checkpoint.save
+    save = _checkpoint_files.save
 
     def rotten(path, state, *, meta):
         save(path, state, meta=meta)
@@ -174,7 +175,7 @@ def test_a_file_that_does_not_read_back_is_no_checkpoint(tmp_path, monkeypatch):
             data[300] ^= 1
             path.write_bytes(data)
 
-    monkeypatch.setattr(_checkpoint, "save", rotten)
+    monkeypatch.setattr(_checkpoint_files, "save", rotten)
     checkpoint = Checkpoint(tmp_path, every=10, keep=1, on_error="warn")
     with pytest.warns(RuntimeWarning, match="CheckpointCorrupt"):
         boring_fit(20, callbacks=[checkpoint])

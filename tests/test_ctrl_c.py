@@ -151,7 +151,7 @@ def test_a_real_ctrl_c_from_outside(tmp_path, again):
         if again:
             wait_for("ending")
             process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()

@@ -16,11 +16,11 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "callbacks": "callbacks",
     "package": "eqxmeta __main__",
-    "trainer": "_trainer _loop _non_finite _plan _seeds _preflight _slow_convolutions _summary"
-    " _pace _signals",
+    "trainer": "_trainer _resume _loop _non_finite _plan _preflight _slow_convolutions"
+    " _seeds _seed_arguments _summary _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
         "_chunk _packed _sources _evaluate _figure _plot_adaptation _plot_confusion _check"
-        " _checkpoint _inspect _callback _drawing _monitor _run"
+        " _checkpoint _checkpoint_files _inspect _callback _drawing _monitor _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",
@@ -28,7 +28,7 @@ LAYERS = {
         "_strategy _inner_loop _hoist _meta_gradient _safe_sqrt _task_chunk _flops"
     ),
     "task, state, types": (
-        "_task _state _types _model _select _predict _support_statistics "
+        "_task _state _seed_runs _types _model _select _predict _support_statistics "
         "_examples_first _channels_last _interpret"
     ),
     "plain Python": (

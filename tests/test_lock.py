@@ -205,12 +205,12 @@ def test_of_two_runs_into_one_folder_the_second_is_refused(tmp_path):
     try:
         assert owner.stdout.readline() == "training\n", owner.communicate("")[1]
         second = run(tmp_path)
-        _, error = second.communicate("", timeout=120)
+        _, error = second.communicate("", timeout=300)
         assert second.returncode == 1
         received = rf"(?s)CheckpointInUse: .*{re.escape(str(tmp_path))}.*process {owner.pid} "
         assert re.search(received, error), error
         # The first goes on as if nothing had been.
-        _, error = owner.communicate("go on\n", timeout=120)
+        _, error = owner.communicate("go on\n", timeout=300)
         assert owner.returncode == 0, error
         assert sorted(os.listdir(saved)) == [f"step-0000000{step}.ckpt" for step in (10, 20, 30)]
         assert len((tmp_path / "log").read_text().splitlines()) == 30

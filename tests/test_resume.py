@@ -40,7 +40,7 @@ def start(folder, steps, *flags, hash_seed=0):
 
 
 def finish(folder, process, steps):
-    assert process.wait(timeout=120) == 0, (folder / "out").read_text()
+    assert process.wait(timeout=300) == 0, (folder / "out").read_text()
     assert (folder / "out").read_text().rstrip().endswith(f"finished {steps}")
 
 

@@ -132,7 +132,7 @@ def test_a_real_one_from_outside(tmp_path):
         while not process.stdout.readline().startswith("running"):
             assert process.poll() is None, process.stderr.read()
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()

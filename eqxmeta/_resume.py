@@ -1,0 +1,127 @@
+"""What `fit(resume=...)` stands for: which checkpoint, and whether it is of this run."""
+
+import difflib
+import errno
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ._callback import Callback, name_of
+from ._checkpoint import load, read_manifest
+from ._errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, explain
+from ._state import TrainState
+
+# A checkpoint of a run in which one of these differs is of another run.
+_IDENTITY = ("strategy", "inner_steps", "gradient", "meta_batch_size", "seed", "model", "tasks")
+
+
+class Restored(NamedTuple):
+    """A checkpoint, the state in it, and by callback what each saved of itself."""
+
+    path: Path
+    state: TrainState
+    callback_states: dict[str, Any]
+
+
+def restore(
+    resume: Literal["auto"] | str | Path | None,
+    like: TrainState,
+    callbacks: tuple[Callback, ...],
+    config: dict[str, Any],
+) -> Restored | None:
+    """What `fit(resume=...)` stands for; `None` is a start.
+
+    `like` is a state of the run that asks, `config` what `describe` says of it.
+
+    Raises `CheckpointError` if there is no such file, none that is sound, or if it is of
+    another run; `TypeError` or `ValueError` for another `resume`.
+    """
+    if resume is None:
+        return None
+    if not isinstance(resume, str | Path):
+        raise TypeError(
+            explain("`fit(resume=...)` is invalid.", repr(resume), "'auto', a path, or None")
+        )
+    if isinstance(resume, str) and resume != "auto" and not Path(resume).exists():
+        near = difflib.get_close_matches(resume.lower(), ["auto"])
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        expected = f"'auto', the path of a checkpoint, or None.{hint}"
+        message = f"There is no checkpoint at `fit(resume={resume!r})`."
+        raise CheckpointNotFound(explain(message, "no such file", expected))
+    if resume != "auto":
+        return _load(Path(resume), like, callbacks, config)
+    if not any(type(c).resume_paths is not Callback.resume_paths for c in callbacks):
+        raise ValueError(
+            explain(
+                "`fit(resume='auto')` has nothing to resume from.",
+                "no callback that saves",
+                "a `Checkpoint` among the callbacks",
+            )
+        )
+    paths = [path for callback in callbacks for path in callback.resume_paths()]
+    # The newest of all callbacks' files; damaged ones first, so that they are told of.
+    for path in sorted(paths, key=_step_of, reverse=True):
+        try:
+            _check_name(path)
+            return _load(path, like, callbacks, config)
+        except (CheckpointCorrupt, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EIO:
+                raise
+            message = f"Skipping a damaged checkpoint, {path}. {error}"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+    if paths:
+        raise CheckpointCorrupt(
+            explain(
+                "No checkpoint is sound.",
+                ", ".join(map(str, paths)),
+                "at least one. Move them away to start anew",
+            )
+        )
+    return None
+
+
+def _load(
+    path: Path, like: TrainState, callbacks: tuple[Callback, ...], config: dict[str, Any]
+) -> Restored:
+    meta = read_manifest(path)["meta"]
+    saved = meta.get("config", {})
+    differ = [name for name in _IDENTITY if saved.get(name) != config[name]]
+    if differ:
+        raise CheckpointMismatch(
+            explain(
+                f"`{path}` is of another run.",
+                ", ".join(f"{name}={saved.get(name)!r}" for name in differ),
+                ", ".join(f"{name}={config[name]!r}" for name in differ),
+            )
+        )
+    state = load(path, like)
+    states = dict(meta.get("callbacks", {}))
+    attached = {name_of(callback) for callback in callbacks}
+    forgotten = [name for name, value in states.items() if value and name not in attached]
+    if forgotten:
+        message = f"`{path}` holds the state of callbacks that are not attached: {forgotten}"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    return Restored(path, state, states)
+
+
+def _step_of(path: Path) -> int | float:
+    """Before all others what is damaged or no run's, so that it is told of."""
+    try:
+        step = read_manifest(path)["meta"].get("step")
+    except (CheckpointCorrupt, OSError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
+
+
+def _check_name(path: Path) -> None:
+    """A file under the name of another is found by whoever looks for the other."""
+    saved = read_manifest(path)["meta"].get("file", path.name)
+    if saved != path.name:
+        raise CheckpointCorrupt(
+            explain(
+                f"Checkpoint {path} is damaged: it is another one.",
+                f"the file that was saved as {saved}",
+                "the file that was saved under this name. Rename it, or pass its path as `resume`",
+            )
+        )
