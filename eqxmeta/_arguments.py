@@ -33,11 +33,14 @@ def check_seed(value: Any, argument: str) -> int:
 
 
 def check_path(value: Any, argument: str) -> Path:
-    """`value` as a path. Raises `TypeError`."""
-    if not isinstance(value, str | os.PathLike):
+    """`value` as a path. Raises `TypeError`, and `ValueError` for a character that no path has."""
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise TypeError(
             explain(f"`{argument}` is not a path.", repr(value), "a path: a string or a `Path`")
         )
+    if "\0" in os.fspath(value):
+        received, expected = repr(os.fspath(value)), "a path without the character NUL"
+        raise ValueError(explain(f"`{argument}` is not a path.", received, expected))
     return Path(value)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from . import _container
+from ._arguments import check_file, check_path
 from ._checkpoint_folder import refuse_folder
 from ._errors import CheckpointMismatch, explain
 from ._files import drop_cached
@@ -27,10 +28,11 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
     left to `load`'s `like`. `meta` holds JSON values (NaN and infinities included; a tuple returns
     as a list). Whatever happens while the file is written, `path` keeps its previous content.
 
-    Raises `TypeError` for an array of another dtype and for a `meta` that is not JSON,
-    `FileNotFoundError` if the folder does not exist.
+    Raises `TypeError` for an array of another dtype or without values (`ShapeDtypeStruct`) and for
+    a `meta` that is not JSON, `FileNotFoundError` if the folder does not exist, and another
+    `OSError` if there cannot be a file at `path`.
     """
-    path = Path(path)
+    path = check_path(path, "save(path=...)")
     meta = {} if meta is None else meta
     if not isinstance(meta, dict):
         raise TypeError(explain("`meta` is invalid.", repr(meta), "a dict of JSON values"))
@@ -39,7 +41,12 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
         raise FileNotFoundError(
             explain(f"Cannot save to {path}.", "a folder that does not exist", "an existing folder")
         )
+    check_file(path, "save(path=...)")
     leaves = _array_leaves(tree)
+    for name, leaf in leaves.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            received, expected = "a `ShapeDtypeStruct`", "an array: a tree of shapes is for `load`"
+            raise TypeError(explain(f"The leaf {name!r} has no values.", received, expected))
     # All of them before any is written, so that a wrong dtype is refused at once.
     entries = [(_entry(name, leaf), leaf) for name, leaf in leaves.items()]
     stored = ((entry, _to_numpy(leaf)) for entry, leaf in entries)
@@ -55,13 +62,16 @@ def on_host(tree: PyTree) -> PyTree:
 def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     """`like`, with its arrays replaced by those of the file, as JAX arrays.
 
+    Of `like` only shapes and dtypes are looked at, so that it may be what
+    `eqx.filter_eval_shape(make_model)` returns, without an array in it.
+
     Every byte is checked. What JAX cannot hold at present (float64 without `jax_enable_x64`) comes
     as a NumPy array rather than rounded.
 
     Raises `CheckpointNotFound`, `CheckpointCorrupt` (any damage), `CheckpointTooNew`, and
     `CheckpointMismatch` if `like` has not the same array leaves, by key path, shape and dtype.
     """
-    return _load(Path(path), like, "")
+    return _load(check_path(path, "load(path=...)"), like, "")
 
 
 def _load(path: Path, like: PyTree, prefix: str) -> PyTree:
@@ -78,7 +88,7 @@ def _load(path: Path, like: PyTree, prefix: str) -> PyTree:
             for name, leaf in leaves.items()
         ]
     loaded = iter(arrays)
-    return jax.tree.map(lambda leaf: next(loaded) if eqx.is_array(leaf) else leaf, like)
+    return jax.tree.map(lambda leaf: next(loaded) if _is_array(leaf) else leaf, like)
 
 
 def load_model(path: str | os.PathLike[str], like: PyTree) -> PyTree:
@@ -91,7 +101,7 @@ def load_model(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
     Raises what `load` raises.
     """
-    path = Path(path)
+    path = check_path(path, "load_model(path=...)")
     names = [entry["path"] for entry in read_manifest(path)["leaves"]]
     wanted = _array_leaves(like).keys()
     if wanted <= set(names) and not any(_is_below(".model", name) for name in names):
@@ -150,7 +160,7 @@ def _is_below(prefix: str, name: str) -> bool:
 def _array_leaves(tree: PyTree) -> dict[str, Any]:
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if eqx.is_array(leaf):
+        if _is_array(leaf):
             name = jax.tree_util.keystr(path)
             if name in leaves:
                 raise ValueError(
@@ -160,15 +170,17 @@ def _array_leaves(tree: PyTree) -> dict[str, Any]:
     return leaves
 
 
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+
 def _entry(name: str, leaf: Any) -> dict[str, Any]:
     if _is_key(leaf):
-        dtype = f"key<{jax.random.key_impl(leaf)}>"
+        dtype = f"key<{_key_form(leaf)[0]}>"
     else:
         dtype = leaf.dtype.name
-        # Kinds that JAX has, and its own like bfloat16 ("user-defined": 2). Not: objects, strings,
-        # records, dates, and the long doubles, whose bytes differ between machines.
-        wide = leaf.dtype.itemsize > (16 if leaf.dtype.kind == "c" else 8)
-        if leaf.dtype.isbuiltin != 2 and (leaf.dtype.kind not in "biufc" or wide):
+        # Not: objects, strings, records, dates, long doubles, and what has no arithmetic yet.
+        if dtype != "bool" and not hasattr(jnp, dtype):
             raise TypeError(
                 explain(
                     f"The leaf {name!r} cannot be stored.",
@@ -183,10 +195,22 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _key_form(keys: Any) -> tuple[str, jax.ShapeDtypeStruct]:
+    """The generator of `keys`, which may be shapes alone, and the shape and dtype of their bits."""
+    impl = []
+
+    def data(keys: Any) -> Any:
+        impl.append(str(jax.random.key_impl(keys)))
+        return jax.random.key_data(keys)
+
+    bits = jax.eval_shape(data, keys)
+    return impl[0], bits
+
+
 def _stored_form(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype in the file: `.npy` knows neither keys nor bfloat16 and its kin."""
     if _is_key(leaf):
-        leaf = jax.random.key_data(leaf)
+        _, leaf = _key_form(leaf)
     return leaf.shape, _stored_dtype(np.dtype(leaf.dtype))
 
 
@@ -202,7 +226,7 @@ def _to_numpy(leaf: Any) -> np.ndarray:
 def _to_jax(array: np.ndarray, like: Any) -> Any:
     # JAX may use the memory as it is, and overwrite it when donated: nobody else has it.
     if _is_key(like):
-        return jax.random.wrap_key_data(jax.device_put(array), impl=jax.random.key_impl(like))
+        return jax.random.wrap_key_data(jax.device_put(array), impl=_key_form(like)[0])
     if like.dtype.isbuiltin == 2:
         array = array.view(like.dtype)
     fits = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype

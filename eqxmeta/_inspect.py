@@ -1,11 +1,11 @@
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import _container
+from ._arguments import check_path
 from ._checkpoint import read_alone, read_manifest
 
 
@@ -15,13 +15,14 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Every byte is checked. Raises `CheckpointNotFound`, `CheckpointCorrupt`, `CheckpointTooNew`.
     """
+    path = check_path(path, "inspect(path=...)")
     manifest = read_manifest(path)
     leaves = manifest["leaves"]
     # All of it before the first line, so that of a damaged file nothing is shown as if it were.
-    with _container.reading(Path(path)) as reader:
+    with _container.reading(path) as reader:
         rows = [(*_form(leaf), _values(read_alone(reader, leaf))) for leaf in leaves]
     versions = ", ".join(f"{k} {v}" for k, v in manifest["versions"].items())
-    print(f"{os.fspath(path)}: format {manifest['format']}, {len(leaves)} leaves, sound")
+    print(f"{path}: format {manifest['format']}, {len(leaves)} leaves, sound")
     print(f"versions  {versions}")
     for name, value in manifest["meta"].items():
         print(f"{name:9} {json.dumps(value)}")

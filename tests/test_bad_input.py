@@ -601,6 +601,24 @@ MISTAKES = {
     "save into no folder": Mistake(
         lambda f: em.save(f / "a" / "b.ckpt", LINEAR),
         FileNotFoundError, "Cannot save", "does not exist", "existing folder"),
+    "save in the place of a folder": Mistake(
+        lambda f: em.save(f, LINEAR), IsADirectoryError, r"save\(path=", "a folder", "a file"),
+    "save where nobody can": Mistake(
+        lambda f: em.save("/proc/x", LINEAR), OSError, r"save\(path=", "/proc", "written to"),
+    "model and path are swapped": Mistake(
+        lambda f: em.save(LINEAR, f / "x"), TypeError, r"save\(path=", "Linear", "a path"),
+    "load from None": Mistake(
+        lambda f: em.load(None, LINEAR), TypeError, r"load\(path=", "None", "a path"),
+    "load a model from None": Mistake(
+        lambda f: em.load_model(None, LINEAR), TypeError, r"load_model\(path=", "None", "a path"),
+    "inspect a model": Mistake(
+        lambda f: em.inspect(LINEAR), TypeError, r"inspect\(path=", "Linear", "a path"),
+    "a folder with a NUL": Mistake(
+        lambda f: Checkpoint(f"{f}/a\0b", every=2), ValueError, r"Checkpoint\(folder=", "x00",
+        "NUL"),
+    "save shapes": Mistake(
+        lambda f: em.save(f / "b.ckpt", eqx.filter_eval_shape(lambda: LINEAR)),
+        TypeError, r"'\.weight' has no values", "ShapeDtypeStruct", "an array"),
     "save what is no number": Mistake(
         lambda f: em.save(f / "b.ckpt", {"a": np.array(["text"])}),
         TypeError, "cannot be stored", "str", "numbers"),

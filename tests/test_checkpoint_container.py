@@ -131,6 +131,24 @@ def test_a_model_round_trips_and_keeps_what_is_not_an_array(tmp_path):
     assert (none, number, text) == (None, 4, "other")
 
 
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_shapes_are_enough_to_load_by(tmp_path, impl):
+    def make():
+        keys = jax.random.split(jax.random.key(3, impl=impl), 2)
+        return {"model": tiny_mlp(), "keys": keys, "half": jnp.ones(2, "bfloat16")}
+
+    save(tmp_path / "x", make())
+    shapes = eqx.filter_eval_shape(make)
+    loaded = load(tmp_path / "x", shapes)
+    assert same(loaded, make())
+    assert jax.random.key_impl(loaded["keys"]) == jax.random.key_impl(make()["keys"])
+    other = {**shapes, "half": jax.ShapeDtypeStruct((3,), "bfloat16")}
+    with pytest.raises(
+        CheckpointMismatch, match=r"'half'\] is bfloat16\[2\] in the file, bf.*\[3\]"
+    ):
+        load(tmp_path / "x", other)
+
+
 def test_no_arrays_at_all(tmp_path):
     save(tmp_path / "x", {"a": None})
     assert load(tmp_path / "x", {"a": None}) == {"a": None}
