@@ -38,20 +38,23 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
     if loss is None:
         return
 
-    known, unknown = eqx.partition(task.support, eqx.is_array)
+    known, unknown = eqx.partition(task, eqx.is_array)
 
     def predictor_of(model: PyTree, support: PyTree) -> Any:
         before = strategy.unadapted(model)
         return strategy.inner_adapt(model, support) if before is None else before
 
-    def of_support(model: PyTree, unknown: PyTree) -> Any:
-        support = eqx.combine(known, unknown)
-        return loss(predictor_of(model, support), support, jax.random.key(0))
+    def of_task(model: PyTree, unknown: Task) -> Any:
+        task = eqx.combine(known, unknown)
+        predictor = predictor_of(model, task.support)
+        if jax.tree.leaves(known.query):  # labels: they may be others than those of the support
+            loss(predictor, task.query, jax.random.key(0))
+        return loss(predictor, task.support, jax.random.key(0))
 
     what = "`loss(model, batch, key)`"
     with tracing(what, f"{type(model).__name__}, and a batch of {shapes_of(task.support)}"):
         try:
-            out = eqx.filter_eval_shape(of_support, model, unknown)
+            out = eqx.filter_eval_shape(of_task, model, unknown)
         except Exception as error:
             _note_refusal(error, predictor_of, model, task.support, what)
             raise

@@ -1,15 +1,12 @@
-"""Where the tasks of an outer step come from: sampled on the device, or read by the host."""
+"""Where the tasks of an outer step come from: sampled on the device, or loaded from the host."""
 
 import math
-import queue
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from ._errors import explain, tracing
@@ -20,12 +17,6 @@ from ._task import Task
 # `key_of(step)`.
 KeyOf: TypeAlias = Callable[[Any], PRNGKeyArray]
 Body: TypeAlias = Callable[[Any, Task, PRNGKeyArray, PyTree], PyTree]
-
-# Steps of host data that travel to the device together. More of them hide the cost of a
-# dispatch, which stops mattering long before they fill the memory.
-_MAX_STEPS = 64
-_MAX_BYTES = 64 * 2**20
-
 
 # The tasks of several outer steps are drawn at once: a few large kernels in the place of many small
 # ones, of which hashing keys alone takes a good part of a step on a small model. But not so many
@@ -133,146 +124,3 @@ def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
                     f"the same leading {leading} axis, 1 or longer, in every array",
                 )
             )
-
-
-class HostSource:
-    """Reads `source[step]`, `step = start, start + 1, ...`, on a thread ahead of the device.
-
-    `source[step]` is a batch of tasks in NumPy, `Task` with leading axes [tasks, examples]; the
-    same for the same step, so that a resumed run sees what an uninterrupted one would have.
-    """
-
-    def __init__(self, source: Any, *, start: int, steps: int, meta_batch_size: int):
-        self._source = source
-        self._meta_batch_size = meta_batch_size
-        length = len(source) if hasattr(source, "__len__") else None
-        if length is not None and length < steps:
-            raise ValueError(
-                explain(
-                    "`tasks` is too short.",
-                    f"{length} batches",
-                    f"`tasks[step]` for steps 0 to {steps - 1}",
-                )
-            )
-        self._first = self._read(start, None)
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._first))
-        self.capacity = max(1, min(_MAX_STEPS, _MAX_BYTES // max(size, 1)))
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=2 * self.capacity)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._work, args=(start, steps), name="eqxmeta-host-source", daemon=True
-        )
-
-    @property
-    def example(self) -> Task:
-        """The shapes of a batch, with the dtypes that it has on the device."""
-
-        def on_device(x: np.ndarray) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
-
-        return jax.tree.map(on_device, self._first)
-
-    @property
-    def one(self) -> Task:
-        """The shapes of a task, with values where there are labels: one integer an example."""
-
-        def first(shape: jax.ShapeDtypeStruct, x: np.ndarray) -> Any:
-            if x.ndim == 2 and x.dtype.kind in "iu":
-                return jnp.asarray(x[0])
-            return jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype)
-
-        return jax.tree.map(first, self.example, self._first)
-
-    def __enter__(self) -> "HostSource":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        while not self._queue.empty():
-            self._queue.get_nowait()
-        self._thread.join()
-
-    def take(self, steps: int) -> Loaded:
-        """The batches of the next `steps` outer steps, padded to the one compiled size."""
-        batches = []
-        for _ in range(steps):
-            item = self._queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            batches.append(item)
-        padding = [self._first] * (self.capacity - steps)
-        return Loaded(jax.device_put(jax.tree.map(lambda *xs: np.stack(xs), *batches, *padding)))
-
-    def _work(self, start: int, steps: int) -> None:
-        for item in self._items(start, steps):
-            while not self._stop.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if self._stop.is_set() or isinstance(item, BaseException):
-                return
-
-    def _items(self, start: int, steps: int) -> Iterator[Any]:
-        # An error goes to the main thread in the place of the batch that it stands for.
-        try:
-            yield self._first
-            for step in range(start + 1, steps):
-                yield self._read(step, self._first)
-        except GeneratorExit:
-            return
-        except BaseException as error:
-            yield error
-
-    def _read(self, step: int, like: Task | None) -> Task:
-        try:
-            batch = self._source[step]
-        except (IndexError, KeyError, StopIteration) as error:
-            raise ValueError(
-                explain(
-                    f"`tasks[{step}]` does not exist.",
-                    repr(error),
-                    "a batch of tasks for every outer step",
-                )
-            ) from error
-        check_task(batch, f"tasks[{step}]", leading="task")
-        batch = jax.tree.map(np.array, batch)  # copied: a source may refill its buffers
-        strange = {x.dtype for x in jax.tree.leaves(batch) if not _has_jax(x.dtype)}
-        if strange:
-            raise TypeError(
-                explain(
-                    f"`tasks[{step}]` has arrays that JAX cannot hold.",
-                    f"dtype {', '.join(map(str, strange))}",
-                    "arrays of numbers",
-                )
-            )
-        if like is None:
-            sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
-            if sizes != [self._meta_batch_size]:
-                raise ValueError(
-                    explain(
-                        f"`tasks[{step}]` has a wrong number of tasks.",
-                        ", ".join(map(str, sizes)),
-                        f"meta_batch_size={self._meta_batch_size}",
-                    )
-                )
-        elif _layout(batch) != _layout(like):
-            raise ValueError(
-                explain(
-                    f"`tasks[{step}]` differs from the first batch in shape or dtype.",
-                    _layout(batch),
-                    str(_layout(like)),
-                )
-            )
-        return batch
-
-
-def _has_jax(dtype: np.dtype) -> bool:
-    return dtype.kind in "biufc" or dtype.isbuiltin == 2  # bfloat16 and its kin
-
-
-def _layout(task: Task) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(task)
-    return {jax.tree_util.keystr(path): f"{x.dtype.name}{list(x.shape)}" for path, x in leaves}

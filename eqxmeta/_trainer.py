@@ -2,6 +2,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from ._arguments import check_int, check_seed
 from ._callback import Callback, attach, name_of
 from ._chunk import CAPACITY, SKIPPED
 from ._errors import explain, tracing, warn
+from ._host_source import HostSource
 from ._loop import Loop
 from ._model import check_model, check_no_nan
 from ._monitor import check_monitors
@@ -22,7 +24,7 @@ from ._pace import Pace
 from ._plan import Plan, make_plan
 from ._preflight import check_init, check_loss, check_outer_update, with_labels
 from ._resume import restore
-from ._sources import HostSource, Sampled, check_device_source, is_device_source
+from ._sources import Sampled, check_device_source, is_device_source
 from ._state import TrainState, strong
 from ._strategy import Strategy
 from ._summary import describe, render
@@ -163,9 +165,8 @@ class Trainer:
                 raise ValueError(
                     explain("`fit(steps=...)` is before the checkpoint.", steps, expected)
                 )
-            opened = held.enter_context(self._open(tasks, start, steps))
-            source, example, one, capacity = opened
-            check_loss(self.strategy, state.model, one)
+            opened = held.enter_context(self._open(tasks, start, steps, state.model))
+            source, example, capacity = opened
             metrics = check_outer_update(self.strategy, state, example)
             loop = Loop(
                 self.strategy,
@@ -222,8 +223,7 @@ class Trainer:
         """
         check_model(model, "plan(model=...)")
         state = self._init(model, "plan(model=...)")
-        with self._open(tasks, 0, 1) as (_, example, one, _):
-            check_loss(self.strategy, state.model, one)
+        with self._open(tasks, 0, 1, state.model) as (_, example, _):
             check_outer_update(self.strategy, state, example)
             return make_plan(self.strategy, state, example)
 
@@ -236,22 +236,26 @@ class Trainer:
         return strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
 
     @contextlib.contextmanager
-    def _open(self, tasks: Any, start: int, steps: int) -> Iterator[tuple[Any, Task, Task, int]]:
-        """The source as `steps -> Sampled | Loaded`, the shapes of a batch of its tasks and of one
-        with its labels, and the most steps it can serve at once."""
+    def _open(
+        self, tasks: Any, start: int, steps: int, model: PyTree
+    ) -> Iterator[tuple[Any, Task, int]]:
+        """The source as `steps -> Sampled | Loaded`, the shapes of a batch of its tasks, and the
+        most steps it can serve at once. Its tasks are checked against the loss of `model`."""
+        check = partial(check_loss, self.strategy, model)
         if is_device_source(tasks):
-            one = with_labels(tasks, check_device_source(tasks, "fit(tasks=...)"))
+            check(with_labels(tasks, check_device_source(tasks, "fit(tasks=...)")))
             sampled = Sampled(tasks, self.meta_batch_size)
             example = eqx.filter_eval_shape(sampled.first, jax.random.key(0))
-            yield (lambda steps: sampled), example, one, CAPACITY
+            yield (lambda steps: sampled), example, CAPACITY
         elif hasattr(tasks, "__getitem__"):
             with HostSource(
                 tasks,
                 start=min(start, steps - 1),
                 steps=steps,
                 meta_batch_size=self.meta_batch_size,
+                check=check,
             ) as host:
-                yield host.take, host.example, host.one, host.capacity
+                yield host.take, host.example, host.capacity
         else:
             raise TypeError(
                 explain(

@@ -323,7 +323,19 @@ MISTAKES = {
         lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
                       model=eqx.nn.Linear(3, 2, key=KEY),
                       tasks=Hosted({0: labelled(1), 1: labelled(4)}, steps=2), steps=2),
-        em.NonFiniteError, "step 2", r"nan.*range\(classes\).*from 0 to 3", "finite", late=True),
+        ValueError, "no output for some labels", "2 logits.*from 0 to 3",
+        r"N-way tasks, N.*These are the labels of `tasks\[1\]`", late=True),
+    "only labels of the query set are out of range": Mistake(
+        lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
+                      model=eqx.nn.Linear(3, 2, key=KEY),
+                      tasks=tasks((X, jnp.arange(4) % 2), (X, jnp.arange(4) - 1))),
+        ValueError, "no output for some labels", "2 logits.*from -1 to 2", r"range\(classes\)"),
+    "only labels of the last task are out of range": Mistake(
+        lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
+                      model=eqx.nn.Linear(3, 2, key=KEY), steps=2,
+                      tasks=Hosted({0: em.Task(*2 * [(np.ones((2, 4, 3), np.float32),
+                                                      np.array([4 * [0], [0, 0, 0, 2]]))])})),
+        ValueError, "no output for some labels", "2 logits.*from 0 to 2", r"range\(classes\)"),
     "a head smaller than the number of classes": Mistake(
         lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
                       model=eqx.nn.Linear(2, 2, key=KEY),

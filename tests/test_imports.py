@@ -19,8 +19,8 @@ LAYERS = {
     "trainer": "_trainer _resume _loop _non_finite _plan _preflight _slow_convolutions"
     " _seeds _seed_arguments _summary _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
-        "_chunk _packed _sources _evaluate _figure _plot_adaptation _plot_confusion _check"
-        " _checkpoint _checkpoint_files _inspect _callback _drawing _monitor _run"
+        "_chunk _packed _sources _host_source _evaluate _figure _plot_adaptation _plot_confusion"
+        " _check _checkpoint _checkpoint_files _inspect _callback _drawing _monitor _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",
