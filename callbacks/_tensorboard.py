@@ -58,16 +58,17 @@ class TensorBoard(Callback):
         name: str | None = None,
     ):
         every = check_int(every, "TensorBoard(every=...)", minimum=1, what="outer steps")
-        if not all(isinstance(key, str) for key in hparams or {}):
+        hparams = {} if hparams is None else hparams
+        if not isinstance(hparams, Mapping) or not all(isinstance(key, str) for key in hparams):
             raise TypeError(
                 explain(
-                    "`TensorBoard(hparams=...)` has a key that is not a name.",
-                    list(hparams or {}),
+                    "`TensorBoard(hparams=...)` is not a mapping from names.",
+                    repr(hparams),
                     "a mapping from names to values",
                 )
             )
         self.logdir = check_path(logdir, "TensorBoard(logdir=...)")
-        self.hparams = dict(hparams or {})
+        self.hparams = dict(hparams)
         self.name = name
         self._thinning = every
         self._file: EventFile | None = None

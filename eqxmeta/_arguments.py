@@ -1,13 +1,46 @@
 """Checks of arguments that many public names share. Each raises before anything is traced."""
 
+import difflib
+import functools
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import optax
 
 from ._errors import explain
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def known_keywords(method: Callable[P, R]) -> Callable[P, R]:
+    """`method`, which says which keyword may be meant by one that it does not have: the nearest of
+    its own, or that of an argument which has a field of this name."""
+    names = list(inspect.signature(method).parameters)[1:]
+    called = method.__qualname__.removesuffix(".__init__").split(".")[-1]
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in names:
+                others = [*args[1:], *(kwargs[other] for other in names if other in kwargs)]
+                owner = next((x for x in others if hasattr(x, name)), None)
+                near = difflib.get_close_matches(name, names, n=1)
+                if owner is not None:
+                    expected = f"`{type(owner).__name__}(..., {name}=...)`, whose argument it is"
+                elif near:
+                    expected = f"`{near[0]}`"
+                else:
+                    expected = f"one of {', '.join(names)}"
+                message = f"`{called}({name}=...)` is not an argument."
+                raise TypeError(explain(message, f"{name}={kwargs[name]!r}", expected))
+        return method(*args, **kwargs)
+
+    return checked
 
 
 def check_int(value: Any, argument: str, *, minimum: int, what: str) -> int:

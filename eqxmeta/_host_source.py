@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import explain
+from ._errors import add_note, explain
 from ._sources import Loaded, check_task
 from ._task import Task
 
@@ -149,16 +149,17 @@ class HostSource:
             yield error
 
     def _read(self, step: int, like: Task | None) -> Task:
+        expected = "a batch of tasks for every outer step"
         try:
             batch = self._source[step]
         except (IndexError, KeyError, StopIteration) as error:
             raise ValueError(
-                explain(
-                    f"`tasks[{step}]` does not exist.",
-                    repr(error),
-                    "a batch of tasks for every outer step",
-                )
+                explain(f"`tasks[{step}]` does not exist.", repr(error), expected)
             ) from error
+        except Exception as error:  # the user's own: only where it is from is added
+            received = f"tasks of type {type(self._source).__name__}"
+            add_note(error, f"This error came out of `tasks[{step}]`.", received, expected)
+            raise
         check_task(batch, f"tasks[{step}]", leading="task")
         batch = jax.tree.map(np.array, batch)  # copied: a source may refill its buffers
         strange = {x.dtype for x in jax.tree.leaves(batch) if not _has_jax(x.dtype)}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._arguments import check_int, check_seed
+from ._arguments import check_int, check_seed, known_keywords
 from ._callback import Callback, attach, name_of
 from ._chunk import CAPACITY, SKIPPED
 from ._errors import explain, tracing, warn
@@ -59,6 +59,7 @@ class Trainer:
     Raises `TypeError` or `ValueError` for invalid arguments.
     """
 
+    @known_keywords
     def __init__(
         self,
         strategy: Strategy,
@@ -112,6 +113,7 @@ class Trainer:
         self.summary = summary
         self.stop_reason: str | None = None
 
+    @known_keywords
     def fit(
         self,
         model: PyTree,

@@ -87,6 +87,11 @@ class Hosted(dict):
         super().__init__({step: host_batch(step) for step in range(steps)} | changed)
 
 
+class Failing:
+    def __getitem__(self, step):
+        return 1 / step
+
+
 class Model(eqx.Module):
     """`apply(weight, x)`"""
 
@@ -373,6 +378,9 @@ MISTAKES = {
         "`images`.*not finite", "NaN", "finite"),
     "shots are text": Mistake(
         lambda f: em.tasks.Sinusoid("10", 10), TypeError, "`shots`", "'10'", "integer"),
+    "the host's source fails": Mistake(
+        lambda f: fit(f, tasks=Failing()), ZeroDivisionError, r"came out of `tasks\[0\]`",
+        "Failing", "a batch of tasks"),
     "the host's batch changes its shape at step 57": Mistake(
         lambda f: fit(f, steps=80, tasks=Hosted({57: host_batch(57, meta_batch_size=3)})),
         ValueError, r"`tasks\[57\]` differs", r"\[3, 4, 3\]", r"\[2, 4, 3\]", late=True),
@@ -472,7 +480,19 @@ MISTAKES = {
     "a trial of another kind": Mistake(
         lambda f: fit(f, fast_dev_run="yes"),
         TypeError, r"Trainer\(fast_dev_run=", "'yes'", "bool"),
+    "an argument of the strategy": Mistake(
+        lambda f: em.Trainer(maml(), meta_batch_size=2, task_chunk=2), TypeError,
+        r"`Trainer\(task_chunk=\.\.\.\)` is not", "task_chunk=2", r"`MAML\(\.\.\., task_chunk="),
+    "a misspelt argument": Mistake(
+        lambda f: em.Trainer(maml(), meta_batchsize=2), TypeError,
+        r"`Trainer\(meta_batchsize=", "2", "^`meta_batch_size`$"),
+    "an argument by another name": Mistake(
+        lambda f: em.Trainer(maml(), meta_batch_size=2).fit(LINEAR, BoringTasks(), epochs=3),
+        TypeError, r"`fit\(epochs=", "3", "one of model, tasks, steps, resume"),
     # Callbacks.
+    "settings that are a list": Mistake(
+        lambda f: TensorBoard(f, hparams=["lr"]), TypeError, r"TensorBoard\(hparams=", "'lr'",
+        "mapping"),
     "a callback's class": Mistake(
         lambda f: fit(f, ProgressBar), TypeError, r"callbacks\[3\]", "class", "not the class"),
     "two callbacks of one name": Mistake(
