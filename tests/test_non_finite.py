@@ -304,13 +304,12 @@ def test_data_that_is_not_finite(policy):
 
 
 class WrongLabels(eqx.Module):
-    """Of four classes, for a model with three outputs; but not before the run, which looks at the
-    support set of one task."""
+    """Of four classes, for a model with three outputs; but not in the task that a run looks at
+    before it begins."""
 
     def sample(self, key):
         x = jax.random.normal(key, (4, 3))
         y = jnp.arange(4)
-        # In range in the one task that is looked at before the run.
         first = jnp.all(jax.random.key_data(key) == jax.random.key_data(jax.random.key(0)))
         return em.Task((x, y % 3), (x, jnp.where(first, y % 3, y)))
 
