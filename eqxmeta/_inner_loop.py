@@ -53,9 +53,10 @@ class InnerLoop(eqx.Module):
     - `adapt`: what adapts, a function from the model to those of its parts that do:
       `lambda m: m.layers[-1]`, `lambda m: (m.scale, m.shift)`, or all but one part,
       `lambda m: eqx.tree_at(lambda m: m.head, m, None)`. `None`: every inexact array. Leaves
-      outside of it cost neither an inner gradient nor memory for fast weights, and what the loss
-      computes from them alone (the features of a head that adapts by itself) is computed once, not
-      at every step; they are meta-learnt like all others, also through the inner loop.
+      outside of it cost neither an inner gradient nor memory for fast weights, and what the loss,
+      or an evaluation, computes from them alone (the features of a head that adapts by itself) is
+      computed once, not at every step; they are meta-learnt like all others, also through the inner
+      loop.
 
     Raises `TypeError` or `ValueError` for an argument that is not as above, and `ValueError` when
     called with a model of which `adapt` chooses no inexact array.
@@ -146,17 +147,19 @@ class InnerLoop(eqx.Module):
             batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
             return loss(eqx.combine(fast, others), batch, step_key)[0]
 
+        def observed_of(fast: PyTree, others: PyTree) -> PyTree:
+            return None if observe is None else observe(eqx.combine(fast, others))
+
         inner_loss, fixed = support_loss, (others, data, key)
+        view, viewed = observed_of, others
         if self.adapt is not None and steps > 0:
             first = jax.tree.map(lambda x: x[0], xs)
             inner_loss, fixed = hoist(support_loss, (fast, first), fixed)
-
-        def seen(fast: PyTree) -> PyTree:
-            return None if observe is None else observe(eqx.combine(fast, others))
+            view, viewed = hoist(observed_of, fast, others)
 
         def step(carry: tuple[PyTree, PyTree], x: tuple[Array, Any]):
             fast, opt_state = carry
-            before = seen(fast)
+            before = view(fast, viewed)
             value, grads = value_and_grad(
                 lambda fast, rest: inner_loss((fast, rest[0]), rest[1]), mode, fast, (x, fixed)
             )
@@ -167,7 +170,8 @@ class InnerLoop(eqx.Module):
             return jax.tree.map(lambda x, dtype: x.astype(dtype), new, dtypes), (value, before)
 
         (fast, opt_state), (losses, path) = _scan(step, (fast, opt_state), xs, steps, self.remat)
-        observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), path, seen(fast))
+        end = view(fast, viewed)
+        observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), path, end)
         return Adaptation(eqx.combine(fast, others), losses, observed, opt_state)
 
 

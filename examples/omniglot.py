@@ -38,8 +38,8 @@ def recipe(name, steps):
     descent = em.InnerLoop(optax.sgd(0.4), steps=1)  # the rate of Finn et al. 2017, a mean loss
     if name == "MetaSGD":  # rates of 0.4 to begin with, all of them learnt
         return em.MetaSGD(loss, em.InnerLoop(optax.sgd(1.0), steps=1), adam, rate=0.4), 3
-    if name == "ANIL":  # the head alone, on features that stay: five steps cost what one does
-        return em.ANIL(loss, em.InnerLoop(optax.sgd(0.1), steps=5), adam), 5  # Raghu et al. 2020
+    if name == "ANIL":  # the head alone (rate: Raghu et al. 2020); steps on features cost nothing
+        return em.ANIL(loss, em.InnerLoop(optax.sgd(0.1), steps=5), adam), 30
     if name == "Reptile":  # Nichol et al. 2018, table 4: Adam without momentum, 1 annealed to 0
         inner = em.InnerLoop(optax.adam(1e-3, b1=0), steps=5)
         annealed = optax.sgd(optax.linear_schedule(1.0, 0.0, steps))

@@ -13,6 +13,7 @@ from jax import Array
 
 import eqxmeta as em
 from eqxmeta import _inner_loop
+from eqxmeta._evaluate import adaptation_curve
 from eqxmeta._flops import count_flops
 from eqxmeta._hoist import hoist
 
@@ -248,6 +249,32 @@ def test_features_are_computed_once(mode, factor):
     assert ten < 1.3 * one
     with without_hoist():
         assert flops(10) > factor * ten
+
+
+def test_an_evaluation_computes_features_once():
+    """Twenty steps of the head cost hardly more than two, the queries' features included; and the
+    curve is what each number of steps gives by itself."""
+    model, tasks = eqx.nn.MLP(1, 1, 32, 3, key=KEY), tasks_of()
+    strategy = maml("mixed", lambda m: m.layers[-1])
+
+    def flops(steps):
+        def curve(model, task):
+            return adaptation_curve(strategy, model, task, steps=steps, key=None)
+
+        return count_flops(curve, model, jax.tree.map(lambda x: x[0], tasks))
+
+    assert flops(20) < 1.5 * flops(2)
+    with without_hoist():
+        assert flops(20) > 3 * flops(2)
+
+    result = em.evaluate(strategy, model, tasks, inner_steps=3)
+    for index in range(2):
+        support, (x, y) = jax.tree.map(lambda x, i=index: x[i], (tasks.support, tasks.query))
+        for steps in (1, 2, 3):
+            inner = em.InnerLoop(optax.sgd(RATE), steps, adapt=lambda m: m.layers[-1])
+            adapted = em.MAML(em.losses.mse, inner, optax.sgd(1.0)).inner_adapt(model, support)
+            expected = np.mean((jax.vmap(adapted)(x) - y) ** 2)
+            np.testing.assert_allclose(result.values["loss"][index, steps], expected, rtol=1e-4)
 
 
 def test_hoist_splits_a_function_where_it_is_told():
