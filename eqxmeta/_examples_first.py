@@ -7,7 +7,7 @@ import jax
 from jaxtyping import PyTree
 
 from ._channels_last import channels_last, has_primitive
-from ._interpret import interpret, jit_body
+from ._interpret import interpret, is_staged, jit_body
 
 
 def examples_first(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -20,10 +20,13 @@ def examples_first(fun: Callable[..., PyTree]) -> Callable[..., PyTree]:
     from one order to the other took a sixth of a meta-training step of a small MLP. With the
     vector first the examples are first everywhere. (Inside of `lax.scan`, `lax.cond`,
     `jax.checkpoint` and functions with a derivative or a batching rule of their own, products stay
-    as they are.)
+    as they are. So does all of `fun` outside of a program that is compiled: there its own
+    `jax.jit`s are what is fast.)
     """
 
     def swapped(*args: PyTree) -> PyTree:
+        if not is_staged():
+            return fun(*args)
         closed, shape = jax.make_jaxpr(fun, return_shape=True)(*args)
         leaves = jax.tree.leaves(args)
         if has_primitive(closed, "eqxmeta_convolve"):

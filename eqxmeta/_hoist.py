@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.core import Literal
 from jaxtyping import PyTree
 
-from ._interpret import evaluate, interpret, jit_body, read
+from ._interpret import evaluate, interpret, jit_body
 
 Step: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 
@@ -53,15 +53,15 @@ def hoist(fun: Step, varying: PyTree, fixed: PyTree) -> tuple[Step, list[Any]]:
 
     values = dict(zip(jaxpr.constvars, flat.consts, strict=True))
     values.update(zip(jaxpr.invars[count:], leaves[count:], strict=True))
-    evaluate(before, values)
+    computed = evaluate(before, values, needed)
 
     def rest(varying: PyTree, known: list[Any]) -> PyTree:
         arrays = jax.tree.leaves(eqx.filter(varying, _is_array))
         values = dict(zip(needed, known, strict=True)) | dict(zip(inputs, arrays, strict=True))
-        evaluate(after, values)
-        return jax.tree.unflatten(jax.tree.structure(shape), read(jaxpr.outvars, values))
+        out = evaluate(after, values, jaxpr.outvars)
+        return jax.tree.unflatten(jax.tree.structure(shape), out)
 
-    return rest, read(needed, values)
+    return rest, computed
 
 
 def _inlined(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:

@@ -1,10 +1,12 @@
 """A traced function, evaluated equation by equation, so that some may be treated in another way."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal
 
 # `rule(equation, inputs)`: the outputs, or `None` for those of the equation itself.
@@ -16,20 +18,30 @@ def interpret(closed: ClosedJaxpr, args: Sequence[Any], rule: Rule) -> list[Any]
     jaxpr = closed.jaxpr
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))
-    evaluate(jaxpr.eqns, values, rule)
-    return read(jaxpr.outvars, values)
+    return evaluate(jaxpr.eqns, values, jaxpr.outvars, rule)
 
 
 def evaluate(
-    equations: Iterable[Any], values: dict[Any, Any], rule: Rule = lambda eqn, inputs: None
-) -> None:
-    """Add to `values`, by variable, what `equations` compute."""
-    for eqn in equations:
-        inputs = read(eqn.invars, values)
+    equations: Sequence[Any],
+    values: dict[Any, Any],
+    results: Sequence[Any],
+    rule: Rule = lambda eqn, inputs: None,
+) -> list[Any]:
+    """The values of `results`, variables of `equations` or of `values`, which has those of the
+    inputs by variable, and is used up: each value goes after its last use."""
+    last = {v: i for i, eqn in enumerate(equations) for v in _variables(eqn)}
+    last.update(dict.fromkeys(_no_literals(results)))
+    for index, eqn in enumerate(equations):
+        inputs = _read(eqn.invars, values)
         with _as_traced(eqn):
             if (outputs := rule(eqn, inputs)) is None:
                 outputs = bind(eqn, inputs)
         values.update(zip(eqn.outvars, outputs, strict=True))
+        del inputs, outputs
+        for variable in _variables(eqn):
+            if last[variable] == index:
+                values.pop(variable, None)
+    return _read(results, values)
 
 
 def bind(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -51,11 +63,39 @@ def _as_traced(eqn: Any) -> Iterator[None]:
             yield
 
 
-def read(atoms: Iterable[Any], values: dict[Any, Any]) -> list[Any]:
+def _read(atoms: Iterable[Any], values: dict[Any, Any]) -> list[Any]:
     return [atom.val if isinstance(atom, Literal) else values[atom] for atom in atoms]
 
 
+def _variables(eqn: Any) -> list[Any]:
+    return _no_literals([*eqn.invars, *eqn.outvars])
+
+
+def _no_literals(atoms: Iterable[Any]) -> list[Any]:
+    return [atom for atom in atoms if not isinstance(atom, Literal)]
+
+
 def jit_body(eqn: Any) -> ClosedJaxpr | None:
-    """The body of a nested `jax.jit`, which may as well be inlined."""
-    body = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") else None
-    return body if isinstance(body, ClosedJaxpr) else None
+    """The body of a nested `jax.jit` that may as well be inlined: one that asks for nothing, such
+    as shardings or options of the compiler, that its operations do not say themselves."""
+    if eqn.primitive.name not in ("jit", "pjit"):
+        return None
+    body, plain = eqn.params.get("jaxpr"), _plain_jit()
+    asks = any(not set(eqn.params.get(name, ())) <= set(plain.get(name, ())) for name in _ASKS)
+    return body if isinstance(body, ClosedJaxpr) and not asks else None
+
+
+_ASKS = ("in_shardings", "out_shardings", "in_layouts", "out_layouts", "compiler_options_kvs")
+
+
+@functools.cache
+def _plain_jit() -> dict[str, Any]:
+    """The parameters of a `jax.jit` without options; JAX has no public name for some."""
+    with jax.disable_jit(False):
+        (eqn,) = jax.make_jaxpr(jax.jit(lambda x: x + 1))(0.0).jaxpr.eqns
+    return eqn.params
+
+
+def is_staged() -> bool:
+    """Whether what is computed now becomes a part of a program, to be compiled as a whole."""
+    return isinstance(jax.lax.iota("int32", 1), Tracer)

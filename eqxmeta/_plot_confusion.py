@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, PyTree
 from ._arguments import check_int
 from ._errors import explain
 from ._figure import FAINT, INK, adapted_predictions, check_figure, taking
+from ._predict import predicted_class
 from ._strategy import Strategy
 from ._task import Task
 
@@ -41,7 +42,8 @@ def plot_confusion(
     On the left a row a class: its support images, then up to 10 of its query images, framed green
     if they were recognised, else red with the number of the class they were taken for. On the
     right the matrix `[ways, ways]`: of the queries of a class (row), how many were predicted to be
-    of which (column). See `Confusion` for the arguments.
+    of which (column). A query of which a logit is NaN was taken for none, in a column of its own.
+    See `Confusion` for the arguments.
 
     The figure is a plain `matplotlib.figure.Figure`: no display, and nothing of pyplot's.
     """
@@ -72,7 +74,7 @@ def plot_confusion(
     )
     images, panel = figure.subplots(1, 2, width_ratios=[side * columns + 0.6, right])
     _draw_images(images, first, predicted[0], shots, queries)
-    _draw_matrix(panel, matrix)
+    _draw_matrix(panel, matrix, none=bool((predicted < 0).any()))
     accuracy = np.trace(matrix) / matrix.sum()
     of = "this task" if num_tasks == 1 else f"{num_tasks} tasks, the first of which is shown"
     lines = ([title] if title else []) + [f"{accuracy:.1%} of {matrix.sum()} queries right in {of}"]
@@ -84,10 +86,12 @@ def confusion_matrix(
     labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], ways: int
 ) -> Int[np.ndarray, "ways classes"]:
     """How often an example of class `i` was predicted to be of class `j`, at `[i, j]`: `ways`
-    classes, or more if the model has more and predicts them."""
-    matrix = np.zeros((ways, max(ways, int(predicted.max(initial=0)) + 1)), int)
+    classes, or more if the model has more and predicts them. If any was predicted to be of none
+    (-1), the last column is for these."""
+    classes = max(ways, int(predicted.max(initial=0)) + 1)
+    matrix = np.zeros((ways, classes + 1), int)
     np.add.at(matrix, (labels, predicted), 1)
-    return matrix
+    return matrix if (predicted < 0).any() else matrix[:, :classes]
 
 
 def _draw_images(
@@ -122,7 +126,7 @@ def _draw_images(
             draw(support[index], label, column, FAINT)
         for column, index in enumerate(np.flatnonzero(query_y == label)[:queries]):
             right = predicted[index] == label
-            wrong = "" if right else str(predicted[index])
+            wrong = "" if right else _name(int(predicted[index]))
             draw(query[index], label, shots + 0.5 + column, _RIGHT if right else _WRONG, wrong)
     width = shots + 0.5 + queries
     panel.set_xlim(-0.02, width + 0.02)
@@ -137,8 +141,12 @@ def _draw_images(
     panel.tick_params(length=0, labelcolor=INK, labelsize=9)
 
 
-def _draw_matrix(panel: "Axes", matrix: np.ndarray) -> None:
-    ways = len(matrix)
+def _name(predicted: int) -> str:
+    return str(predicted) if predicted >= 0 else "none"
+
+
+def _draw_matrix(panel: "Axes", matrix: np.ndarray, none: bool) -> None:
+    ways, columns = matrix.shape
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(matrix.shape):
@@ -146,7 +154,8 @@ def _draw_matrix(panel: "Axes", matrix: np.ndarray) -> None:
             colour = "white" if shares[row, column] > 0.5 else INK
             style = {"ha": "center", "va": "center", "fontsize": 9 if ways <= 10 else 6}
             panel.text(column, row, str(matrix[row, column]), color=colour, **style)
-    panel.set_xticks(np.arange(matrix.shape[1]), map(str, range(matrix.shape[1])))
+    names = [*map(str, range(columns - none)), *["none"] * none]
+    panel.set_xticks(np.arange(columns), names)
     panel.set_yticks(np.arange(ways), map(str, range(ways)))
     panel.set_xlabel("predicted", color=INK)
     panel.set_ylabel("class", color=INK)
@@ -163,7 +172,7 @@ def _classified(
     def one(key: Array) -> tuple[Task, Array]:
         task = tasks.sample(key)
         logits = adapted_predictions(strategy, model, task.support, task.query[0])
-        return task, jnp.argmax(logits, axis=-1)
+        return task, predicted_class(logits)
 
     return jax.lax.map(one, keys)
 

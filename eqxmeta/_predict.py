@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import PRNGKeyArray, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
 
 from ._support_statistics import map_examples
 
@@ -21,6 +22,13 @@ def predict(model: Callable, x: PyTree, key: PRNGKeyArray | None = None) -> Any:
         return map_examples(lambda example: model(example), x)
     keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
     return map_examples(lambda example, key: model(example, key=key), x, keys)
+
+
+def predicted_class(logits: Shaped[Array, "... classes"]) -> Int[Array, "..."]:
+    """The class of the largest logit, the first of equal ones; -1, which is no class, where any of
+    the logits is NaN. (`argmax` takes NaN for the largest.)"""
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jnp.where(jnp.isnan(logits).any(axis=-1), -1, best)
 
 
 def takes_key(model: Callable) -> bool:

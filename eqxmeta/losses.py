@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._errors import explain
 from ._predict import predict as predict
+from ._predict import predicted_class
 from ._task import Task
 from ._types import Metrics
 
@@ -45,7 +46,7 @@ def cross_entropy(
     model: Callable, batch: PyTree, key: PRNGKeyArray | None
 ) -> tuple[Float[Array, ""], Metrics]:
     """Cross-entropy in nats, mean over examples, of logits and integer labels; `accuracy` in
-    [0, 1] as a metric.
+    [0, 1] as a metric. An example with a NaN among its logits is not recognised.
 
     `batch` is `(x, y)`, `x: [n, ...]`, `y: [n]` of integers in `range(classes)`; the model maps
     an example to `[classes]` logits. Raises `ValueError` or `TypeError` if shapes or dtypes are
@@ -70,7 +71,7 @@ def cross_entropy(
     # Optax gives NaN from `classes` up, but would count a negative label from the end.
     labels = jnp.where(labels < 0, logits.shape[1], labels)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(_widened(logits), labels)
-    accuracy = jnp.mean(jnp.argmax(logits, axis=1).astype(jnp.int32) == labels)
+    accuracy = jnp.mean(predicted_class(logits) == labels)
     return jnp.mean(losses), {"accuracy": accuracy}
 
 

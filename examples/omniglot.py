@@ -66,9 +66,11 @@ def main():
     name, out = args.algorithm, args.out / args.algorithm.lower()
     strategy, inner_steps = recipe(name, args.steps)
     train_ways = args.train_ways or (30 if name == "ProtoNet" else args.ways)
-    queries = 10 - args.shots if name == "Reptile" else 5  # it pools them: ten examples a class
+    # Reptile pools support and query: ten examples a class, of the twenty that there are.
+    queries = max(10 - args.shots, 5) if name == "Reptile" else 5
     train = episodes(args.data, "train", train_ways, args.shots, queries)
-    val, test = (episodes(args.data, s, args.ways, args.shots, queries=15) for s in ("val", "test"))
+    queries = min(15, 20 - args.shots)
+    val, test = (episodes(args.data, s, args.ways, args.shots, queries) for s in ("val", "test"))
 
     every, val_tasks = max(1, min(500, args.steps // 2)), min(200, args.test_tasks)
     callbacks = [

@@ -155,6 +155,34 @@ def test_a_model_of_more_classes_than_the_task():
     assert found.tolist() == [[1, 0, 0, 1], [0, 1, 0, 0]]
 
 
+class Broken(eqx.Module):
+    """NaN for images whose first pixel is dark."""
+
+    flat: Flat
+
+    def __call__(self, image: Array) -> Array:
+        return self.flat(image) + jnp.where(image[0, 0, 0] < 0.5, jnp.nan, 0.0)
+
+
+def test_what_is_no_number_is_taken_for_none():
+    still = Still(em.losses.cross_entropy, optax.sgd(0.1))
+    figure = em.plot_confusion(still, Broken(MODEL), TASKS, seed=3)
+    (key,) = jax.random.split(jax.random.key(3), 1)
+    x, y = map(np.asarray, eqx.filter_jit(TASKS.sample)(key).query)
+    dark = x[:, 0, 0, 0] < 0.5
+    assert 0 < dark.sum() < 9
+    predicted = np.where(dark, -1, jax.vmap(MODEL)(x).argmax(axis=1))
+    images, matrix = figure.axes
+    assert [tick.get_text() for tick in matrix.get_xticklabels()] == ["0", "1", "2", "none"]
+    counts = {t.get_position(): int(t.get_text()) for t in matrix.texts}
+    for label in range(3):
+        assert counts.get((3, label), 0) == (dark & (y == label)).sum()
+    assert sum(counts.values()) == 9
+    assert [t.get_text() for t in images.texts].count("none") == dark.sum()
+    assert f"{np.mean(predicted == y):.1%} of 9" in figure.get_suptitle()
+    assert confusion_matrix(y, predicted, 3)[:, 3].sum() == dark.sum()
+
+
 def test_publishes_at_the_end_once_and_writes_a_file(tmp_path, strategy):
     path = tmp_path / "figures" / "confusion.png"
     callback, heard = Confusion(TASKS, path), Heard()

@@ -78,7 +78,7 @@ def test_an_activation_of_another_package_keeps_its_rule():
     conv = em.nn.Conv2d(1, 2, 1, key=jax.random.key(0))
 
     def slope(predict):
-        return jax.grad(lambda x: jnp.sum(predict(lambda x: names["relu"](conv(x)), x)))(x)
+        return jax.jit(jax.grad(lambda x: jnp.sum(predict(lambda x: names["relu"](conv(x)), x))))(x)
 
     x = jnp.ones((1, 1, 3, 2))
     by_vmap = slope(lambda model, x: jax.vmap(model)(x))

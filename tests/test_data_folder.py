@@ -106,6 +106,39 @@ def test_grey_images_and_conversions(tmp_path):
     assert np.array_equal(em.data.from_folder(tmp_path).images, grey[None, None])
 
 
+def test_transparent_images(tmp_path):
+    """Also those with a palette, of which one colour is transparent."""
+    (tmp_path / "a").mkdir()
+    index = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+    colours = np.array([[9, 8, 7], [200, 10, 20], [0, 0, 0]], np.uint8)
+    image = Image.fromarray(index, "P")
+    image.putpalette(colours.tobytes())
+    image.save(tmp_path / "a/1.png")
+    assert np.array_equal(
+        em.data.from_folder(tmp_path).images[0], np.moveaxis(colours[index], 2, 0)
+    )
+    on_white = np.array([[9, 8, 7], [200, 10, 20], [255, 255, 255]], np.uint8)[index]
+    for transparency in (2, bytes([255, 255, 0])):
+        image.save(tmp_path / "a/1.png", transparency=transparency)
+        refused("1.png cannot be read.*transparent pixels of mode P", tmp_path)
+        images = em.data.from_folder(tmp_path, mode="RGB").images
+        assert np.array_equal(images[0], np.moveaxis(on_white, 2, 0))
+    ink = np.zeros((2, 3, 4), np.uint8)
+    ink[..., 3] = [[0, 255, 51], [255, 0, 0]]  # black, more or less of it
+    Image.fromarray(ink).save(tmp_path / "a/1.png")
+    assert np.array_equal(em.data.from_folder(tmp_path, mode="L").images[0, 0], 255 - ink[..., 3])
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_photographs_are_turned_upright(tmp_path, orientation, turns):
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # the camera was held so: as the standard numbers it
+    Image.fromarray(pixels).save(tmp_path / "a/1.png", exif=exif)
+    assert np.array_equal(em.data.from_folder(tmp_path).images[0, 0], np.rot90(pixels, turns))
+
+
 def test_sizes(tmp_path):
     picture(tmp_path / "a/1.png", 1, shape=(4, 6))
     picture(tmp_path / "b/2.png", 2, shape=(8, 8))
@@ -170,6 +203,39 @@ def test_splits_that_are_wrong(folder):
         refused(said, root, name)
     refused("size", root, size=0)
     refused("mode", root, mode="grey")
+
+
+@pytest.mark.parametrize("out", ["../cat", "{root}/cat", "cat/../../cat"])
+@pytest.mark.parametrize("how", ["list", "a.txt", "a.json", "a.csv", "labels.csv"])
+def test_what_a_split_names_is_below_the_folder(folder, how, out):
+    root, _ = folder
+    outside, inside = out.format(root=root), root / "fish"
+    picture(inside / "cat" / "a.png", 0)
+    content = {
+        "list": "",
+        "a.txt": f"cod\n{outside}\n",
+        "a.json": json.dumps([outside]),
+        "a.csv": f"filename,label\n{outside}/a.png,cat\n",
+        "labels.csv": f"filename,label\ncod/x.png,cod\na.png,{outside}\n",
+    }[how]
+    (inside / how).write_text(content)
+    refused("leads out of the folder.*/cat", inside, [outside] if how == "list" else how)
+
+
+def test_one_name_for_two_splits_is_refused(folder, monkeypatch):
+    root, pixels = folder
+    (root / "train.csv").write_text("filename,label\ncat/a.png,cat\n")
+    assert_holds(em.data.from_folder(root, "train"), pixels, cat=["cat/a"])
+    picture(root / "train" / "dog" / "1.png", 2)
+    refused("several things.*train.csv.*/train\n", root, "train")
+    assert_holds(em.data.from_folder(root, root / "train.csv"), pixels, cat=["cat/a"])
+    assert_holds(em.data.from_folder(root / "train"), {"dog/1": pixels["dog/1"]}, dog=["dog/1"])
+    # One that happens to lie where the program runs.
+    monkeypatch.chdir(root / "fish")
+    (root / "fish" / "train.csv").write_text("filename,label\ndog/1.png,dog\n")
+    refused("several things.*train.csv.*train.csv", root, "train.csv")
+    monkeypatch.chdir(root)
+    assert_holds(em.data.from_folder(root, "train.csv"), pixels, cat=["cat/a"])
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), np.uint8)

@@ -1,5 +1,7 @@
 """Meta-SGD: the rates are learnt, adapt, are checkpointed and drawn."""
 
+from fractions import Fraction
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -130,6 +132,12 @@ def test_rates_are_trained_checkpointed_and_drawn(tmp_path):
 def test_a_model_without_rates_is_refused():
     with pytest.raises(TypeError, match="`model` has no inner rates" + THREE_PARTS):
         meta_sgd().inner_adapt(tiny_mlp(), em.tasks.Sinusoid(4, 6).sample(KEY).support)
+
+
+@pytest.mark.parametrize("rate", [np.float32(0.25), np.float64(0.25), Fraction(1, 4), np.int64(2)])
+def test_a_rate_is_any_real_number(rate):
+    (first, *_) = jax.tree.leaves(meta_sgd(rate=rate).init(tiny_mlp()).model.rates)
+    assert first.dtype == jnp.float32 and np.all(np.asarray(first) == float(rate))
 
 
 @pytest.mark.usefixtures("as_users_run_it")

@@ -104,6 +104,24 @@ def test_gradients_of_single_examples(x64):
     assert tree_allclose(each(ours), each(theirs), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("ensemble, examples", [(0, 2), (3, 0), (0, 0)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_ensemble_of_none_and_a_batch_of_none(ensemble, examples, stride):
+    layer = em.nn.Conv2d(4, 6, 3, stride, 1, key=jax.random.key(0))
+    weights = jnp.zeros((ensemble, *layer.weight.shape))
+
+    def total(weight, x):
+        fixed = eqx.tree_at(lambda layer: layer.weight, layer, weight)
+        return jnp.sum(jax.vmap(fixed)(x)), jax.vmap(fixed)(x)
+
+    gradient = jax.vmap(jax.grad(total, argnums=(0, 1), has_aux=True), in_axes=(0, None))
+    x = jnp.ones((examples, 4, 4, 4))
+    (dw, dx), y = jax.jit(gradient)(weights, x)
+    assert dw.shape == weights.shape and dx.shape == (ensemble, *x.shape)
+    assert y.shape == (ensemble, examples, 6, 4 // stride, 4 // stride)
+    assert not dw.any()
+
+
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_other_platforms_compute_the_same(stride, tasks, x64):

@@ -30,20 +30,25 @@ def from_folder(
     (`cat`, or `animals/cat`); classes and images are in sorted order.
 
     - `split`: which classes. `None`: all. A name such as `"train"`: what `train.csv`, `train.txt`
-      or `train.json` in `path` say, or else the class folders in the folder `train`. A path to
-      such a file, relative to here or to `path`. Or a list of class names.
+      or `train.json` in `path` says, or the class folders in the folder `train`; several of them
+      are refused. A path to such a file, relative to `path` or to here, but not both. Or a list of
+      class names.
       A csv file has columns `filename` and `label` (Ravi and Larochelle 2017), its images lie in
       `path` or `path/images`, in class folders or not; a txt file has a class name a line; a json
       file a list of them.
     - `size`: resize every image to `size` x `size` pixels, whatever its shape was, by Pillow's
       bilinear filter (which averages where it shrinks). `None`: all must have one size.
-    - `mode`: `"RGB"` or `"L"` (grey) converts every image. `None`: all must be of one kind.
+    - `mode`: `"RGB"` or `"L"` (grey) converts every image; what is transparent becomes white.
+      `None`: all must be of one kind, and opaque.
+
+    Photographs are turned upright, as their EXIF orientation says.
 
     A `path` to an .npz file is read by `from_npz`, and takes no other argument. Images are uint8,
     `[1, height, width]` or `[3, height, width]`. Needs the extra `data`, and memory for all images.
 
     Raises `ValueError` or `FileNotFoundError`, naming the file, for empty folders, images that
-    cannot be read or differ in size or kind, and classes of a split that are not there.
+    cannot be read or differ in size or kind, classes of a split that are not there, and split files
+    that lead out of `path`, by `..` or an absolute path.
     """
     path = Path(path)
     if path.suffix == ".npz":
@@ -95,14 +100,19 @@ def _read_all(
 def _read(
     file: Path, size: int | None, mode: str | None
 ) -> UInt8[np.ndarray, "channels height width"]:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:
-            image.load()
-            kind = mode or _KINDS.get(image.mode)
+            image = ImageOps.exif_transpose(image)
+            transparent = image.has_transparency_data
+            kind = mode or (None if transparent else _KINDS.get(image.mode))
             if kind is None or image.mode.startswith(("I", "F")):
-                raise ValueError(f"pixels of mode {image.mode}")
+                raise ValueError(f"{'transparent ' * transparent}pixels of mode {image.mode}")
+            if transparent:
+                image = image.convert("RGBA")
+                paper = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(paper, image)
             image = image.convert(kind)
             if size is not None:
                 image = image.resize((size, size), Image.Resampling.BILINEAR)

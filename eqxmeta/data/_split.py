@@ -4,7 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from .._errors import explain
 
@@ -29,16 +29,25 @@ def images_by_class(path: Path, split: str | Path | Sequence[str] | None) -> dic
 def _split_file(path: Path, split: str | Path) -> Path | None:
     """The file that says what is in the split, or `None` if that is a folder's business."""
     if Path(split).suffix in _SPLIT_SUFFIXES:
-        candidates = [Path(split), path / split]
+        candidates = [path / split, Path(split)]
     else:
         candidates = [path / f"{split}{suffix}" for suffix in _SPLIT_SUFFIXES]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    if (path / split).is_dir():
-        return None
-    where = ", ".join(str(c) for c in [*candidates, path / split])
-    raise FileNotFoundError(explain("`split` was not found.", repr(str(split)), f"one of {where}"))
+    files = {c.resolve(): c for c in candidates if c.is_file()}  # one by two names is one
+    found = [*files.values(), *[path / split] * (path / split).is_dir()]
+    if not found:
+        where = ", ".join(map(str, dict.fromkeys([*candidates, path / split])))
+        raise FileNotFoundError(
+            explain("`split` was not found.", repr(str(split)), f"one of {where}")
+        )
+    if len(found) > 1:
+        raise ValueError(
+            explain(
+                "`split` may mean several things.",
+                f"{str(split)!r}, and there are {', '.join(map(str, found))}",
+                "one of them: the whole path of the file, as `split`; or of the folder, as `path`",
+            )
+        )
+    return found[0] if files else None
 
 
 def _in_class_folders(path: Path) -> dict[str, list[Path]]:
@@ -71,6 +80,7 @@ def _in_class_folders(path: Path) -> dict[str, list[Path]]:
 
 
 def _chosen(names: Sequence[str], path: Path, source: str) -> dict[str, list[Path]]:
+    _check_below(names, path, source)
     found = {name: _images_in(path / name) for name in sorted(set(names))}
     missing = [name for name, images in found.items() if not images]
     if missing or not found:
@@ -95,10 +105,19 @@ def _listed(file: Path, path: Path) -> dict[str, list[Path]]:
     if not pairs or not all(filename and label for filename, label in pairs):
         expected = "one image or more, each with its class"
         raise ValueError(explain(f"{file} names no images.", f"{len(pairs)} lines", expected))
+    _check_below([name for pair in pairs for name in pair], path, str(file))
     found: dict[str, list[Path]] = {}
     for filename, label in pairs:
         found.setdefault(label, []).append(_place_of(filename, label, file, path))
     return {label: sorted(images) for label, images in sorted(found.items())}
+
+
+def _check_below(names: Sequence[str], path: Path, source: str) -> None:
+    """Split files come from strangers: what they name is in `path`, or it is not read."""
+    for name in names:
+        if PurePath(name).anchor or ".." in PurePath(name).parts:
+            expected = f"names relative to {path}, of what is in it"
+            raise ValueError(explain(f"{source} leads out of the folder.", repr(name), expected))
 
 
 def _place_of(filename: str, label: str, file: Path, path: Path) -> Path:

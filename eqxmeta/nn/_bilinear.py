@@ -80,9 +80,14 @@ def _patches(x: Array, geometry: Geometry) -> Array:
 def _product(x: Array, w: Array) -> Array:
     """`x [tasks, n, rows, columns, k]` times `w [tasks, k, o]`."""
     # Two axes: with more the compiler would contract them through a transposed copy.
-    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    flat = _flat(x)
     out = flat[0] @ w[0] if x.shape[0] == 1 else flat @ w
     return out.reshape(*x.shape[:-1], w.shape[-1])
+
+
+def _flat(x: Array) -> Array:
+    """`[tasks, ..., k] -> [tasks, -1, k]`, also for no tasks, of which NumPy's -1 says nothing."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
 
 
 def _splits(geometry: Geometry, inputs: int, outputs: int, dtype: np.dtype) -> bool:
@@ -119,11 +124,11 @@ def _offsets(geometry: Geometry) -> list[int]:
 
 
 def _convolve_cpu(x: Array, w: Array, *, geometry: Geometry) -> Array:
-    tasks, kh, _, inputs, outputs = w.shape
+    tasks, kh, kw, inputs, outputs = w.shape
     if not _splits(geometry, inputs, outputs, x.dtype):
-        return _product(_patches(x, geometry), w.reshape(tasks, -1, outputs))
+        return _product(_patches(x, geometry), _flat(w))
     # What each row of the input gives to each of the `kh` rows of the output that see it.
-    w = jnp.transpose(w, (0, 2, 3, 1, 4)).reshape(tasks, -1, kh * outputs)
+    w = jnp.transpose(w, (0, 2, 3, 1, 4)).reshape(tasks, kw * inputs, kh * outputs)
     given = _product(_across(x, geometry), w)
     given = jnp.split(given, kh, axis=-1)
     rows = geometry.out[0]
@@ -144,8 +149,8 @@ def _filter_gradient_cpu(x: Array, y: Array, *, geometry: Geometry) -> Array:
 
 def _contract(x: Array, y: Array) -> Array:
     """`x [tasks, ..., a]` and `y [tasks, ..., b]` to `[tasks, a, b]`."""
-    x, y = (z.reshape(z.shape[0], -1, z.shape[-1]) for z in (x, y))
-    if x.shape[0] > 1:
+    x, y = _flat(x), _flat(y)
+    if x.shape[0] != 1:
         return jnp.swapaxes(lax.dot_general(y, x, (((1,), (1,)), ((0,), (0,)))), 1, 2)
     dimensions = (((0,), (0,)), ((), ()))
     # The product would turn its left side: the smaller one.
@@ -163,7 +168,7 @@ def _input_gradient_cpu(y: Array, w: Array, *, geometry: Geometry) -> Array:
         back = geometry._replace(size=geometry.out, padding=padding)
         return _convolve_cpu(y, turned, geometry=back)
     # Each position of the output is spread over its patch, and what overlaps is added.
-    wide = _product(y, jnp.swapaxes(w.reshape(w.shape[0], -1, w.shape[-1]), 1, 2))
+    wide = _product(y, jnp.swapaxes(_flat(w), 1, 2))
     x = jax.ShapeDtypeStruct((*y.shape[:2], *geometry.size, w.shape[3]), y.dtype)
     return jax.linear_transpose(functools.partial(_patches, geometry=geometry), x)(wide)[0]
 
@@ -255,8 +260,10 @@ def _as_tasks(primitive: Primitive, args: Any, axes: Any, geometry: Geometry) ->
         jnp.broadcast_to(x, (size, *x.shape)) if a is None else jnp.moveaxis(x, a, 0)
         for x, a in zip(args, axes, strict=True)
     ]
-    out = primitive.bind(*(x.reshape(-1, *x.shape[2:]) for x in moved), geometry=geometry)
-    return out.reshape(size, -1, *out.shape[1:]), 0
+    tasks = moved[0].shape[1]
+    merged = (x.reshape(size * tasks, *x.shape[2:]) for x in moved)
+    out = primitive.bind(*merged, geometry=geometry)
+    return out.reshape(size, tasks, *out.shape[1:]), 0
 
 
 def _batch(primitive: Primitive) -> Callable[..., tuple[Array, int]]:
@@ -266,7 +273,8 @@ def _batch(primitive: Primitive) -> Callable[..., tuple[Array, int]]:
         # The same weights: more examples.
         x, w = args
         x = jnp.moveaxis(x, axes[0], 1)
-        out = primitive.bind(x.reshape(x.shape[0], -1, *x.shape[3:]), w, geometry=geometry)
+        tasks, size, n, *shape = x.shape
+        out = primitive.bind(x.reshape(tasks, size * n, *shape), w, geometry=geometry)
         return out.reshape(*x.shape[:3], *out.shape[2:]), 1
 
     return rule

@@ -1,4 +1,5 @@
 import math
+import numbers
 from typing import Any
 
 import equinox as eqx
@@ -26,6 +27,12 @@ class WithRates(eqx.Module):
     rates: PyTree
 
 
+def _check_rate(rate: Any) -> float:
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not math.isfinite(rate):
+        raise ValueError(explain("`MetaSGD(rate=...)` is invalid.", repr(rate), "a finite number"))
+    return float(rate)
+
+
 class MetaSGD(GradientStrategy, RollsOut):
     """Meta-SGD: MAML that also learns an inner rate for every parameter.
 
@@ -50,15 +57,8 @@ class MetaSGD(GradientStrategy, RollsOut):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
-    rate: float = eqx.field(default=1.0, kw_only=True)
+    rate: float = eqx.field(default=1.0, kw_only=True, converter=_check_rate)
     task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
-
-    def __check_init__(self):
-        rate: Any = self.rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not math.isfinite(rate):
-            raise ValueError(
-                explain("`MetaSGD(rate=...)` is invalid.", repr(rate), "a finite number")
-            )
 
     def meta_model(self, model: PyTree) -> WithRates:
         fast, _ = self.inner.partition(model)
