@@ -1,7 +1,6 @@
 import json
 import math
 import os
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -279,7 +278,7 @@ class Checkpoint(Callback):
                 )
                 raise
             message = f"{self._files.path(step)} was not written, training goes on: {error!r}"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            warn(message)
         else:
             self._in_flight = None
             if written:  # else an interrupt came before the thread
@@ -296,6 +295,6 @@ class Checkpoint(Callback):
                 self._files.path(step).unlink(missing_ok=True)
             except OSError as error:  # tried again at the next save
                 message = f"An old checkpoint could not be removed: {error}"
-                warnings.warn(message, RuntimeWarning, stacklevel=2)
+                warn(message)
             else:
                 self._mine.discard(step)

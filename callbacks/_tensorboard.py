@@ -158,6 +158,8 @@ class TensorBoard(Callback):
     def _flush(self) -> None:
         if self._file is not None:
             self._file.flush(sync=True)
+        if self._inner is not None:
+            self._inner[1].flush(sync=True)
 
     def _add(self, step: int, content: Any) -> None:
         assert self._file is not None
@@ -175,7 +177,7 @@ class TensorBoard(Callback):
             self._inner = (step, EventFile(folder, suffix=f".step-{step}"))
             forget = pb.SessionLog(status=pb.SessionLog.START)
             self._inner[1].add(pb.Event(step=0, wall_time=time.time(), session_log=forget))
-            self._inner[1].flush()
+            self._inner[1].flush(sync=True)  # before what it takes the place of is gone
             for path in old:
                 path.unlink()
         file = self._inner[1]

@@ -176,7 +176,7 @@ def _is_array(leaf: Any) -> bool:
 
 def _entry(name: str, leaf: Any) -> dict[str, Any]:
     if _is_key(leaf):
-        dtype = f"key<{_key_form(leaf)[0]}>"
+        dtype = f"key<{_key_form(leaf)[0]!s}>"
     else:
         dtype = leaf.dtype.name
         # Not: objects, strings, records, dates, long doubles, and what has no arithmetic yet.
@@ -195,12 +195,12 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _key_form(keys: Any) -> tuple[str, jax.ShapeDtypeStruct]:
+def _key_form(keys: Any) -> tuple[Any, jax.ShapeDtypeStruct]:
     """The generator of `keys`, which may be shapes alone, and the shape and dtype of their bits."""
     impl = []
 
     def data(keys: Any) -> Any:
-        impl.append(str(jax.random.key_impl(keys)))
+        impl.append(jax.random.key_impl(keys))
         return jax.random.key_data(keys)
 
     bits = jax.eval_shape(data, keys)

@@ -1,6 +1,5 @@
 """The files of a run in a folder of checkpoints: one per step that was saved."""
 
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from ._checkpoint import read_manifest, save, verify
 from ._checkpoint_folder import NAME, path_of
 from ._container import remove_leftovers
-from ._errors import CheckpointError, explain
+from ._errors import CheckpointError, explain, warn
 from ._files import set_aside
 
 
@@ -50,7 +49,7 @@ class CheckpointFiles:
             if step > after:
                 stale = set_aside(path)
                 message = f"The run continues from step {after}: {path} is now {stale.name}."
-                warnings.warn(message, RuntimeWarning, stacklevel=2)
+                warn(message)
 
 
 def id_of(path: Path) -> str | None:

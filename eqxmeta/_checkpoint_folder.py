@@ -35,7 +35,7 @@ def _best(newest: Path) -> str | None:
         with _container.reading(newest) as reader:
             states = reader.manifest["meta"].get("callbacks", {}).values()
         steps = [state["best_step"] for state in states if state.get("best_step") is not None]
+        best = [path_of(newest.parent, step) for step in steps]
     except (CheckpointError, AttributeError, TypeError, ValueError):
         return None  # damaged, or somebody else's `meta`
-    best = [path_of(newest.parent, step) for step in steps]
     return best[0].name if len(best) == 1 and best[0].is_file() else None

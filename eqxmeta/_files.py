@@ -34,6 +34,10 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
+# How file systems (of networks, of user space) say that they have no such thing as a folder's sync.
+_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+
+
 def sync_folder(folder: Path) -> None:
     """Until the entries of `folder` (what is in it, under which names) are on the disk."""
     if os.name == "nt":
@@ -45,7 +49,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot, and say so
+        if error.errno not in _CANNOT:
             raise
     finally:
         os.close(descriptor)

@@ -97,5 +97,8 @@ def _plain_jit() -> dict[str, Any]:
 
 
 def is_staged() -> bool:
-    """Whether what is computed now becomes a part of a program, to be compiled as a whole."""
+    """Whether what is computed now becomes a part of a program, to be compiled as a whole.
+
+    Asked by an operation without inputs, of which nothing remains: the public way. (`vmap` and
+    `grad` outside of `jax.jit` trace too, but only what depends on their arguments.)"""
     return isinstance(jax.lax.iota("int32", 1), Tracer)

@@ -38,6 +38,7 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
     if loss is None:
         return
 
+    what = "`loss(model, batch, key)`"
     known, unknown = eqx.partition(task, eqx.is_array)
 
     def predictor_of(model: PyTree, support: PyTree) -> Any:
@@ -47,11 +48,13 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
     def of_task(model: PyTree, unknown: Task) -> Any:
         task = eqx.combine(known, unknown)
         predictor = predictor_of(model, task.support)
-        if jax.tree.leaves(known.query):  # labels: they may be others than those of the support
-            loss(predictor, task.query, jax.random.key(0))
-        return loss(predictor, task.support, jax.random.key(0))
+        out = loss(predictor, task.support, jax.random.key(0))
+        alike = jax.tree.structure(task.query) == jax.tree.structure(task.support)
+        if alike and jax.tree.leaves(known.query):  # labels, maybe others than the support has
+            with tracing(what, f"{type(model).__name__}, and a batch of {shapes_of(task.query)}"):
+                loss(predictor, task.query, jax.random.key(0))
+        return out
 
-    what = "`loss(model, batch, key)`"
     with tracing(what, f"{type(model).__name__}, and a batch of {shapes_of(task.support)}"):
         try:
             out = eqx.filter_eval_shape(of_task, model, unknown)

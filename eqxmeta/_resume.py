@@ -3,13 +3,13 @@
 import difflib
 import errno
 import math
-import warnings
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ._callback import Callback, name_of
 from ._checkpoint import load, read_manifest
-from ._errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, explain
+from ._errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, explain, warn
 from ._state import TrainState
 
 # A checkpoint of a run in which one of these differs is of another run.
@@ -39,7 +39,7 @@ def restore(
     """
     if resume is None:
         return None
-    if not isinstance(resume, str | Path):
+    if not isinstance(resume, str | os.PathLike):
         raise TypeError(
             explain("`fit(resume=...)` is invalid.", repr(resume), "'auto', a path, or None")
         )
@@ -69,7 +69,7 @@ def restore(
             if isinstance(error, OSError) and error.errno != errno.EIO:
                 raise
             message = f"Skipping a damaged checkpoint, {path}. {error}"
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            warn(message)
     if paths:
         raise CheckpointCorrupt(
             explain(
@@ -101,7 +101,7 @@ def _load(
     forgotten = [name for name, value in states.items() if value and name not in attached]
     if forgotten:
         message = f"`{path}` holds the state of callbacks that are not attached: {forgotten}"
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warn(message)
     return Restored(path, state, states)
 
 

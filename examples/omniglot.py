@@ -82,7 +82,7 @@ def main():
         Confusion(val, every=every, inner_steps=inner_steps),
         best := Checkpoint(out / "checkpoints", every=every, monitor="val/accuracy", mode="max"),
     ]
-    meta_batch = {"ProtoNet": 1, "Reptile": 5, "ANIL": 8}.get(name, 4)
+    meta_batch = {"ProtoNet": 1, "Reptile": 5, "MetaSGD": 4, "FOMAML": 4}.get(name, 8)
     options = {"meta_batch_size": meta_batch, "max_time": 60 * args.minutes}
     trainer = em.Trainer(strategy, callbacks=callbacks, **options)
     ways = None if name == "ProtoNet" else args.ways  # it classifies by distances, without a head

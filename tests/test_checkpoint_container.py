@@ -7,6 +7,7 @@ import zipfile
 
 import equinox as eqx
 import jax
+import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,6 +91,22 @@ def test_prng_keys_round_trip(tmp_path, impl, shape):
     loaded = load(tmp_path / "x", like)
     assert loaded.dtype == keys.dtype
     assert same(keys, loaded)
+
+
+def test_a_generator_of_ones_own(tmp_path):
+    """That JAX has no name for."""
+    own = jax.extend.random.define_prng_impl(
+        key_shape=(2,),
+        seed=lambda seed: jnp.array([0, seed], jnp.uint32),
+        split=lambda key, shape: jnp.broadcast_to(key, (*shape, 2)),
+        random_bits=lambda key, width, shape: jnp.zeros(shape, f"uint{width}"),
+        fold_in=lambda key, data: key,
+        name="own",
+        tag="own",
+    )
+    keys = jax.random.key(3, impl=own)
+    save(tmp_path / "x", keys)
+    assert same(keys, load(tmp_path / "x", jax.random.key(0, impl=own)))
 
 
 def test_a_key_of_another_generator_is_a_mismatch(tmp_path):

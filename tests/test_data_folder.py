@@ -139,6 +139,28 @@ def test_photographs_are_turned_upright(tmp_path, orientation, turns):
     assert np.array_equal(em.data.from_folder(tmp_path).images[0, 0], np.rot90(pixels, turns))
 
 
+def test_a_broken_header_is_no_reason_to_refuse_a_photograph(tmp_path):
+    """An entry of the EXIF data that is no number of its kind, as cameras write them: Pillow reads
+    it, and cannot write it again (its `exif_transpose` does, and fails)."""
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0103] = 3, 6
+    data = exif.tobytes()
+    # The type of the entry 0x0103 (big or little endian): from a short integer to text.
+    place = max(data.find(bytes(tag)) for tag in ((1, 3, 0, 3), (3, 1, 3, 0)))
+    kind = place + (3 if data[place] == 1 else 2)
+    broken = data[:kind] + bytes([2]) + data[kind + 1 :]
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(pixels).save(tmp_path / "a/1.png", exif=broken)
+    assert np.array_equal(em.data.from_folder(tmp_path).images[0, 0], np.rot90(pixels, 2))
+
+
+def test_a_class_by_two_names_is_one(tmp_path):
+    picture(tmp_path / "a/1.png", 1)
+    images, labels = em.data.from_folder(tmp_path, ["a", "./a", "a/"])
+    assert len(images) == len(labels) == 1
+
+
 def test_sizes(tmp_path):
     picture(tmp_path / "a/1.png", 1, shape=(4, 6))
     picture(tmp_path / "b/2.png", 2, shape=(8, 8))

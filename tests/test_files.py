@@ -1,17 +1,19 @@
 """What is on the disk when: of a machine that loses its power only what was synced is left."""
 
+import errno
 import os
 import stat
 
+import jax
 import pytest
 
 import eqxmeta as em
 from eqxmeta import _container, _files
 from eqxmeta._checkpoint import verify
 from eqxmeta._files import make_folder, sync_folder
-from eqxmeta.callbacks import JSONL, Checkpoint, TensorBoard
+from eqxmeta.callbacks import JSONL, Checkpoint, Evaluate, TensorBoard
 
-from .boring import BoringModel, boring_fit
+from .boring import BoringModel, BoringTasks, boring_fit
 
 
 @pytest.fixture
@@ -53,6 +55,23 @@ def test_a_folder_that_cannot_be_synced_is_not_left_behind(tmp_path, monkeypatch
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_file_systems_without_a_sync_of_folders_are_no_obstacle(tmp_path, monkeypatch, code):
+    def unknown(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", unknown)
+    sync_folder(tmp_path)
+
+
+def test_the_newest_curve_is_on_the_disk_before_the_one_before_is_removed(tmp_path, synced):
+    tasks = jax.vmap(BoringTasks().sample)(jax.random.split(jax.random.key(0), 2))
+    callbacks = [Evaluate(tasks, every=5), TensorBoard(tmp_path)]
+    boring_fit(10, callbacks=callbacks)
+    (left,) = (tmp_path / "inner_steps").iterdir()
+    assert str(left) in synced
+
+
 def test_a_folder_that_may_not_be_read_is_no_obstacle(tmp_path, monkeypatch):
     def refused(*args):
         raise PermissionError(13, "Permission denied")
@@ -69,8 +88,11 @@ def test_a_file_is_verified_on_the_disk_rather_than_in_memory(tmp_path, monkeypa
         calls.append((os.fstat(descriptor).st_ino, *advice))
         raise OSError(95, "Operation not supported")  # no reason not to read the file
 
+    read = _container.Reader.read
+
     def reads(self, entry):
         calls.append(entry["path"])
+        return read(self, entry)
 
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("needs posix_fadvise")

@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,6 +11,9 @@ from ._extra import need
 from ._images import Images, check_choice
 from ._npz import from_npz
 from ._split import images_by_class
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 
 def from_folder(
@@ -100,11 +103,11 @@ def _read_all(
 def _read(
     file: Path, size: int | None, mode: str | None
 ) -> UInt8[np.ndarray, "channels height width"]:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image)
+            image = _upright(image)
             transparent = image.has_transparency_data
             kind = mode or (None if transparent else _KINDS.get(image.mode))
             if kind is None or image.mode.startswith(("I", "F")):
@@ -121,6 +124,27 @@ def _read(
         expected = "an image of 8 bits a channel, grey or colour, that Pillow can read"
         raise ValueError(explain(f"{file} cannot be read.", str(error), expected)) from error
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+
+
+def _upright(image: "PillowImage") -> "PillowImage":
+    """Turned as its EXIF orientation says. (Pillow's own function for it writes the rest of the
+    EXIF data anew, and fails over what cameras leave there.)"""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = image.getexif().get(0x0112)
+    except Exception:  # whatever a broken header leads to: such a picture has no orientation
+        return image
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 # Pillow's modes that lose nothing on the way. Of images with transparency, or with more than 8

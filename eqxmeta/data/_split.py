@@ -81,7 +81,9 @@ def _in_class_folders(path: Path) -> dict[str, list[Path]]:
 
 def _chosen(names: Sequence[str], path: Path, source: str) -> dict[str, list[Path]]:
     _check_below(names, path, source)
-    found = {name: _images_in(path / name) for name in sorted(set(names))}
+    # One class by two names, such as `a` and `./a`, is one.
+    distinct = sorted({PurePath(name).as_posix() for name in names})
+    found = {name: _images_in(path / name) for name in distinct}
     missing = [name for name, images in found.items() if not images]
     if missing or not found:
         raise ValueError(

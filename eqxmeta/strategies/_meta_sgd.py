@@ -1,3 +1,4 @@
+import contextlib
 import math
 import numbers
 from typing import Any
@@ -28,9 +29,12 @@ class WithRates(eqx.Module):
 
 
 def _check_rate(rate: Any) -> float:
-    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not math.isfinite(rate):
-        raise ValueError(explain("`MetaSGD(rate=...)` is invalid.", repr(rate), "a finite number"))
-    return float(rate)
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        number = float(rate)
+        if isinstance(rate, numbers.Real) and not isinstance(rate, bool) and math.isfinite(number):
+            return number
+    received = repr(rate)[:200]
+    raise ValueError(explain("`MetaSGD(rate=...)` is invalid.", received, "a finite number"))
 
 
 class MetaSGD(GradientStrategy, RollsOut):
