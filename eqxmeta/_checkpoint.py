@@ -17,6 +17,7 @@ from ._checkpoint_folder import refuse_folder
 from ._errors import CheckpointMismatch, explain
 from ._files import drop_cached
 from ._json import check_json
+from ._state import TrainState
 
 _LIBRARIES = ("eqxmeta", "jax", "equinox", "optax", "numpy")
 
@@ -71,18 +72,24 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     Raises `CheckpointNotFound`, `CheckpointCorrupt` (any damage), `CheckpointTooNew`, and
     `CheckpointMismatch` if `like` has not the same array leaves, by key path, shape and dtype.
     """
-    return _load(check_path(path, "load(path=...)"), like, "")
+    return _load(check_path(path, "load(path=...)"), like, "", "`like`")
 
 
-def _load(path: Path, like: PyTree, prefix: str) -> PyTree:
-    """`like` from the leaves of the file whose key path begins with `prefix`, and none besides."""
+def load_state(path: Path, like: TrainState) -> TrainState:
+    """The state of a run, as `load`; `like` is the state that the run begins with."""
+    return _load(path, like, "", "this run")
+
+
+def _load(path: Path, like: PyTree, prefix: str, whose: str) -> PyTree:
+    """`like` from the leaves of the file whose key path begins with `prefix`, and none besides;
+    `whose` it is, for the error."""
     refuse_folder(path)
     leaves = {prefix + name: leaf for name, leaf in _array_leaves(like).items()}
     wanted = {name: _entry(name, leaf) for name, leaf in leaves.items()}
     with _container.reading(path) as reader:
         entries = reader.manifest["leaves"]
         found = {e["path"]: e for e in entries if _is_below(prefix, e["path"])}
-        _check_same(path, wanted, found)
+        _check_same(path, wanted, found, whose)
         arrays = [
             _to_jax(reader.array(found[name], *_stored_form(leaf)), leaf)
             for name, leaf in leaves.items()
@@ -117,7 +124,7 @@ def load_model(path: str | os.PathLike[str], like: PyTree) -> PyTree:
         (p for p in (".model.model", ".model") if {p + name for name in wanted} <= set(names)),
         ".model",
     )
-    return _load(path, like, prefix)
+    return _load(path, like, prefix, "`like`")
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -233,28 +240,34 @@ def _to_jax(array: np.ndarray, like: Any) -> Any:
     return jax.device_put(array) if fits else array.copy()
 
 
-def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any], whose: str) -> None:
     def form(entry: dict[str, Any]) -> str:
         return f"{entry['dtype']}{entry['shape']}"
 
-    lines = [
-        *(f"only in the file: {k} {form(v)}" for k, v in found.items() if k not in wanted),
-        *(f"only in `like`: {k} {form(v)}" for k, v in wanted.items() if k not in found),
-        *(
-            f"different: {k} is {form(found[k])} in the file, {form(v)} in `like`"
+    lines = {
+        **{k: f"only in the file: {k} {form(v)}" for k, v in found.items() if k not in wanted},
+        **{k: f"only in {whose}: {k} {form(v)}" for k, v in wanted.items() if k not in found},
+        **{
+            k: f"different: {k} is {form(found[k])} in the file, {form(v)} in {whose}"
             for k, v in wanted.items()
             if k in found and form(v) != form(found[k])
-        ),
-    ]
-    if lines:
-        shown = lines[:40] + [f"and {len(lines) - 40} more"] * (len(lines) > 40)
-        raise CheckpointMismatch(
-            explain(
-                f"Checkpoint {path} does not have the array leaves of `like`.",
-                "\n  " + "\n  ".join(shown),
-                "the same leaves: the model, strategy and optimizer with which it was saved",
-            )
+        },
+    }
+    if not lines:
+        return
+    # An optimizer keeps arrays for each of the model's, which differ for the same reason.
+    first = [line for k, line in lines.items() if not _is_below(".opt_state", k)]
+    shown = first[:40] or list(lines.values())[:40]
+    if len(lines) > len(shown):
+        of_optimizer = ", of the optimizer's state for one" if first else ""
+        shown.append(f"and {len(lines) - len(shown)} more{of_optimizer}")
+    raise CheckpointMismatch(
+        explain(
+            f"Checkpoint {path} does not have the array leaves of {whose}.",
+            "\n  " + "\n  ".join(shown),
+            "the same leaves: the model, strategy and optimizer with which it was saved",
         )
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -46,6 +46,12 @@ class Evaluation:
     values: Mapping[str, np.ndarray]
     transductive: bool = False
 
+    def __repr__(self) -> str:
+        tasks = len(next(iter(self.values.values()), ()))
+        last = (f"{k}={self.mean(k)[-1]:.4g} ± {self.ci95(k)[-1]:.2g}" for k in self.values)
+        together = ", transductive" if self.transductive else ""
+        return f"Evaluation({tasks} tasks, after adaptation: {', '.join(last)}{together})"
+
     @property
     def metrics(self) -> tuple[str, ...]:
         return tuple(self.values)

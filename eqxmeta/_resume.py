@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ._callback import Callback, name_of
-from ._checkpoint import load, read_manifest
+from ._checkpoint import load_state, read_manifest
 from ._errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, explain, warn
 from ._state import TrainState
 
 # A checkpoint of a run in which one of these differs is of another run.
-_IDENTITY = ("strategy", "inner_steps", "gradient", "meta_batch_size", "seed", "model", "tasks")
+_IDENTITY = (
+    "strategy",
+    "options",
+    "inner_steps",
+    "gradient",
+    "adapts",
+    "meta_batch_size",
+    "seed",
+    "model",
+    "tasks",
+)
+# Not in the checkpoints of earlier versions.
+_LATER = ("options", "adapts")
 
 
 class Restored(NamedTuple):
@@ -86,16 +98,18 @@ def _load(
 ) -> Restored:
     meta = read_manifest(path)["meta"]
     saved = meta.get("config", {})
-    differ = [name for name in _IDENTITY if saved.get(name) != config[name]]
+    differ = [n for n in _IDENTITY if saved.get(n, config[n] if n in _LATER else None) != config[n]]
     if differ:
         raise CheckpointMismatch(
             explain(
                 f"`{path}` is of another run.",
-                ", ".join(f"{name}={saved.get(name)!r}" for name in differ),
-                ", ".join(f"{name}={config[name]!r}" for name in differ),
+                "a checkpoint with " + ", ".join(f"{n}={saved.get(n)!r}" for n in differ),
+                ", ".join(f"{n}={config[n]!r}" for n in differ) + ", as this run has. Continue "
+                "with what was saved, or save this run to another folder. Its weights alone start "
+                f"a new run: `model = eqxmeta.load_model('{path}', model)`",
             )
         )
-    state = load(path, like)
+    state = load_state(path, like)
     states = dict(meta.get("callbacks", {}))
     attached = {name_of(callback) for callback in callbacks}
     forgotten = [name for name, value in states.items() if value and name not in attached]

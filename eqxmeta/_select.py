@@ -24,6 +24,7 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
     params, others = eqx.partition(model, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(params)
     chosen = [False] * len(leaves)
+    returned: list[type] = []
 
     def mark(leaves: list[Any]) -> None:
         # Traced, because there every leaf is an object of its own.
@@ -31,6 +32,7 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
         whole = eqx.combine(jax.tree.unflatten(structure, leaves), others)
         with tracing(f"`{argument}`", f"a `{type(model).__name__}`", _EXPECTED):
             parts = where(whole)
+        returned.extend(type(leaf) for leaf in jax.tree.leaves(parts))
         for leaf in filter(eqx.is_inexact_array, jax.tree.leaves(parts)):
             if id(leaf) not in index:
                 raise ValueError(
@@ -45,13 +47,15 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
     jax.eval_shape(mark, leaves)
     if not any(chosen):
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        mask = ". By a mask: `lambda m: eqx.filter(m, mask)`" if set(returned) == {bool} else ""
         raise ValueError(
             explain(
                 f"`{argument}` chooses nothing of the model.",
                 "no floating-point array",
                 "one or more of "
                 + (", ".join("model" + jax.tree_util.keystr(path) for path in paths[:20]))
-                + (", ..." if len(paths) > 20 else ""),
+                + (", ..." if len(paths) > 20 else "")
+                + mask,
             )
         )
     where_chosen = jax.tree.unflatten(structure, chosen)

@@ -1,12 +1,15 @@
 """What a run is, in plain values and in a few lines for the terminal."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import PyTree
 
 from ._callback import Callback, name_of
+from ._inner_loop import InnerLoop
 from ._model import count_parameters
 from ._state import TrainState
 from ._strategy import Strategy
@@ -26,8 +29,10 @@ def describe(
     inner = getattr(strategy, "inner", None)
     return {
         "strategy": type(strategy).__name__,
+        "options": _options(strategy),
         "inner_steps": getattr(inner, "steps", None),
         "gradient": getattr(inner, "gradient", None),
+        "adapts": _adapts(inner, model),
         "meta_batch_size": meta_batch_size,
         "seed": seed,
         "steps": steps,
@@ -53,16 +58,43 @@ def render(
     names = ", ".join(name_of(callback) for callback in callbacks) or "none"
     without = ", ".join(name_of(callback) for callback in left_out)
     names += f" (left out, for they write files: {without})" if without else ""
+    adapts = [f"adapts      {_shortened(config['adapts'], 80)}"] if config["adapts"] else []
     return "\n".join(
         (
             f"strategy    {config['strategy']}{inner}",
             f"model       {config['model']}, {config['parameters']:,} parameters",
+            *adapts,
             f"learns      {config['meta_parameters']:,} meta-parameters",
             f"meta-batch  {config['meta_batch_size']} tasks a step",
             f"run         {config['steps']:,} steps, seed {config['seed']}{resumed}",
             f"callbacks   {names}",
         )
     )
+
+
+def _options(strategy: Strategy) -> str:
+    """The fields that are plain values, such as `Reptile(batch_size=...)`; not how tasks are laid
+    out in memory, which is no part of what is computed."""
+    values = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}
+    plain = {
+        name: value
+        for name, value in values.items()
+        if name != "task_chunk" and isinstance(value, bool | int | float | str)
+    }
+    return ", ".join(f"{name}={value!r}" for name, value in plain.items())
+
+
+def _adapts(inner: Any, model: PyTree) -> str | None:
+    """The key paths of what `InnerLoop(adapt=...)` chooses; `None` if everything adapts."""
+    if not isinstance(inner, InnerLoop) or inner.adapt is None:
+        return None
+    fast, _ = inner.partition(model)
+    paths = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(fast))
+    return ", ".join(path.removeprefix(".") for path in paths)
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _name(tasks: Any) -> str:

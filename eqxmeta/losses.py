@@ -32,11 +32,13 @@ def mse(
     x, y = _examples(batch)
     prediction = _array(predict(model, x, key), "Predictions")
     if prediction.shape != y.shape:
+        labels = y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer)
+        hint = ". Of class numbers: `eqxmeta.losses.cross_entropy`" if labels else ""
         raise ValueError(
             explain(
                 "Predictions and targets differ in shape.",
                 f"predictions {prediction.shape}, targets {y.shape}",
-                "the same shape: one target for each output of each example",
+                f"the same shape: one target for each output of each example{hint}",
             )
         )
     return jnp.mean((_widened(prediction) - _widened(y)) ** 2), {}

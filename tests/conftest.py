@@ -1,5 +1,7 @@
 """Annotations are checked wherever tests go: jaxtyping's shapes and dtypes, by beartype."""
 
+import signal
+
 import jaxtyping
 from jaxtyping import install_import_hook
 
@@ -7,6 +9,9 @@ install_import_hook("eqxmeta", "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# In the background of a shell Ctrl-C is ignored, by processes that are started from here too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Broadcasting between ranks is written out, or is a bug.
 jax.config.update("jax_numpy_rank_promotion", "raise")

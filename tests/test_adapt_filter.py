@@ -166,6 +166,7 @@ def test_a_shared_layer_adapts_as_one():
     [
         (lambda m: (), "chooses nothing"),
         (lambda m: m.name, "chooses nothing"),
+        (lambda m: jax.tree.map(eqx.is_array, m), r"(?=(.|\n)*eqx\.filter)chooses nothing"),
         (lambda m: 2 * m.first, "not the model's"),
     ],
 )

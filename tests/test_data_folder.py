@@ -51,6 +51,15 @@ def test_a_folder_a_class(folder):
     assert_holds(em.data.from_folder(str(root)), pixels, **ALL)
 
 
+def test_folders_of_splits_that_come_together_are_warned_of(tmp_path):
+    for split in ("train", "test"):
+        picture(tmp_path / split / f"{split}s" / "1.png", 0)
+    with pytest.warns(RuntimeWarning, match=r"split=None.*test, train"):
+        data = em.data.from_folder(tmp_path)
+    assert data.class_names == ("test/tests", "train/trains")
+    assert em.data.from_folder(tmp_path, "test").class_names == ("tests",)
+
+
 @pytest.mark.parametrize("how", ["list", "txt", "json", "elsewhere", "relative", "link"])
 def test_a_list_of_class_names(folder, how, tmp_path):
     root, pixels = folder

@@ -299,6 +299,14 @@ def test_mean_and_interval():
     assert result.mean().dtype == np.float64
 
 
+def test_an_evaluation_is_printed_in_a_line():
+    """After the last step, of two tasks: mean 3 and 2, interval 1.96 times 1 and 0."""
+    curve = np.array([[9.0, 2.0], [9.0, 4.0]])
+    result = em.Evaluation({"loss": curve, "accuracy": 0 * curve + 2}, transductive=True)
+    expected = "2 tasks, after adaptation: loss=3 ± 2, accuracy=2 ± 0, transductive"
+    assert repr(result) == f"Evaluation({expected})"
+
+
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     """Of 400 evaluations of 50 tasks each, 95 % in the long run, 1.1 % being one deviation."""
     rng = np.random.default_rng(1)

@@ -89,6 +89,11 @@ def test_mse_never_broadcasts(prediction, target):
     assert str(prediction) in str(caught.value) and str(target) in str(caught.value)
 
 
+def test_mse_of_class_numbers_names_the_loss_for_them():
+    with pytest.raises(ValueError, match="cross_entropy"):
+        mse(identity, (jnp.ones((4, 5)), jnp.zeros(4, jnp.int32)), None)
+
+
 @pytest.mark.parametrize(
     ("logits", "labels"), [((4,), (4,)), ((4, 5), (4, 1)), ((4, 5), (3,)), ((4, 5, 2), (4, 5))]
 )

@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import equinox as eqx
 import jax
@@ -18,6 +19,7 @@ import optax
 import pytest
 
 import eqxmeta as em
+from eqxmeta._summary import describe
 from eqxmeta.callbacks import JSONL, Callback, Checkpoint, EarlyStopping, Evaluate, TensorBoard
 
 from .boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_fit, same_bits
@@ -270,6 +272,7 @@ def test_the_checkpoint_of_another_run(tmp_path, change, named):
     [
         (em.InnerLoop(optax.sgd(0.1), 2), "inner_steps=1.*inner_steps=2"),
         (em.InnerLoop(optax.sgd(0.1), 1, "reverse"), "gradient='mixed'.*gradient='reverse'"),
+        (em.InnerLoop(optax.sgd(0.1), 1, adapt=lambda m: m.bias), "adapts=None.*adapts='bias'"),
     ],
 )
 def test_the_checkpoint_of_another_inner_loop(tmp_path, inner, named):
@@ -280,6 +283,47 @@ def test_the_checkpoint_of_another_inner_loop(tmp_path, inner, named):
     fit(em.InnerLoop(optax.sgd(0.1), 1), None)
     with pytest.raises(em.CheckpointMismatch, match=f"(?s){named}"):
         fit(inner, "auto")
+
+
+def test_the_checkpoint_of_another_setting_of_the_strategy(tmp_path):
+    def fit(batch_size, task_chunk, resume):
+        options = {"batch_size": batch_size, "task_chunk": task_chunk}
+        inner = em.InnerLoop(optax.sgd(0.1), 1)
+        strategy = em.Reptile(em.losses.mse, inner, optax.sgd(0.1), **options)
+        return boring_fit(2, strategy=strategy, callbacks=[saving(tmp_path)], resume=resume)
+
+    fit(2, 1, None)
+    fit(2, 2, "auto")  # another layout of the same computation
+    with pytest.raises(em.CheckpointMismatch, match=r"(?s)batch_size=2.*batch_size=3.*load_model"):
+        fit(3, 1, "auto")
+
+
+def test_the_checkpoint_of_a_version_that_told_less_of_itself(tmp_path):
+    with mock.patch("eqxmeta._trainer.describe", _described_as_before):
+        boring_fit(20, callbacks=[saving(tmp_path)])
+    assert int(boring_fit(30, callbacks=[saving(tmp_path)], resume="auto").step) == 30
+
+
+def _described_as_before(*arguments, **options):
+    config = describe(*arguments, **options)
+    return {name: config[name] for name in config.keys() - {"options", "adapts"}}
+
+
+def test_the_model_differs_and_so_does_its_optimizers_state(tmp_path):
+    def fit(size, resume):
+        strategy = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.1), 1), optax.adam(0.1))
+        model = eqx.nn.MLP(3, 1, size, 1, key=jax.random.key(0))
+        trainer = em.Trainer(strategy, meta_batch_size=2, callbacks=[saving(tmp_path)])
+        return trainer.fit(model, BoringTasks(), 2, resume=resume)
+
+    fit(4, None)
+    with pytest.raises(em.CheckpointMismatch) as error:
+        fit(5, "auto")
+    told = str(error.value)
+    assert "layers[0].weight is float32[4, 3] in the file, float32[5, 3] in this run" in told
+    assert "`like`" not in told
+    assert ".opt_state" not in told
+    assert "6 more, of the optimizer's state" in told
 
 
 def test_the_checkpoint_of_another_outer_optimizer(tmp_path):

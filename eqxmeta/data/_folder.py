@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from .._arguments import check_int
-from .._errors import explain
+from .._errors import explain, warn
 from ._extra import need
 from ._images import Images, check_choice
 from ._npz import from_npz
@@ -32,7 +32,8 @@ def from_folder(
     Every folder that holds images is a class, named by its path below `path`
     (`cat`, or `animals/cat`); classes and images are in sorted order.
 
-    - `split`: which classes. `None`: all. A name such as `"train"`: what `train.csv`, `train.txt`
+    - `split`: which classes. `None`: all (with a warning if they are in folders `train`, `test`,
+      ..., and so come together). A name such as `"train"`: what `train.csv`, `train.txt`
       or `train.json` in `path` says, or the class folders in the folder `train`; several of them
       are refused. A path to such a file, relative to `path` or to here, but not both. Or a list of
       class names.
@@ -69,6 +70,8 @@ def from_folder(
         expected = "a folder that holds a folder a class, or an .npz file"
         raise FileNotFoundError(explain("`path` is not a folder.", str(path), expected))
     classes = images_by_class(path, split)
+    if split is None:
+        _warn_splits({name.partition("/")[0] for name in classes}, path)
     files = [file for images in classes.values() for file in images]
     counts = [len(images) for images in classes.values()]
     return Images(
@@ -76,6 +79,15 @@ def from_folder(
         np.repeat(np.arange(len(classes), dtype=np.int32), counts),
         tuple(classes),
     )
+
+
+def _warn_splits(folders: set[str], path: Path) -> None:
+    """All classes of all splits together is rarely what is meant."""
+    if len(folders) > 1 and folders <= {"train", "val", "valid", "validation", "test"}:
+        names = sorted(folders)
+        received = f"split=None: the classes of {', '.join(names)}, together"
+        expected = f"split='{names[-1]}', or another of them"
+        warn(explain(f"{path} has a folder for each split.", received, expected))
 
 
 def _read_all(
