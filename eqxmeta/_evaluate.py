@@ -49,8 +49,8 @@ class Evaluation:
     def __repr__(self) -> str:
         tasks = len(next(iter(self.values.values()), ()))
         last = (f"{k}={self.mean(k)[-1]:.4g} ± {self.ci95(k)[-1]:.2g}" for k in self.values)
-        together = ", transductive" if self.transductive else ""
-        return f"Evaluation({tasks} tasks, after adaptation: {', '.join(last)}{together})"
+        what = f"{tasks} tasks, after adaptation: {', '.join(last)}"
+        return f"Evaluation({what}, transductive={self.transductive})"
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -303,7 +303,7 @@ def test_an_evaluation_is_printed_in_a_line():
     """After the last step, of two tasks: mean 3 and 2, interval 1.96 times 1 and 0."""
     curve = np.array([[9.0, 2.0], [9.0, 4.0]])
     result = em.Evaluation({"loss": curve, "accuracy": 0 * curve + 2}, transductive=True)
-    expected = "2 tasks, after adaptation: loss=3 ± 2, accuracy=2 ± 0, transductive"
+    expected = "2 tasks, after adaptation: loss=3 ± 2, accuracy=2 ± 0, transductive=True"
     assert repr(result) == f"Evaluation({expected})"
 
 
