@@ -107,7 +107,8 @@ class TensorBoard(Callback):
                 pb.Event(step=run.start + 1, wall_time=self._last_time, session_log=start)
             )
         if not begun:
-            self._add(0, _hparams_summary({**run.config, **self.hparams}))
+            config = {k: v for k, v in run.config.items() if k != "fingerprint"}
+            self._add(0, _hparams_summary({**config, **self.hparams}))
         self._file.flush()
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:

@@ -43,12 +43,12 @@ class Report(eqx.Module):
     """What a dispatch tells the host.
 
     - `metrics`: a row per step, `[CAPACITY, columns]`; rows beyond `stop - start` are zero.
-    - `non_finite`: how many numbers of each inexact array of the state are not finite after the
-      last step.
+    - `non_finite`: of each inexact array of the state, how many numbers are not finite after the
+      last step, and how many of those are NaN.
     """
 
     metrics: Packed
-    non_finite: list[Int[Array, ""]]
+    non_finite: list[Int[Array, "2"]]
 
 
 def outer_step(
@@ -70,12 +70,13 @@ def taken_if_finite(
 ) -> tuple[PyTree, dict[str, Array]]:
     """`new` if it and `metrics` are finite, otherwise `old`; and which of the two, as a metric.
 
-    Numbers of the state that were not finite before, such as a mask's, may stay so.
+    Numbers of the state that were not finite before, such as a mask's, may stay what they were.
     """
     sound = [jnp.all(jnp.isfinite(x)) for x in pack(metrics).arrays]
     for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
         if eqx.is_inexact_array(a):
-            sound.append(jnp.all(jnp.isfinite(b) | ~jnp.isfinite(a)))
+            same = (a == b) | (jnp.isnan(a) & jnp.isnan(b))
+            sound.append(jnp.all(jnp.isfinite(b) | same))
     taken = jnp.all(jnp.stack(sound))
     kept = jax.tree.map(lambda a, b: jnp.where(taken, b, a), old, new)
     return kept, metrics | {SKIPPED: (~taken).astype(jnp.int32)}
@@ -122,6 +123,7 @@ def key_of_step(root: PRNGKeyArray) -> Callable[[Any], PRNGKeyArray]:
     return lambda index: jax.random.fold_in(root, index)
 
 
-def count_non_finite(state: TrainState) -> list[Int[Array, ""]]:
+def count_non_finite(state: TrainState) -> list[Int[Array, "2"]]:
     leaves = [x for x in jax.tree.leaves(state) if eqx.is_inexact_array(x)]
-    return [jnp.sum(~jnp.isfinite(x)) for x in leaves]
+    # NaN apart: a -inf of a mask that an optimizer turns into NaN is one number as before.
+    return [jnp.stack([jnp.sum(~jnp.isfinite(x)), jnp.sum(jnp.isnan(x))]) for x in leaves]

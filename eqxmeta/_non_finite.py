@@ -35,7 +35,7 @@ class Watch:
         # What was not finite to begin with, such as a mask of -inf, is meant to be so. On the
         # host: what is done once is not worth a program.
         arrays = jax.device_get([leaf for _, leaf in leaves])
-        self._meant = [int(np.sum(~np.isfinite(x))) for x in arrays]
+        self._meant = [np.array([np.sum(~np.isfinite(x)), np.sum(np.isnan(x))]) for x in arrays]
         self.skipped = skipped
         self.in_a_row = in_a_row
 
@@ -76,9 +76,10 @@ class Watch:
         return None
 
     def _spoilt(self, report: Report) -> str | None:
-        """The first array of the state with more that is not finite than when the run began."""
+        """The first array of the state with more that is not finite, or NaN, than when the run
+        began."""
         for name, meant, now in zip(self._names, self._meant, report.non_finite, strict=True):
-            if now > meant:
+            if (now > meant).any():
                 return name
         return None
 

@@ -7,10 +7,13 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import equinox as eqx
+
 from ._callback import Callback, name_of
 from ._checkpoint import load_state, read_manifest
 from ._errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, explain, warn
 from ._state import TrainState
+from ._summary import without_addresses
 
 # A checkpoint of a run in which one of these differs is of another run.
 _IDENTITY = (
@@ -26,6 +29,9 @@ _IDENTITY = (
 )
 # Not in the checkpoints of earlier versions.
 _LATER = ("options", "adapts")
+
+# More differences than these are not worth reading.
+_TOLD = 5
 
 
 class Restored(NamedTuple):
@@ -96,20 +102,13 @@ def restore(
 def _load(
     path: Path, like: TrainState, callbacks: tuple[Callback, ...], config: dict[str, Any]
 ) -> Restored:
-    meta = read_manifest(path)["meta"]
+    manifest = read_manifest(path)
+    meta = manifest["meta"]
     saved = meta.get("config", {})
-    differ = [n for n in _IDENTITY if saved.get(n, config[n] if n in _LATER else None) != config[n]]
-    if differ:
-        raise CheckpointMismatch(
-            explain(
-                f"`{path}` is of another run.",
-                "a checkpoint with " + ", ".join(f"{n}={saved.get(n)!r}" for n in differ),
-                ", ".join(f"{n}={config[n]!r}" for n in differ) + ", as this run has. Continue "
-                "with what was saved, or save this run to another folder. Its weights alone start "
-                f"a new run: `model = eqxmeta.load_model('{path}', model)`",
-            )
-        )
-    state = load_state(path, like)
+    _refuse(path, _other_settings(saved, config))
+    state = load_state(path, like)  # of another model it lists the arrays, which says most
+    same_library = manifest.get("versions", {}).get("equinox") == eqx.__version__
+    _refuse(path, _other_parts(saved, config, same_library=same_library))
     states = dict(meta.get("callbacks", {}))
     attached = {name_of(callback) for callback in callbacks}
     forgotten = [name for name, value in states.items() if value and name not in attached]
@@ -117,6 +116,48 @@ def _load(
         message = f"`{path}` holds the state of callbacks that are not attached: {forgotten}"
         warn(message)
     return Restored(path, state, states)
+
+
+def _refuse(path: Path, differ: dict[str, tuple[str, str]]) -> None:
+    """`differ`: what makes them two runs, by name, as it is in the file and in this run."""
+    if not differ:
+        return
+    there = ", ".join(f"{name}={old}" for name, (old, _) in differ.items())
+    here = ", ".join(f"{name}={new}" for name, (_, new) in differ.items())
+    raise CheckpointMismatch(
+        explain(
+            f"`{path}` is of another run.",
+            f"a checkpoint with {there}",
+            f"{here}, as this run has. Continue "
+            "with what was saved, or save this run to another folder. Its weights alone start "
+            f"a new run: `model = eqxmeta.load_model('{path}', model)`",
+        )
+    )
+
+
+def _other_settings(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    old = {n: saved.get(n, config[n] if n in _LATER else None) for n in _IDENTITY}
+    if "fingerprint" in saved:  # which says more of the tasks than what they print
+        old["tasks"] = config["tasks"]
+    elif isinstance(old["tasks"], str):
+        old["tasks"] = without_addresses(old["tasks"])
+    return {n: (repr(old[n]), repr(config[n])) for n in _IDENTITY if old[n] != config[n]}
+
+
+def _other_parts(
+    saved: dict[str, Any], config: dict[str, Any], *, same_library: bool
+) -> dict[str, tuple[str, str]]:
+    """Of the model and the tasks, by key path. `same_library`: else its layers may have other
+    fields by now, and only those are compared that both have."""
+    differ = {}
+    for what, old in saved.get("fingerprint", {}).items():
+        new = config["fingerprint"][what]
+        for path in {**old, **new}:
+            both = path in old and path in new
+            if old.get(path) != new.get(path) and (both or same_library):
+                told = [facts.get(path, "nothing") for facts in (old, new)]
+                differ[f"{what}{path}"] = (told[0], told[1])
+    return dict(list(differ.items())[:_TOLD])
 
 
 def _step_of(path: Path) -> int | float:

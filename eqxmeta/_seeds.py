@@ -176,7 +176,8 @@ def _non_finite(
     """The first bad of the steps `1, 2, ...` of a chunk, for the runs `[n]` that have one. A
     parameter is seen at the end of the chunk only."""
     good = np.logical_and.reduce([np.isfinite(rows) for rows in metrics.values()])  # [n, steps]
-    sound = np.logical_and.reduce([now <= then for now, then in zip(counts, meant, strict=True)])
+    pairs = zip(counts, meant, strict=True)  # of arrays, each `[n, 2]`
+    sound = np.logical_and.reduce([(now <= then).all(axis=-1) for now, then in pairs])
     good[:, -1] &= sound
     return {int(i): int(np.argmin(good[i])) + 1 for i in np.flatnonzero(~good.all(axis=1))}
 

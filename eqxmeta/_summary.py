@@ -1,6 +1,7 @@
 """What a run is, in plain values and in a few lines for the terminal."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 from jaxtyping import PyTree
 
 from ._callback import Callback, name_of
+from ._fingerprint import fingerprint
 from ._inner_loop import InnerLoop
 from ._model import count_parameters
 from ._state import TrainState
@@ -40,6 +42,10 @@ def describe(
         "parameters": count_parameters(model),
         "meta_parameters": count_parameters(state.model),
         "tasks": _name(tasks),
+        "fingerprint": {
+            "model": fingerprint(model, values=False),
+            "tasks": fingerprint(tasks, values=True) if isinstance(tasks, eqx.Module) else {},
+        },
     }
 
 
@@ -98,9 +104,11 @@ def _shortened(text: str, length: int) -> str:
 
 
 def _name(tasks: Any) -> str:
-    # Modules print the same in every process; other objects print where in memory they are.
-    return (
-        " ".join(repr(tasks).split())[:500]
-        if isinstance(tasks, eqx.Module)
-        else type(tasks).__name__
-    )
+    if not isinstance(tasks, eqx.Module):
+        return type(tasks).__name__
+    return without_addresses(" ".join(repr(tasks).split())[:500])
+
+
+def without_addresses(text: str) -> str:
+    """What an object prints of itself, without where in memory it is in this process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)

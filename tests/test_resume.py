@@ -244,7 +244,7 @@ class WideTasks(eqx.Module):
         ),
         (
             {"tasks": WideTasks()},
-            r"tasks='BoringTasks.*tasks='\S*WideTasks",
+            r"tasks=BoringTasks.*tasks=WideTasks",
         ),
         (
             {"model": BoringModel(size=5)},
