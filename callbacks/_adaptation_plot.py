@@ -1,11 +1,17 @@
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxtyping import PyTree
+
 from eqxmeta._arguments import check_path
 from eqxmeta._drawing import Drawing
+from eqxmeta._errors import explain
+from eqxmeta._figure import ONE_FOR_EACH, check_predictions, taking
 from eqxmeta._plot_adaptation import check_plot, plot_adaptation
 from eqxmeta._run import Run
+from eqxmeta._strategy import Strategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +50,18 @@ class AdaptationPlot(Drawing):
         super().__init__(check_path(path, "AdaptationPlot(path=...)"), every=every, name=name)
         self._tasks = tasks
         self._arguments = {"inner_steps": inner_steps, "num_tasks": num_tasks, "seed": seed}
+
+    def check(self, strategy: Strategy, model: PyTree) -> None:
+        strategy = taking(strategy, 1, ONE_FOR_EACH)
+        shape, queries = check_predictions(strategy, model, self._tasks, "AdaptationPlot")
+        if math.prod(shape) != queries:
+            raise ValueError(
+                explain(
+                    "`AdaptationPlot` cannot draw what the model predicts.",
+                    f"{list(shape)} for {queries} examples",
+                    "a model with one output",
+                )
+            )
 
     def draw(self, run: Run, title: str) -> "Figure":
         learner = {"": (run.strategy, run.state.model)}

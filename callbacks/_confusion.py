@@ -1,9 +1,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxtyping import PyTree
+
 from eqxmeta._drawing import Drawing
+from eqxmeta._errors import explain
+from eqxmeta._figure import FREE, check_predictions, taking
 from eqxmeta._plot_confusion import check_confusion, plot_confusion
 from eqxmeta._run import Run
+from eqxmeta._strategy import Strategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +53,20 @@ class Confusion(Drawing):
         check_confusion(tasks, num_tasks, inner_steps, seed, "Confusion")
         self._tasks = tasks
         self._arguments = {"num_tasks": num_tasks, "inner_steps": inner_steps, "seed": seed}
+
+    def check(self, strategy: Strategy, model: PyTree) -> None:
+        inner_steps = self._arguments["inner_steps"]
+        if inner_steps is not None:
+            strategy = taking(strategy, inner_steps, FREE)
+        shape, queries = check_predictions(strategy, model, self._tasks, "Confusion")
+        if len(shape) != 2:
+            raise ValueError(
+                explain(
+                    "`Confusion` cannot draw what the model predicts.",
+                    f"{list(shape)} for {queries} examples",
+                    "a model with one output for each class",
+                )
+            )
 
     def draw(self, run: Run, title: str) -> "Figure":
         model = run.state.model

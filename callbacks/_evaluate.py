@@ -12,6 +12,7 @@ from eqxmeta._evaluate import (
     check_tasks,
     evaluate,
 )
+from eqxmeta._loss_check import check_labels
 from eqxmeta._run import Run
 
 
@@ -65,6 +66,7 @@ class Evaluate(Callback):
         steps = check_steps(run.strategy, self._arguments["inner_steps"], "Evaluate")
         # One step is as good as many to find what cannot be traced.
         names = check_curve(run.strategy, run.state.model, self._task, None if steps is None else 1)
+        check_labels(run.strategy, run.state.model, self._tasks, self._task)
         self.publishes = [f"{self._prefix}/{name}" for name in (*names, "transductive")]
 
     def on_step_end(self, run: Run) -> None:

@@ -20,7 +20,7 @@ from eqxmeta._files import (
     warn_short,
     write_at,
 )
-from eqxmeta._lock import locked
+from eqxmeta._lock import file_locked
 from eqxmeta._run import Run
 
 
@@ -55,7 +55,7 @@ class JSONL(Callback):
 
     def exclusive(self) -> AbstractContextManager[None]:
         check_file(self.path, "JSONL(path=...)")
-        return locked(self.path.parent, f".{self.path.name}.lock")
+        return file_locked(self.path)
 
     def refuse(self, run: Run) -> None:
         check_file(self.path, "JSONL(path=...)")

@@ -135,7 +135,10 @@ class TensorBoard(Callback):
             elif isinstance(value, Image):
                 self._add(run.step, _image_summary(name, value.pixels))
             elif isinstance(value, Histogram):
-                self._add(run.step, _histogram_summary(name, value.values))
+                finite = np.asarray(value.values, np.float64).ravel()
+                finite = finite[np.isfinite(finite)]  # a mask's -inf has no place on an axis
+                if finite.size:
+                    self._add(run.step, _histogram_summary(name, finite))
             else:
                 numbers[name] = float(value)
         self._add(run.step, _scalars_summary(numbers))
@@ -258,16 +261,23 @@ def _image_summary(name: str, pixels: np.ndarray) -> Any:
 
 
 def _histogram_summary(name: str, values: np.ndarray) -> Any:
-    values = np.asarray(values, np.float64).ravel()
-    counts, edges = np.histogram(values, bins=_BINS)
+    """Of finite float64 `values: [n]`."""
+    # In halves, for the width of the range may be more than the largest number; and not narrower
+    # than what 30 bins can share.
+    low, high = values.min() / 2, values.max() / 2
+    least = 1e-9 * max(abs(low), abs(high))
+    margin = 0.0 if high - low > least else max(0.25, least)
+    counts, edges = np.histogram(values / 2, bins=_BINS, range=(low - margin, high + margin))
+    with np.errstate(over="ignore"):
+        total, squares = values.sum(), (values**2).sum()
     # A bucket is named by its upper end; the first, empty one says where the second begins.
     histogram = pb.HistogramProto(
         min=values.min(),
         max=values.max(),
         num=len(values),
-        sum=values.sum(),
-        sum_squares=(values**2).sum(),
-        bucket_limit=edges.tolist(),
+        sum=total,
+        sum_squares=squares,
+        bucket_limit=(2 * edges).tolist(),
         bucket=[0, *counts.tolist()],
     )
     return pb.Summary(value=[pb.Summary.Value(tag=name, histo=histogram)])

@@ -111,6 +111,9 @@ def check_file(path: Path, argument: str) -> None:
     if path.is_dir():
         received = f"a folder: '{path}'"
         raise IsADirectoryError(explain(f"`{argument}` is a folder.", received, "a file"))
+    if path.exists() and not path.is_file():  # a device, a pipe: to be replaced by a file
+        received = f"'{path}', which is a device, a pipe or a socket"
+        raise OSError(explain(f"`{argument}` is no file.", received, "a file"))
     check_folder(path.absolute().parent, argument)
 
 

@@ -1,16 +1,21 @@
 """What callbacks that draw a figure have in common."""
 
 import abc
+import contextlib
 import io
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from ._arguments import check_file, check_int, check_path
 from ._callback import Callback, Image
 from ._container import replacing
+from ._lock import file_locked
 from ._run import Run
+from ._strategy import Strategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,9 +44,20 @@ class Drawing(Callback, abc.ABC):
     def draw(self, run: Run, title: str) -> "Figure":
         """The figure of `run.state`."""
 
+    @abc.abstractmethod
+    def check(self, strategy: Strategy, model: PyTree) -> None:
+        """Raise if `draw` could not, as far as shapes tell: the first picture may be hours away."""
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        if self.path is None:
+            return contextlib.nullcontext()
+        check_file(self.path, f"{type(self).__name__}(path=...)")
+        return file_locked(self.path)
+
     def refuse(self, run: Run) -> None:
         if self.path is not None:
             check_file(self.path, f"{type(self).__name__}(path=...)")
+        self.check(run.strategy, run.state.model)
 
     def on_fit_start(self, run: Run) -> None:
         if not self._restored:

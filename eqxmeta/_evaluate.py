@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ._arguments import check_int, check_seed
 from ._errors import explain, tracing
+from ._loss_check import check_labels
 from ._model import check_model
 from ._sources import check_device_source, check_task
 from ._strategy import Strategy, can_roll_out, check_metrics
@@ -97,7 +98,8 @@ def evaluate(
     result's `transductive` says so); a loss of your own must keep to it by itself.
     Adaptation uses the model as it is (dropout is on).
 
-    Raises `ValueError` or `TypeError` for invalid arguments.
+    Raises `ValueError` or `TypeError` for invalid arguments, also for labels that the model has no
+    output for, of a source as far as its first task shows them.
     """
     check_model(model, "evaluate(model=...)")
     steps = check_steps(strategy, inner_steps, "evaluate")
@@ -108,6 +110,7 @@ def evaluate(
     num_tasks = check_int(
         num_tasks, "evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval"
     )
+    check_labels(strategy, model, tasks, task)
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
     with _tracing(model, task):
         values = _evaluate(strategy, model, tasks, root, num_tasks, steps)

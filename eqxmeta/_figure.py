@@ -3,18 +3,23 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, PyTree
+import jax
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ._arguments import check_int, check_seed
-from ._errors import explain
+from ._errors import explain, tracing
 from ._evaluate import with_inner_steps
 from ._predict import predict
 from ._sources import check_device_source
 from ._strategy import Strategy
 from ._support_statistics import fill_statistics
-from ._task import Task
+from ._task import Task, shapes_of
 
 INK, FAINT = "#333333", "#8a8a8a"
+
+# What is expected of a strategy, or of the argument, where the number of inner steps is chosen.
+ONE_FOR_EACH = "a strategy that has one, to be drawn after each number of steps"
+FREE = "inner_steps=None"
 
 
 def check_figure(tasks: Any, num_tasks: int, seed: int, caller: str) -> tuple[Task, int, int]:
@@ -46,9 +51,28 @@ def taking(strategy: Strategy, steps: int, expected: str) -> Strategy:
     return with_inner_steps(strategy, steps)
 
 
-def adapted_predictions(strategy: Strategy, model: PyTree, support: PyTree, x: PyTree) -> Array:
-    """Of the model adapted to `support`, without dropout, for each example of `x: [n, ...]`."""
-    adapted = strategy.inner_adapt(model, support, key=None)
+def adapted_predictions(
+    strategy: Strategy, model: PyTree, support: PyTree, x: PyTree, key: PRNGKeyArray
+) -> Array:
+    """Of the model adapted to `support` (with dropout, of which `key` is the key), for each example
+    of `x: [n, ...]`, without dropout."""
+    adapted = strategy.inner_adapt(model, support, key=key)
     # Strategies that need not have a loss for it: only asked for if there are such layers.
     adapted = fill_statistics(adapted, lambda m: strategy.loss(m, support, None))  # pyright: ignore
     return predict(eqx.nn.inference_mode(adapted), x)
+
+
+def check_predictions(
+    strategy: Strategy, model: PyTree, tasks: Any, caller: str
+) -> tuple[tuple[int, ...], int]:
+    """The shape of what `adapted_predictions` gives for the queries of such a task, and their
+    number. Nothing is compiled. Raises whatever the user's own code does."""
+    task = check_device_source(tasks, f"{caller}(tasks=...)")
+    x, *_ = task.query
+
+    def predictions(model: PyTree, support: PyTree, x: PyTree) -> Array:
+        return adapted_predictions(strategy, model, support, x, jax.random.key(0))
+
+    received = f"{type(model).__name__}, support {shapes_of(task.support)}, queries {shapes_of(x)}"
+    with tracing(f"`{caller}`, of `inner_adapt(model, support)` and its model", received):
+        return eqx.filter_eval_shape(predictions, model, task.support, x).shape, len(x)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -79,10 +80,10 @@ def _plain(x: Any) -> str:
 
 
 def _array(x: Any) -> str:
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     kind = f"{x.dtype}{list(x.shape)}"
     if x.dtype == object or not getattr(x, "is_fully_addressable", True):
         return kind
-    data = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+    data = np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
     return f"{kind} {hashlib.sha256(data).hexdigest()[:16]}"

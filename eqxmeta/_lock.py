@@ -1,4 +1,4 @@
-"""A folder of which one process at a time is the owner."""
+"""A folder, or a file, of which one process at a time is the owner."""
 
 import contextlib
 import errno
@@ -6,7 +6,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from ._errors import CheckpointInUse, explain
@@ -46,6 +46,12 @@ def locked(folder: Path, name: str = NAME) -> Iterator[None]:
                 _release(folder, name, descriptor)
     finally:
         remove_empty(made)
+
+
+def file_locked(path: Path) -> AbstractContextManager[None]:
+    """As `locked`, but own the file `path` alone, by whatever links it is reached."""
+    real = Path(os.path.realpath(path))
+    return locked(real.parent, f".{real.name}.lock")
 
 
 def _acquire(folder: Path, name: str) -> int:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ._arguments import check_int
 from ._errors import explain
-from ._figure import FAINT, INK, adapted_predictions, check_figure, taking
+from ._figure import FAINT, INK, ONE_FOR_EACH, adapted_predictions, check_figure, taking
 from ._strategy import Strategy
 from ._task import Task
 
@@ -58,8 +58,7 @@ def plot_adaptation(
         message = "`plot_adaptation(learners=...)` is empty."
         raise ValueError(explain(message, learners, "one learner or more"))
     steps = (0, *sorted(inner_steps))
-    one_for_each = "a strategy that has one, to be drawn after each number of steps"
-    sampled = _sample(tasks, num_tasks, seed)
+    sampled, key = _sample(tasks, num_tasks, seed)
     drawn = jax.tree.map(np.asarray, sampled)
     alone = len(learners) == 1
     rows, columns = (1, num_tasks) if alone else (num_tasks, len(learners))
@@ -73,7 +72,7 @@ def plot_adaptation(
     panels[0, 0].set_ylim(truth.min() - margin, truth.max() + margin)
     for i, (name, (strategy, model)) in enumerate(learners.items()):
         predictions = [
-            _predictions(taking(strategy, k, one_for_each), model, sampled) for k in steps
+            _predictions(taking(strategy, k, ONE_FOR_EACH), model, sampled, key) for k in steps
         ]
         for j in range(num_tasks):
             panel = panels[0, j] if alone else panels[j, i]
@@ -118,23 +117,25 @@ def _draw(panel: "Axes", task: Task, curves: Mapping[int, np.ndarray]) -> None:
 
 
 @eqx.filter_jit
-def _predictions(strategy: Strategy, model: PyTree, tasks: Task) -> Array:
+def _predictions(strategy: Strategy, model: PyTree, tasks: Task, key: PRNGKeyArray) -> Array:
     """Of the adapted models, at all support and query inputs: `[tasks, support + query]`."""
 
     def one(task: Task) -> Array:
         x, _ = task.pooled
-        return adapted_predictions(strategy, model, task.support, x).ravel()
+        return adapted_predictions(strategy, model, task.support, x, key).ravel()
 
     return jax.vmap(one)(tasks)
 
 
-def _sample(tasks: Any, num_tasks: int, seed: int) -> Task:
-    """A batch of tasks, with many query points if the source lets us choose."""
+def _sample(tasks: Any, num_tasks: int, seed: int) -> tuple[Task, PRNGKeyArray]:
+    """A batch of tasks, with many query points if the source lets us choose; and a key for all else
+    that is random."""
     source = tasks
     if dataclasses.is_dataclass(tasks) and hasattr(tasks, "queries"):
         source = dataclasses.replace(tasks, queries=max(_DENSE, tasks.queries))  # pyright: ignore
     sample = source.sample  # pyright: ignore
-    return jax.vmap(sample)(jax.random.split(jax.random.key(seed), num_tasks))
+    key = jax.random.key(seed)
+    return jax.vmap(sample)(jax.random.split(key, num_tasks)), jax.random.fold_in(key, num_tasks)
 
 
 def check_plot(

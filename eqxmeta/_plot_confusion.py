@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from ._arguments import check_int
 from ._errors import explain
-from ._figure import FAINT, INK, adapted_predictions, check_figure, taking
+from ._figure import FAINT, FREE, INK, adapted_predictions, check_figure, taking
 from ._predict import predicted_class
 from ._strategy import Strategy
 from ._task import Task
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # More would be too small to be seen.
 _MAX_QUERIES = 10
+
+_ADAPTING = 0x61646170
 
 _RIGHT, _WRONG = "#2a9d8f", "#d1495b"
 
@@ -53,7 +55,7 @@ def plot_confusion(
     from matplotlib.figure import Figure
 
     if inner_steps is not None:
-        strategy = taking(strategy, inner_steps, "inner_steps=None")
+        strategy = taking(strategy, inner_steps, FREE)
     keys = jax.random.split(jax.random.key(seed), num_tasks)
     drawn, predicted = _classified(strategy, model, tasks, keys)
     drawn, predicted = jax.tree.map(np.asarray, drawn), np.asarray(predicted)
@@ -171,7 +173,9 @@ def _classified(
 
     def one(key: Array) -> tuple[Task, Array]:
         task = tasks.sample(key)
-        logits = adapted_predictions(strategy, model, task.support, task.query[0])
+        # Another stream than that of the tasks, which is the key itself.
+        adapting = jax.random.fold_in(key, _ADAPTING)
+        logits = adapted_predictions(strategy, model, task.support, task.query[0], adapting)
         return task, predicted_class(logits)
 
     return jax.lax.map(one, keys)

@@ -15,8 +15,9 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 from ._arguments import check_int
 from ._chunk import CAPACITY, Job, Report, count_non_finite, train_chunk
 from ._errors import explain
+from ._loss_check import check_loss, with_labels
 from ._pace import Pace
-from ._preflight import check_loss, check_outer_update, with_labels
+from ._preflight import check_outer_update
 from ._seed_arguments import check_alike, check_models, check_seeds, check_source
 from ._seed_runs import SeedRuns
 from ._signals import on_interrupt

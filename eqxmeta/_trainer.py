@@ -17,12 +17,13 @@ from ._chunk import CAPACITY, SKIPPED
 from ._errors import explain, tracing, warn
 from ._host_source import HostSource
 from ._loop import Loop
+from ._loss_check import check_loss, with_labels
 from ._model import check_model, check_no_nan
 from ._monitor import check_monitors
 from ._non_finite import POLICIES, OnNonFinite
 from ._pace import Pace
 from ._plan import Plan, make_plan
-from ._preflight import check_init, check_loss, check_outer_update, with_labels
+from ._preflight import check_init, check_outer_update
 from ._resume import restore
 from ._sources import Sampled, check_device_source, is_device_source
 from ._state import TrainState, strong

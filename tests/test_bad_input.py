@@ -6,6 +6,7 @@ here are those that only meet their consequence elsewhere: in another object, in
 code, on the disk, or at a later step.
 """
 
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -177,6 +178,11 @@ def occupied(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("somebody's")
     return path
+
+
+def pipe(folder):
+    os.mkfifo(folder / "x")
+    return folder / "x"
 
 
 def saved(folder, **options):
@@ -640,6 +646,12 @@ MISTAKES = {
     "save into no folder": Mistake(
         lambda f: em.save(f / "a" / "b.ckpt", LINEAR),
         FileNotFoundError, "Cannot save", "does not exist", "existing folder"),
+    **({"save in the place of a pipe": Mistake(
+        lambda f: em.save(pipe(f), LINEAR), OSError, r"save\(path=", "a pipe", "a file"),
+        "a log in the place of a pipe": Mistake(
+        lambda f: boring_fit(5, callbacks=[JSONL(pipe(f))]),
+        OSError, r"JSONL\(path=", "a pipe", "a file"),
+    } if hasattr(os, "mkfifo") else {}),
     "save in the place of a folder": Mistake(
         lambda f: em.save(f, LINEAR), IsADirectoryError, r"save\(path=", "a folder", "a file"),
     **({"save where nobody can": Mistake(

@@ -244,3 +244,17 @@ def test_wrong_arguments(strategy):
     still = Still(em.losses.cross_entropy, optax.sgd(0.1))
     with pytest.raises(ValueError, match="inner_steps"):
         em.plot_confusion(still, tiny_mlp(), TASKS, inner_steps=2)
+
+
+def test_what_cannot_be_drawn_is_told_before_the_first_step(strategy):
+    def refuse(strategy, model, **options):
+        run = fake_run(strategy=strategy, state=strategy.init(model))
+        Confusion(TASKS, **options).refuse(run)
+
+    refuse(strategy, MODEL)
+    with pytest.raises(TypeError) as caught:
+        refuse(strategy, Flat(jax.random.key(0), channels=3))  # of coloured images
+    assert "`Confusion`" in "".join(caught.value.__notes__)
+    prototypes = em.ProtoNet(em.losses.cross_entropy, optax.adam(1e-3))
+    with pytest.raises(ValueError, match=r"(?s)`inner_steps` cannot be obeyed.*`ProtoNet`"):
+        refuse(prototypes, MODEL, inner_steps=3)

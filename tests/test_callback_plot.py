@@ -1,5 +1,6 @@
 import sys
 
+import equinox as eqx
 import jax
 import matplotlib.image
 import numpy as np
@@ -15,6 +16,7 @@ from eqxmeta.callbacks import AdaptationPlot, Evaluate
 from eqxmeta.strategies import MAML
 from eqxmeta.tasks import Sinusoid
 
+from .boring import BoringModel, BoringStrategy
 from .fake_run import fake_run
 from .helpers import tiny_mlp
 
@@ -117,3 +119,42 @@ def test_evaluate_publishes_curves(strategy):
     ):
         with pytest.raises(ValueError, match=next(iter(kwargs))):
             Evaluate(TASKS, **{"every": 5, **kwargs})
+
+
+class Dropping(eqx.Module):
+    mlp: eqx.nn.MLP
+    dropout: eqx.nn.Dropout
+
+    def __init__(self, outputs=1):
+        self.mlp = eqx.nn.MLP(1, outputs, 8, 1, key=jax.random.key(0))
+        self.dropout = eqx.nn.Dropout(0.5)
+
+    def __call__(self, x, *, key=None):
+        return self.mlp(self.dropout(x, key=key))
+
+
+def test_a_model_with_dropout_adapts_with_it_and_predicts_without(tmp_path, strategy):
+    callback = AdaptationPlot(TASKS, tmp_path / "a.png", num_tasks=1, inner_steps=(1,))
+    run = fake_run(strategy=strategy, state=strategy.init(Dropping()))
+    callback.refuse(run)
+    pictures = [(callback.on_step_end(run), (tmp_path / "a.png").read_bytes()) for _ in range(2)]
+    assert pictures[0] == pictures[1]  # the same key every time
+
+
+def _size(model, batch, key):
+    return (eqxmeta.losses.predict(model, batch[0], key) ** 2).mean(), {}
+
+
+def test_what_cannot_be_drawn_is_told_before_the_first_step(tmp_path, strategy):
+    def refuse(strategy, model):
+        state = strategy.init(model)
+        AdaptationPlot(TASKS, tmp_path / "a.png").refuse(fake_run(strategy=strategy, state=state))
+
+    with pytest.raises(ValueError, match=r"(?s)cannot draw.*\[7, 2\] for 7 examples.*one output"):
+        # Of a loss that takes them: `mse` itself would refuse.
+        refuse(MAML(_size, strategy.inner, strategy.optimizer), Dropping(outputs=2))
+    with pytest.raises(TypeError) as caught:
+        refuse(strategy, eqx.nn.MLP(3, 1, 8, 1, key=jax.random.key(0)))
+    assert "`AdaptationPlot`" in "".join(caught.value.__notes__)
+    with pytest.raises(ValueError, match=r"(?s)`inner_steps` cannot be obeyed.*`BoringStrategy`"):
+        refuse(BoringStrategy(), BoringModel())

@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from eqxmeta._callback import Curve, Image, attach
+from eqxmeta._callback import Curve, Histogram, Image, attach
 from eqxmeta.callbacks import TensorBoard
 
 from .fake_run import chunk, fake_run, loss
@@ -326,3 +326,27 @@ def test_wrong_arguments():
     with pytest.raises(TypeError, match="hparams"):
         TensorBoard("runs", hparams={1: 2})  # pyright: ignore
     assert TensorBoard("runs").writes
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [-np.inf, 0.0, 1.0, 1.0, np.nan],
+        [-1.7e308, 1.7e308],  # wider than any number
+        [1e20, 1e20],  # narrower than its buckets could be
+        [0.5, 0.5, 0.5],
+    ],
+)
+def test_histograms_of_numbers_that_are_not_ordinary(tmp_path, values):
+    callback = TensorBoard(tmp_path)
+    run = fake_run(callback)
+    callback.on_fit_start(run)
+    run.log({"parameters": Histogram(np.array(values)), "none": Histogram(np.array([np.inf]))})
+    callback.on_fit_end(run)
+    found = [v for e in records(tmp_path) for v in e.summary.value if v.HasField("histo")]
+    (histogram,) = [v.histo for v in found]
+    finite = [x for x in values if np.isfinite(x)]
+    assert (histogram.min, histogram.max) == (min(finite), max(finite))
+    assert sum(histogram.bucket) == histogram.num == len(finite)
+    limits = list(histogram.bucket_limit)
+    assert limits == sorted(limits) and limits[0] <= min(finite) and max(finite) <= limits[-1]

@@ -10,7 +10,9 @@ import pytest
 from jax import Array
 
 import eqxmeta as em
+from eqxmeta.callbacks import Evaluate
 
+from .fake_run import fake_run
 from .helpers import TinyMLP, tiny_mlp, tree_allclose
 
 KEY = jax.random.key(0)
@@ -405,3 +407,31 @@ def test_wrong_arguments_are_named(argument, value, error):
 def test_batches_that_are_none_are_refused(tasks):
     with pytest.raises(ValueError, match=r"`evaluate\(tasks=\.\.\.\)[^`]*`" + THREE_PARTS):
         em.evaluate(maml(), tiny_mlp(), tasks)
+
+
+@pytest.mark.parametrize("wrong", ["support", "query"])
+@pytest.mark.parametrize("as_batch", [True, False])
+def test_labels_without_an_output_are_refused(wrong, as_batch):
+    # From 1 on, of three classes, in the last task alone: the others would hide it in the mean.
+    def labels(shift):
+        y = np.tile(np.array([0, 1, 2], np.int32), (4, 1))
+        y[-1] += shift
+        return y
+
+    x = np.zeros((4, 3, 5), np.float32)
+    shifts = {"support": 0, "query": 0, wrong: 1}
+    batch = em.Task(*((x, labels(shifts[name])) for name in ("support", "query")))
+    strategy = em.MAML(em.losses.cross_entropy, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))
+    model = eqx.nn.Linear(5, 3, key=jax.random.key(0))
+
+    class Last(eqx.Module):
+        def sample(self, key):
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf[-1]), batch)
+
+    tasks = batch if as_batch else Last()
+    expected = r"(?s)no output for some labels.*3 logits an example, labels from 1 to 3"
+    with pytest.raises(ValueError, match=expected):
+        em.evaluate(strategy, model, tasks)
+    run = fake_run(strategy=strategy, state=strategy.init(model))
+    with pytest.raises(ValueError, match=expected):
+        Evaluate(tasks, every=5).refuse(run)

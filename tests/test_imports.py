@@ -20,7 +20,8 @@ LAYERS = {
     " _seeds _seed_arguments _summary _pace _signals",
     "chunk, evaluate, checkpoint, callback contract": (
         "_chunk _packed _sources _host_source _evaluate _figure _plot_adaptation _plot_confusion"
-        " _check _checkpoint _checkpoint_files _inspect _callback _drawing _monitor _run"
+        " _loss_check _check _checkpoint _checkpoint_files _inspect _callback _drawing _monitor"
+        " _run"
     ),
     "leaves": "losses nn tasks data",
     "strategies": "strategies",

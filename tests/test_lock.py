@@ -11,7 +11,7 @@ import pytest
 
 import eqxmeta as em
 from eqxmeta._lock import NAME, locked
-from eqxmeta.callbacks import JSONL, Callback, Checkpoint, TensorBoard
+from eqxmeta.callbacks import JSONL, AdaptationPlot, Callback, Checkpoint, TensorBoard
 
 from .boring import Recorder, at, boring_fit, same_bits
 
@@ -292,3 +292,18 @@ def test_a_log_has_one_writer(tmp_path, make):
 
     boring_fit(3, callbacks=[Checkpoint(tmp_path, every=3), make(tmp_path), Second()])
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_log_is_one_file_by_whatever_link_it_is_reached(tmp_path):
+    (tmp_path / "link.jsonl").symlink_to("log.jsonl")
+    logs = [JSONL(tmp_path / "log.jsonl"), JSONL(tmp_path / "link.jsonl", name="second")]
+    with pytest.raises(em.CheckpointInUse):
+        boring_fit(4, callbacks=logs)
+    assert sorted(os.listdir(tmp_path)) == ["link.jsonl"]
+
+
+def test_a_picture_does_not_take_the_place_of_a_log(tmp_path):
+    picture = AdaptationPlot(em.tasks.Sinusoid(5, 5), tmp_path / "log.jsonl")
+    with pytest.raises(em.CheckpointInUse):
+        boring_fit(4, callbacks=[JSONL(tmp_path / "log.jsonl"), picture])
+    assert os.listdir(tmp_path) == []
