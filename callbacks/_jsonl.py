@@ -1,4 +1,5 @@
 import glob
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eqxmeta._arguments import check_file, check_int, check_path
-from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
+from eqxmeta._callback import LOG, Callback, Curve, Histogram, Image, Published, is_foreign
 from eqxmeta._container import remove_leftovers, replacing
 from eqxmeta._errors import explain
 from eqxmeta._files import (
@@ -17,6 +18,7 @@ from eqxmeta._files import (
     make_folder,
     set_aside,
     sync_folder,
+    warn_foreign,
     warn_short,
     write_at,
 )
@@ -36,8 +38,9 @@ class JSONL(Callback):
     for is one of the strings "NaN", "Infinity", "-Infinity", which `float` understands.
 
     A resumed run continues the file: lines of steps after the checkpoint's, and a torn last line,
-    are removed; if there was no checkpoint yet, the old file is renamed to `*.stale`. After
-    `kill -9` all steps before the last chunk's last one are there.
+    are removed; if there was no checkpoint yet, or the file is of another run than that which goes
+    on, it is renamed to `*.stale`. After `kill -9` all steps before the last chunk's last one are
+    there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty, and
     `CheckpointInUse` while another run writes to it.
@@ -52,6 +55,7 @@ class JSONL(Callback):
         self.name = name
         self._thinning = every
         self._held: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None
 
     def exclusive(self) -> AbstractContextManager[None]:
         check_file(self.path, "JSONL(path=...)")
@@ -71,8 +75,12 @@ class JSONL(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
+        restored, self._restored = self._restored, None
         if run.start == 0 and self._occupied():
             # Nothing of that attempt can be continued, and no checkpoint says whose it is.
+            set_aside(self.path)
+        elif self._occupied() and is_foreign(restored, _first(self.path)):
+            warn_foreign(self.path, run.start)
             set_aside(self.path)
         lines, last, held = _read(self.path, run.start) if run.resuming else (b"", b"", None)
         make_folder(self.path.parent)
@@ -113,7 +121,12 @@ class JSONL(Callback):
     def state_dict(self) -> dict[str, Any]:
         # The checkpoint's step must have its line, with everything that was published at it.
         self._flush()
-        return {}
+        # Which log it is. Not while more may be published at the step of its first line.
+        known = self._end > 0
+        return {LOG: _first(self.path)} if known else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._restored = state
 
     def _occupied(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0
@@ -147,6 +160,15 @@ class JSONL(Callback):
                     write_at(self.path, self._end, self._last)
             raise
         self._last = data
+
+
+def _first(path: Path) -> str | None:
+    """A digest of the first line: by which a log is known. `None` if it has none that is sound."""
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        line = file.readline()
+    return None if _parse(line) is None else hashlib.sha256(line).hexdigest()[:16]
 
 
 def _read(path: Path, last: int) -> tuple[bytes, bytes, dict[str, Any] | None]:

@@ -1,7 +1,5 @@
 import re
-import struct
 import time
-import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,16 +9,28 @@ import numpy as np
 
 from eqxmeta import _protobuf as pb
 from eqxmeta._arguments import check_folder, check_int, check_path
-from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
+from eqxmeta._callback import LOG, Callback, Curve, Histogram, Image, Published, is_foreign
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import explain
-from eqxmeta._event_file import EventFile, cut, event_files, hidden, own_event_files
-from eqxmeta._files import set_aside, warn_short
+from eqxmeta._event_file import (
+    EventFile,
+    cut,
+    event_files,
+    first_told,
+    hidden,
+    own_event_files,
+)
+from eqxmeta._event_summaries import (
+    histogram_summary,
+    hparams_summary,
+    image_summary,
+    layout_summary,
+    scalars_summary,
+    tags_of,
+)
+from eqxmeta._files import set_aside, warn_foreign, warn_short
 from eqxmeta._lock import locked
 from eqxmeta._run import Run
-
-# Of a histogram; TensorBoard draws about as many.
-_BINS = 30
 
 # The sub-run of the newest curve.
 _INNER = "inner_steps"
@@ -38,9 +48,9 @@ class TensorBoard(Callback):
     - `hparams` and the run's own configuration, in the tab "HParams".
 
     A resumed run continues the old one: what was written after the checkpoint's step is removed,
-    so that every step is there once; if there was no checkpoint yet, the old files are renamed to
-    `*.stale`. Event files of other writers are left as they are. After `kill -9` everything up to
-    the last chunk is there.
+    so that every step is there once. If there was no checkpoint yet, or the files are of another
+    run than that which goes on, they are renamed to `*.stale`. Event files of other writers are
+    left as they are. After `kill -9` everything up to the last chunk is there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `logdir` already holds
     a run, and `CheckpointInUse` while another run writes to it.
@@ -72,6 +82,7 @@ class TensorBoard(Callback):
         self.name = name
         self._thinning = every
         self._file: EventFile | None = None
+        self._restored: dict[str, Any] | None = None
 
     def exclusive(self) -> AbstractContextManager[None]:
         check_folder(self.logdir, "TensorBoard(logdir=...)")
@@ -91,8 +102,14 @@ class TensorBoard(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
+        restored, self._restored = self._restored, None
         if run.resuming:
-            newest = _rewind(self.logdir, run.start)
+            remove_leftovers(self.logdir, "events.out.*")
+            newest = 0
+            if run.start > 0 and not self._is_foreign(restored, run):
+                newest = _rewind(self.logdir, run.start)
+            else:  # of a start nothing can be continued, and no checkpoint says whose it is
+                _set_aside(self.logdir)
             if 0 < newest < run.start - run.start % self._thinning:
                 warn_short(self.logdir, newest, run.start)
         begun = bool(own_event_files(self.logdir))
@@ -108,7 +125,7 @@ class TensorBoard(Callback):
             )
         if not begun:
             config = {k: v for k, v in run.config.items() if k != "fingerprint"}
-            self._add(0, _hparams_summary({**config, **self.hparams}))
+            self._add(0, hparams_summary({**config, **self.hparams}))
         self._file.flush()
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
@@ -133,19 +150,19 @@ class TensorBoard(Callback):
             if isinstance(value, Curve):
                 numbers |= self._curve(run.step, name, value)
             elif isinstance(value, Image):
-                self._add(run.step, _image_summary(name, value.pixels))
+                self._add(run.step, image_summary(name, value.pixels))
             elif isinstance(value, Histogram):
                 finite = np.asarray(value.values, np.float64).ravel()
                 finite = finite[np.isfinite(finite)]  # a mask's -inf has no place on an axis
                 if finite.size:
-                    self._add(run.step, _histogram_summary(name, finite))
+                    self._add(run.step, histogram_summary(name, finite))
             else:
                 numbers[name] = float(value)
-        self._add(run.step, _scalars_summary(numbers))
+        self._add(run.step, scalars_summary(numbers))
         curves = {name: len(v.mean) for name, v in scalars.items() if isinstance(v, Curve)}
         if not curves.items() <= self._curves.items():
             self._curves |= curves
-            self._add(0, _layout_summary(self._curves))
+            self._add(0, layout_summary(self._curves))
         self._file.flush()
 
     def on_exception(self, run: Run, error: BaseException) -> None:
@@ -157,7 +174,17 @@ class TensorBoard(Callback):
     def state_dict(self) -> dict[str, Any]:
         # What a checkpoint's step has told must be in the file when the run resumes from it.
         self._flush()
-        return {}
+        first = first_told(self.logdir)
+        return {} if first is None else {LOG: first}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._restored = state
+
+    def _is_foreign(self, restored: dict[str, Any] | None, run: Run) -> bool:
+        if not own_event_files(self.logdir) or not is_foreign(restored, first_told(self.logdir)):
+            return False
+        warn_foreign(self.logdir, run.start)
+        return True
 
     def _flush(self) -> None:
         if self._file is not None:
@@ -192,108 +219,22 @@ class TensorBoard(Callback):
         file.flush()
         numbers = {}
         for i in range(length):
-            after, lower, upper = _tags(name, i)
+            after, lower, upper = tags_of(name, i)
             numbers |= {after: curve.mean[i], lower: low[i], upper: high[i]}
         return numbers
 
 
-def _tags(name: str, inner_step: int) -> tuple[str, str, str]:
-    after = f"{name}/after_{inner_step}"
-    return after, f"ci95/{after}_low", f"ci95/{after}_high"
+def _set_aside(logdir: Path) -> None:
+    for path in own_event_files(logdir) + own_event_files(logdir / _INNER):
+        set_aside(path, hidden(path.name))
 
 
 def _rewind(logdir: Path, start: int) -> int:
     """Remove what an earlier attempt wrote after the step `start` from which a run goes on. Returns
     the newest step that is left, or 0."""
-    remove_leftovers(logdir, "events.out.*")
-    if start == 0:
-        # Nothing of that attempt can be continued, and no checkpoint says whose it is.
-        for path in own_event_files(logdir) + own_event_files(logdir / _INNER):
-            set_aside(path, hidden(path.name))
-        return 0
     newest = max((cut(path, start) for path in own_event_files(logdir)), default=0)
     for path in own_event_files(logdir / _INNER):
         step = re.search(r"\.step-(\d+)$", path.name)
         if step is not None and int(step[1]) > start:
             path.unlink()
     return newest
-
-
-def _scalars_summary(numbers: Mapping[str, float]) -> Any:
-    return pb.Summary(value=[pb.Summary.Value(tag=k, simple_value=v) for k, v in numbers.items()])
-
-
-def _hparams_summary(hparams: Mapping[str, Any]) -> Any:
-    # Of tensorboardX's three summaries only the values. The declaration of metrics is left out:
-    # TensorBoard then offers all scalars, also those that nobody knows yet.
-    _, session_start, _ = pb.hparams({k: _plain(v) for k, v in hparams.items()}, {})
-    return session_start
-
-
-def _plain(value: Any) -> str | bool | int | float:
-    """What the HParams tab can show; anything else would be dropped there without a word."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return value if isinstance(value, str | bool | int | float) else str(value)
-
-
-def _layout_summary(curves: Mapping[str, int]) -> Any:
-    """Charts with bands, one a curve. TensorBoard takes the newest layout of a run."""
-    margin = pb.MarginChartContent
-    charts = []
-    for name, length in curves.items():
-        tags = [_tags(name, i) for i in range(length)]
-        series = [margin.Series(value=v, lower=low, upper=high) for v, low, high in tags]
-        charts.append(pb.Chart(title=name, margin=margin(series=series)))
-    category = pb.Category(title="adaptation, 95% intervals", chart=charts)
-    value = pb.custom_scalars({}).value[0]
-    content = pb.Layout(category=[category])
-    value.tensor.string_val[0] = content.SerializeToString()
-    return pb.Summary(value=[value])
-
-
-def _image_summary(name: str, pixels: np.ndarray) -> Any:
-    height, width, _ = pixels.shape
-    png = _png(pixels)
-    image = pb.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-    metadata = pb.SummaryMetadata(plugin_data=pb.SummaryMetadata.PluginData(plugin_name="images"))
-    return pb.Summary(value=[pb.Summary.Value(tag=name, image=image, metadata=metadata)])
-
-
-def _histogram_summary(name: str, values: np.ndarray) -> Any:
-    """Of finite float64 `values: [n]`."""
-    # In halves, for the width of the range may be more than the largest number; and not narrower
-    # than what 30 bins can share.
-    low, high = values.min() / 2, values.max() / 2
-    least = 1e-9 * max(abs(low), abs(high))
-    margin = 0.0 if high - low > least else max(0.25, least)
-    counts, edges = np.histogram(values / 2, bins=_BINS, range=(low - margin, high + margin))
-    with np.errstate(over="ignore"):
-        total, squares = values.sum(), (values**2).sum()
-    # A bucket is named by its upper end; the first, empty one says where the second begins.
-    histogram = pb.HistogramProto(
-        min=values.min(),
-        max=values.max(),
-        num=len(values),
-        sum=total,
-        sum_squares=squares,
-        bucket_limit=(2 * edges).tolist(),
-        bucket=[0, *counts.tolist()],
-    )
-    return pb.Summary(value=[pb.Summary.Value(tag=name, histo=histogram)])
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """PNG of uint8 `[height, width, 3]`, without an imaging library."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + checksum
-
-    height, width, _ = pixels.shape
-    lines = np.zeros((height, 1 + 3 * width), np.uint8)  # each line is led by its filter: none
-    lines[:, 1:] = pixels.reshape(height, 3 * width)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = zlib.compress(lines.tobytes())
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks

@@ -37,6 +37,9 @@ class Histogram:
     values: np.ndarray
 
 
+# In the state of a callback that writes a log: which log it is.
+LOG = "log"
+
 Published: TypeAlias = "float | Curve | Image | Histogram"
 
 
@@ -95,6 +98,15 @@ def check_published(scalars: Any, reserved: Collection[str]) -> None:
                     f"another name than {', '.join(sorted(reserved))}: these are the run's own",
                 )
             )
+
+
+def is_foreign(state: Mapping[str, Any] | None, found: str | None) -> bool:
+    """Whether the log that was `found` is another than that of which a checkpoint holds the `state`
+    (`None`: nothing, so that run had no such log)."""
+    if state is None:
+        return True
+    known = state.get(LOG)
+    return known is not None and found is not None and known != found
 
 
 class Callback:

@@ -6,6 +6,7 @@ queued one loses what is in the queue when the process is killed, and both spend
 an outer step on the checksum, which a whole chunk of steps can share.
 """
 
+import hashlib
 import os
 import re
 import socket
@@ -98,6 +99,25 @@ def cut(path: Path, step: int) -> int:
         with replacing(path, label=hidden(path.name)) as file:
             file.write(b"".join(kept))
     return max((s for s in steps.values() if s <= step), default=0)
+
+
+def first_told(folder: Path) -> str | None:
+    """A digest of the first that our files tell of an outer step, but for when: by which the log of
+    a run is known. `None` if they tell of none."""
+    for path in own_event_files(folder):
+        with open(path, "rb") as file:
+            while len(head := file.read(12)) == 12:
+                (size,) = struct.unpack_from("<Q", head)
+                if head != _head(size) or len(record := file.read(size + 4)) != size + 4:
+                    break
+                data = np.frombuffer(record[:-4], np.uint8)
+                if record[-4:] != _checksums(data[None]).astype("<u4").tobytes():
+                    return None  # damaged: it is not known any more
+                event = pb.Event.FromString(record[:-4])
+                if event.step > 0 and event.summary.value:
+                    told = f"{event.step} ".encode() + event.summary.SerializeToString()
+                    return hashlib.sha256(told).hexdigest()[:16]
+    return None
 
 
 def _create(folder: Path, suffix: str) -> Path:

@@ -90,6 +90,13 @@ def set_aside(path: Path, name: str | None = None) -> Path:
     return path.rename(_stale(path, name))
 
 
+def warn_foreign(path: Path, start: int) -> None:
+    """Warn that the log `path` was not written by the run that goes on from step `start`."""
+    received = "other rows than that run has, or a checkpoint that was made without this log"
+    expected = f"the log of the run that goes on from step {start}. It is kept as *.stale"
+    warn(explain(f"The log {path} is of another run.", received, expected))
+
+
 def keep_damaged(path: Path, name: str | None = None) -> None:
     """Copy the log `path`, of which only what is sound will stay, to `<name>.stale`, and warn."""
     stale = _stale(path, name)

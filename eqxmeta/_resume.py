@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 
-from ._callback import Callback, name_of
+from ._callback import LOG, Callback, name_of
 from ._checkpoint import load_state, read_manifest
 from ._errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, explain, warn
 from ._state import TrainState
@@ -111,7 +111,7 @@ def _load(
     _refuse(path, _other_parts(saved, config, same_library=same_library))
     states = dict(meta.get("callbacks", {}))
     attached = {name_of(callback) for callback in callbacks}
-    forgotten = [name for name, value in states.items() if value and name not in attached]
+    forgotten = [n for n, value in states.items() if value.keys() - {LOG} and n not in attached]
     if forgotten:
         message = f"`{path}` holds the state of callbacks that are not attached: {forgotten}"
         warn(message)

@@ -32,6 +32,8 @@ CURVE = Curve(np.array([4.0, 1.0]), np.array([0.5, 0.25]))
 def start(path, **kwargs):
     callback = JSONL(path, every=kwargs.pop("every", 1))
     run = fake_run(callback, **kwargs)
+    if run.resuming:
+        callback.load_state_dict({})  # from a checkpoint that it was part of
     callback.on_fit_start(run)
     return callback, run
 

@@ -162,13 +162,20 @@ def killed_run(folder, last):
             run.log({"eval/loss": curve()})
 
 
+def part_of_it(folder):
+    """Resumed from a checkpoint that it was part of."""
+    callback = TensorBoard(folder)
+    callback.load_state_dict({})
+    return callback
+
+
 @pytest.mark.parametrize("torn", [0, 1, 11, 13, 40])
 def test_resume_has_every_step_once(tmp_path, torn):
     killed_run(tmp_path, 35)
     (path,) = tmp_path.glob("*tfevents*")
     path.write_bytes(path.read_bytes()[: -torn or None])
     for start, last in ((20, 40), (40, 45)):
-        callback = TensorBoard(tmp_path)
+        callback = part_of_it(tmp_path)
         run = fake_run(callback, start=start, resuming=True)
         callback.on_fit_start(run)
         chunk(run, callback, start + 1, last)
@@ -184,7 +191,7 @@ def test_resume_has_every_step_once(tmp_path, torn):
 @pytest.mark.parametrize(("start", "newest"), [(29, []), (30, [0, 1, 2])])
 def test_resume_forgets_a_curve_of_a_later_step(tmp_path, start, newest):
     killed_run(tmp_path, 35)
-    TensorBoard(tmp_path).on_fit_start(fake_run(start=start, resuming=True))
+    part_of_it(tmp_path).on_fit_start(fake_run(start=start, resuming=True))
     assert steps_of(tmp_path / "inner_steps", "adaptation/eval/loss") == newest
 
 
@@ -198,10 +205,10 @@ def test_a_resumed_run_that_is_killed_while_it_cuts_leaves_no_step_twice(tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", keep)
-        TensorBoard(folder).on_fit_start(fake_run(start=10, resuming=True))
+        part_of_it(folder).on_fit_start(fake_run(start=10, resuming=True))
     (temporary,) = killed.glob(".*.tmp")
     assert [s.step for s in read(killed).Scalars("train/loss")] == list(range(1, 16))
-    TensorBoard(killed).on_fit_start(fake_run(start=10, resuming=True))
+    part_of_it(killed).on_fit_start(fake_run(start=10, resuming=True))
     assert [s.step for s in read(killed).Scalars("train/loss")] == list(range(1, 11))
     assert not temporary.exists()
 
@@ -219,7 +226,7 @@ def test_resume_leaves_out_what_is_damaged_and_says_so(tmp_path, offset, lost):
     data[start + offset] ^= 1  # in the event, or in its length
     path.write_bytes(data)
     with pytest.warns(RuntimeWarning) as warned:
-        TensorBoard(tmp_path).on_fit_start(fake_run(start=30, resuming=True))
+        part_of_it(tmp_path).on_fit_start(fake_run(start=30, resuming=True))
     assert steps_of(tmp_path) == [step for step in range(1, 31) if step not in lost]
     (stale,) = tmp_path.glob("*.stale")
     assert stale.read_bytes() == data and "tfevents" not in stale.name
@@ -235,7 +242,7 @@ def test_resume_keeps_earlier_steps_that_come_later_in_the_file(tmp_path):
     chunk(run, callback, 1, 30)
     run.step = 7
     run.log({"late": 1.0})
-    TensorBoard(tmp_path).on_fit_start(fake_run(start=10, resuming=True))
+    part_of_it(tmp_path).on_fit_start(fake_run(start=10, resuming=True))
     assert steps_of(tmp_path) == list(range(1, 11))
     assert steps_of(tmp_path, "late") == [7]
 
@@ -268,7 +275,7 @@ def test_resume_leaves_the_files_of_other_writers_alone(tmp_path, start):
     for name in foreign:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    callback = TensorBoard(tmp_path)
+    callback = part_of_it(tmp_path)
     run = fake_run(callback, start=start, resuming=True)
     callback.on_fit_start(run)
     chunk(run, callback, start + 1, 20)

@@ -33,8 +33,8 @@ LAYERS = {
         "_examples_first _channels_last _interpret"
     ),
     "plain Python": (
-        "_checkpoint_folder _container _event_file _files _json _protobuf _arguments _errors"
-        " _background _lock _fingerprint"
+        "_checkpoint_folder _container _event_file _event_summaries _files _json _protobuf"
+        " _arguments _errors _background _lock _fingerprint"
     ),
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}

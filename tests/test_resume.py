@@ -539,3 +539,25 @@ def test_a_refused_run_leaves_the_log_alone(tmp_path):
     with pytest.raises(FileExistsError):
         boring_fit(5, callbacks=[first])  # the same object: it remembers where it once ended
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_the_log_of_another_run_is_set_aside(tmp_path, attached):
+    def logs(name):
+        return [JSONL(tmp_path / f"{name}.jsonl"), TensorBoard(tmp_path / name)]
+
+    boring_fit(20, callbacks=[*logs("other"), saving(tmp_path / "others")], seed=7)
+    rows = (tmp_path / "other.jsonl").read_bytes()
+    events = events_of(tmp_path / "other")
+    mine = logs("mine") if attached else []
+    boring_fit(6, callbacks=[*mine, saving(tmp_path / "saved")])
+    boring_fit(10, callbacks=[*mine, saving(tmp_path / "saved")], resume="auto")  # its own
+    with pytest.warns(RuntimeWarning, match="is of another run") as warned:
+        boring_fit(12, callbacks=[*logs("other"), saving(tmp_path / "saved")], resume="auto")
+    assert len(warned) == 2
+    assert (tmp_path / "other.jsonl.stale").read_bytes() == rows
+    (stale,) = (tmp_path / "other").glob("*.stale")
+    stale.rename(tmp_path / "events.tfevents")
+    assert events_of(tmp_path) == events
+    (log,) = [path for path in tmp_path.glob("other.jsonl")]
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [11, 12]
