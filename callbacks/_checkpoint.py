@@ -10,13 +10,14 @@ import numpy as np
 
 from eqxmeta._arguments import check_folder, check_int, check_path
 from eqxmeta._background import Background
-from eqxmeta._callback import Callback, Histogram, Image, Published, published
+from eqxmeta._callback import Callback
 from eqxmeta._checkpoint import on_host
 from eqxmeta._checkpoint_files import CheckpointFiles, id_of, write_new
 from eqxmeta._errors import NonFiniteError, explain, warn
 from eqxmeta._json import check_json
 from eqxmeta._lock import locked
 from eqxmeta._monitor import check_named, is_overdue, warn_overdue
+from eqxmeta._published import Histogram, Image, Published, published
 from eqxmeta._run import Run
 
 

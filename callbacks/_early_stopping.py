@@ -5,9 +5,10 @@ from typing import Any, Literal
 import numpy as np
 
 from eqxmeta._arguments import check_int
-from eqxmeta._callback import Callback, Published, published
+from eqxmeta._callback import Callback
 from eqxmeta._errors import explain, warn
 from eqxmeta._monitor import check_named, is_overdue, warn_overdue
+from eqxmeta._published import Published, published
 from eqxmeta._run import Run
 
 

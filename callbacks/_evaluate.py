@@ -3,7 +3,7 @@ from collections.abc import Collection
 from typing import Any
 
 from eqxmeta._arguments import check_int, check_seed
-from eqxmeta._callback import Callback, Curve
+from eqxmeta._callback import Callback
 from eqxmeta._errors import explain
 from eqxmeta._evaluate import (
     Evaluation,
@@ -13,6 +13,7 @@ from eqxmeta._evaluate import (
     evaluate,
 )
 from eqxmeta._loss_check import check_labels
+from eqxmeta._published import Curve
 from eqxmeta._run import Run
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from eqxmeta._arguments import check_int
-from eqxmeta._callback import Callback, Histogram
+from eqxmeta._callback import Callback
+from eqxmeta._published import Histogram
 from eqxmeta._run import Run
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eqxmeta._arguments import check_file, check_int, check_path
-from eqxmeta._callback import LOG, Callback, Curve, Histogram, Image, Published, is_foreign
+from eqxmeta._callback import LOG, Callback, is_foreign
 from eqxmeta._container import remove_leftovers, replacing
 from eqxmeta._errors import explain
 from eqxmeta._files import (
@@ -23,6 +23,7 @@ from eqxmeta._files import (
     write_at,
 )
 from eqxmeta._lock import file_locked
+from eqxmeta._published import Curve, Histogram, Image, Published
 from eqxmeta._run import Run
 
 

@@ -4,8 +4,9 @@ from typing import Any
 import numpy as np
 
 from eqxmeta._arguments import check_int
-from eqxmeta._callback import Callback, Published
+from eqxmeta._callback import Callback
 from eqxmeta._errors import explain
+from eqxmeta._published import Published
 from eqxmeta._run import Run
 
 

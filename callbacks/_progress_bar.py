@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from tqdm import tqdm
 
-from eqxmeta._callback import Callback, Curve, Histogram, Image, Published
+from eqxmeta._callback import Callback
+from eqxmeta._published import Curve, Histogram, Image, Published
 from eqxmeta._run import Run
 
 # More of what callbacks publish would leave no room for the bar.

@@ -9,7 +9,7 @@ import numpy as np
 
 from eqxmeta import _protobuf as pb
 from eqxmeta._arguments import check_folder, check_int, check_path
-from eqxmeta._callback import LOG, Callback, Curve, Histogram, Image, Published, is_foreign
+from eqxmeta._callback import LOG, Callback, is_foreign
 from eqxmeta._container import remove_leftovers
 from eqxmeta._errors import explain
 from eqxmeta._event_file import (
@@ -30,6 +30,7 @@ from eqxmeta._event_summaries import (
 )
 from eqxmeta._files import set_aside, warn_foreign, warn_short
 from eqxmeta._lock import locked
+from eqxmeta._published import Curve, Histogram, Image, Published
 from eqxmeta._run import Run
 
 # The sub-run of the newest curve.

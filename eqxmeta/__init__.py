@@ -2,9 +2,6 @@ from . import data as data
 from . import losses as losses
 from . import nn as nn
 from . import tasks as tasks
-from ._callback import Curve as Curve
-from ._callback import Histogram as Histogram
-from ._callback import Image as Image
 from ._check import check_meta_gradient as check_meta_gradient
 from ._checkpoint import load as load
 from ._checkpoint import load_model as load_model
@@ -25,6 +22,9 @@ from ._plan import Plan as Plan
 from ._plan import PlanRow as PlanRow
 from ._plot_adaptation import plot_adaptation as plot_adaptation
 from ._plot_confusion import plot_confusion as plot_confusion
+from ._published import Curve as Curve
+from ._published import Histogram as Histogram
+from ._published import Image as Image
 from ._run import Run as Run
 from ._seed_runs import SeedRuns as SeedRuns
 from ._seeds import fit_seeds as fit_seeds

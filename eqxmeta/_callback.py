@@ -1,103 +1,20 @@
-"""What a callback is, and what it may publish. Concrete callbacks live in `eqxmeta.callbacks`."""
+"""What a callback is. Concrete callbacks live in `eqxmeta.callbacks`."""
 
 import contextlib
 import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from ._errors import explain
+from ._published import Published
 from ._run import Run
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A metric over inner steps 0..K, published with `run.log`: mean over tasks, and the
-    half-width of its 95% interval."""
-
-    mean: np.ndarray
-    ci95: np.ndarray
-
-
-@dataclass(frozen=True)
-class Image:
-    """A picture, published with `run.log`: uint8 `[height, width, 3]`."""
-
-    pixels: np.ndarray
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """How numbers are distributed, published with `run.log`: all of them, `[n]`."""
-
-    values: np.ndarray
-
 
 # In the state of a callback that writes a log: which log it is.
 LOG = "log"
-
-Published: TypeAlias = "float | Curve | Image | Histogram"
-
-
-def published(values: Mapping[str, Any], monitor: str) -> float | None:
-    """The number that `monitor` names among published `values`, or `None`.
-
-    `"eval/loss"` is that number, or the last point of that curve; `"eval/loss/after_1"` is the
-    curve's point after 1 inner step, under the name that it has in TensorBoard.
-    """
-    curve, _, point = monitor.rpartition("/after_")
-    if monitor in values:
-        value, index = values[monitor], -1
-    elif isinstance(values.get(curve), Curve) and point.isdecimal():
-        value, index = values[curve], int(point)
-    else:
-        return None
-    if isinstance(value, Image | Histogram):
-        kind = "an image" if isinstance(value, Image) else "a histogram"
-        raise TypeError(
-            explain(
-                f"The monitor {monitor!r} is {kind}.",
-                kind,
-                "the name of a number or a curve",
-            )
-        )
-    if not isinstance(value, Curve):
-        return float(value)
-    if index >= len(value.mean):
-        raise ValueError(
-            explain(
-                f"The monitor {monitor!r} is beyond the curve.",
-                f"inner step {index}",
-                f"an inner step up to {len(value.mean) - 1}",
-            )
-        )
-    return float(value.mean[index])
-
-
-def check_published(scalars: Any, reserved: Collection[str]) -> None:
-    """What `run.log` was given. Raises `TypeError`, and `ValueError` for a name of `reserved`."""
-    expected = "a mapping from names to numbers, `Curve`s, `Image`s or `Histogram`s"
-    message = "`run.log` was given something else than values by name."
-    if not isinstance(scalars, Mapping):
-        raise TypeError(explain(message, repr(scalars), expected))
-    for name, value in scalars.items():
-        number = np.ndim(value) == 0 and np.asarray(value).dtype.kind not in "OUSc"
-        if not isinstance(name, str) or not (
-            isinstance(value, Curve | Image | Histogram) or number
-        ):
-            raise TypeError(explain(message, f"{name!r}: {value!r}", expected))
-        if name in reserved:
-            raise ValueError(
-                explain(
-                    "`run.log` was given a name that is taken.",
-                    repr(name),
-                    f"another name than {', '.join(sorted(reserved))}: these are the run's own",
-                )
-            )
 
 
 def is_foreign(state: Mapping[str, Any] | None, found: str | None) -> bool:

@@ -187,7 +187,8 @@ def _entry(name: str, leaf: Any) -> dict[str, Any]:
     else:
         dtype = leaf.dtype.name
         # Not: objects, strings, records, dates, long doubles, and what has no arithmetic yet.
-        if dtype != "bool" and not hasattr(jnp, dtype):
+        known = dtype == "bool" or hasattr(jnp, dtype)
+        if not known or dtype in ("int1", "uint1") or dtype.startswith("float6_"):
             raise TypeError(
                 explain(
                     f"The leaf {name!r} cannot be stored.",

@@ -100,8 +100,8 @@ class Reader:
 
     def array(self, entry: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """One leaf, which must have this shape and dtype; read-only, without a copy."""
-        header = npy_header(shape, dtype)
         with damage_of(self.path, entry["path"]):
+            header = npy_header(shape, dtype)
             if self._sizes[entry["file"]] != len(header) + math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"a size that is not that of {dtype.name}{list(shape)}")
         data = self.read(entry)

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._arguments import check_file, check_int, check_path
-from ._callback import Callback, Image
+from ._callback import Callback
 from ._container import replacing
 from ._lock import file_locked
+from ._published import Image
 from ._run import Run
 from ._strategy import Strategy
 

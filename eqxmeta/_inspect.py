@@ -21,7 +21,8 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     # All of it before the first line, so that of a damaged file nothing is shown as if it were.
     with _container.reading(path) as reader:
         rows = [(*_form(leaf), _values(read_alone(reader, leaf))) for leaf in leaves]
-    versions = ", ".join(f"{k} {v}" for k, v in manifest["versions"].items())
+    told = manifest.get("versions")  # sound, but perhaps of another writer than ours
+    versions = ", ".join(f"{k} {v}" for k, v in (told if isinstance(told, dict) else {}).items())
     print(f"{path}: format {manifest['format']}, {len(leaves)} leaves, sound")
     print(f"versions  {versions}")
     for name, value in manifest["meta"].items():

@@ -57,7 +57,7 @@ def file_locked(path: Path) -> AbstractContextManager[None]:
 def _acquire(folder: Path, name: str) -> int:
     path = folder / name
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _open(path)
         try:
             _lock(descriptor)
             # An owner removes the file: the one that we have open may be of the past.
@@ -79,6 +79,16 @@ def _acquire(folder: Path, name: str) -> int:
             warnings.warn(f"{message} ({error})", RuntimeWarning, stacklevel=2)
             return descriptor
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:  # not through a link: what it leads to would be overwritten
+        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.ELOOP):
+            raise
+        expected = "nothing, or the lock of another run: move it away"
+        raise OSError(explain(f"{path} is no lock.", "a folder or a link", expected)) from None
 
 
 def _release(folder: Path, name: str, descriptor: int) -> None:

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ._callback import Callback, Published, check_published, name_of
+from ._callback import Callback, name_of
 from ._checkpoint import read_manifest
 from ._chunk import SKIPPED, Job, Report, train_chunk
 from ._errors import explain
 from ._non_finite import OnNonFinite, Watch
 from ._pace import Pace, next_stop
+from ._published import Published, check_published
 from ._run import Run
 from ._signals import on_interrupt, on_termination
 from ._sources import Loaded, Sampled

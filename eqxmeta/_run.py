@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._callback import Published
+    from ._published import Published
     from ._state import TrainState
     from ._strategy import Strategy
 

@@ -42,6 +42,11 @@ class OnSignal:
     ) -> None:
         if self._active:
             signal.signal(self._number, self._previous)
+            # A run within a hook of a run: whoever pressed Ctrl-C meant both.
+            outer = getattr(self._previous, "__self__", None)
+            if self._received and isinstance(outer, OnSignal):
+                self._received = False
+                signal.raise_signal(self._number)
 
     def pass_on(self, error: BaseException | None = None) -> None:
         """After the block: do what the signal would have done. A handler of the user's is called;

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -584,6 +585,13 @@ MISTAKES = {
     "an array is published": Mistake(
         lambda f: fit(f, published({"norms": np.ones(3)})),
         TypeError, r"run\.log", "norms", "number", late=True),
+    "a curve of unequal lengths is published": Mistake(
+        lambda f: fit(f, published({"c": em.Curve(np.ones(3), np.ones(2))})),
+        TypeError, r"run\.log.*a Curve that is none", r"mean: float64\[3\], ci95: float64\[2\]",
+        "inner_steps", late=True),
+    "a picture of floats is published": Mistake(
+        lambda f: fit(f, published({"p": em.Image(np.ones((4, 4, 3)))})),
+        TypeError, r"run\.log.*an? Image that is none", r"float64\[4, 4, 3\]", "uint8", late=True),
     "a bare number is published": Mistake(
         lambda f: fit(f, published(0.5)), TypeError, r"run\.log", "0.5", "mapping", late=True),
     # The disk.
@@ -671,6 +679,9 @@ MISTAKES = {
     "save shapes": Mistake(
         lambda f: em.save(f / "b.ckpt", eqx.filter_eval_shape(lambda: LINEAR)),
         TypeError, r"'\.weight' has no values", "ShapeDtypeStruct", "an array"),
+    "save what could not be loaded": Mistake(
+        lambda f: em.save(f / "b.ckpt", {"a": np.zeros(3, ml_dtypes.float6_e2m3fn)}),
+        TypeError, "cannot be stored", "float6_e2m3fn", "JAX has"),
     "save what is no number": Mistake(
         lambda f: em.save(f / "b.ckpt", {"a": np.array(["text"])}),
         TypeError, "cannot be stored", "str", "numbers"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eqxmeta._callback import Curve, Image, published
+from eqxmeta._published import Curve, Image, published
 
 CURVE = Curve(np.array([4.0, 1.0, 0.5]), np.array([0.3, 0.2, 0.1]))
 VALUES = {

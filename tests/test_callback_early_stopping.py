@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from eqxmeta._callback import Curve, Image, attach
+from eqxmeta._callback import attach
+from eqxmeta._published import Curve, Image
 from eqxmeta.callbacks import EarlyStopping
 
 from .fake_run import fake_run

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqxmeta._callback import Curve, Image
+from eqxmeta._published import Curve, Image
 from eqxmeta.callbacks import JSONL
 
 from .fake_run import chunk, fake_run, loss

@@ -8,10 +8,10 @@ import optax
 import pytest
 
 import eqxmeta.losses
-from eqxmeta._callback import Curve, Image
 from eqxmeta._evaluate import with_inner_steps
 from eqxmeta._inner_loop import InnerLoop
 from eqxmeta._plot_adaptation import plot_adaptation
+from eqxmeta._published import Curve, Image
 from eqxmeta.callbacks import AdaptationPlot, Evaluate
 from eqxmeta.strategies import MAML
 from eqxmeta.tasks import Sinusoid

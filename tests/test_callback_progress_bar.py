@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from eqxmeta._callback import Curve, Image
+from eqxmeta._published import Curve, Image
 from eqxmeta.callbacks import ProgressBar
 
 from .fake_run import chunk, fake_run

@@ -15,7 +15,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from eqxmeta._callback import Curve, Histogram, Image, attach
+from eqxmeta._callback import attach
+from eqxmeta._published import Curve, Histogram, Image
 from eqxmeta.callbacks import TensorBoard
 
 from .fake_run import chunk, fake_run, loss

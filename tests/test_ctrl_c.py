@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 import eqxmeta as em
-from eqxmeta.callbacks import Checkpoint
+from eqxmeta.callbacks import Checkpoint, Lambda
 
 from .boring import BoringStrategy, Recorder, at, boring_fit, same_bits
 
@@ -191,3 +191,16 @@ def test_fit_inside_a_hook():
     state = boring_fit(20, callbacks=[recorder])
     assert int(inner[0].step) == 7
     assert same_bits(state, boring_fit(20))
+
+
+def test_ctrl_c_in_a_run_within_a_run_ends_both(sigint):
+    inner = []
+    press = Recorder(every=4, act=at("on_step_end", 4, interrupt))
+
+    def nested(run):
+        inner.append(int(boring_fit(20, callbacks=[press]).step))
+
+    state = boring_fit(40, callbacks=[Lambda(every=8, on_step_end=nested)])
+    assert inner == [4]
+    assert int(state.step) == 8
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

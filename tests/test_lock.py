@@ -294,6 +294,17 @@ def test_a_log_has_one_writer(tmp_path, make):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_what_is_no_lock_is_left_alone(tmp_path, link):
+    notes = tmp_path / "notes"
+    notes.write_text("somebody's")
+    (tmp_path / NAME).symlink_to(notes) if link else (tmp_path / NAME).mkdir()
+    with pytest.raises(OSError, match=r"(?s)\.lock is no lock.*a folder or a link.*move it away"):
+        boring_fit(4, callbacks=[Checkpoint(tmp_path, every=2)])
+    assert notes.read_text() == "somebody's"
+    assert sorted(os.listdir(tmp_path)) == [NAME, "notes"]
+
+
 def test_a_log_is_one_file_by_whatever_link_it_is_reached(tmp_path):
     (tmp_path / "link.jsonl").symlink_to("log.jsonl")
     logs = [JSONL(tmp_path / "log.jsonl"), JSONL(tmp_path / "link.jsonl", name="second")]
