@@ -82,9 +82,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         expected = f"{_FILE}; remove it and use download=True to make it anew"
         raise ValueError(explain(f"{path} is damaged.", repr(error), expected)) from error
     images = arrays.get("images")
-    wrong = images is None or images.ndim != 4 or images.dtype != np.uint8
     named = [arrays[name] for name in ("alphabet", "character") if name in arrays]
-    if wrong or any(names.shape != images.shape[:1] for names in named):
+    if (
+        images is None
+        or images.ndim != 4
+        or images.dtype != np.uint8
+        or any(names.shape != images.shape[:1] for names in named)
+    ):
         found = {name: f"{array.dtype} {array.shape}" for name, array in arrays.items()}
         expected = (
             "`images`, uint8 [characters, drawings, height, width], and with them `alphabet` and "

@@ -184,8 +184,11 @@ def _class_names(file: Path) -> list[str]:
 
 
 def _class_folder_names(names: object) -> list[str]:
-    sequence = isinstance(names, Sequence) and not isinstance(names, str)
-    if not sequence or not all(isinstance(name, str) for name in names):
+    if (
+        isinstance(names, str)
+        or not isinstance(names, Sequence)
+        or not all(isinstance(name, str) for name in names)
+    ):
         expected = "a list of class names, or the name of a split or of its file"
         raise ValueError(explain("`split` does not name classes.", repr(names)[:200], expected))
     return list(names)
