@@ -464,3 +464,20 @@ def test_traced_labels_that_are_no_class_leave_nothing_finite():
         tasks = em.Task((x[None], jnp.array([[1, 2, 3]])), (x[None], jnp.array([[0, 1, 2]])))
         _, metrics = strategy.outer_update(strategy.init(model), tasks, key=None)
         assert np.isnan(metrics["loss"]) and np.isnan(metrics["grad_norm"])
+
+
+def test_labels_are_checked_of_a_loss_that_holds_a_key_and_arrays():
+    class Loss(eqx.Module):
+        key: Array
+        scale: np.ndarray
+
+        def __call__(self, model, batch, key):
+            value, metrics = em.losses.cross_entropy(model, batch, self.key)
+            return jnp.sum(jnp.asarray(self.scale)) * value, metrics
+
+    inner = em.InnerLoop(optax.sgd(0.1), 1)
+    strategy = em.MAML(Loss(KEY, np.ones(2)), inner, optax.sgd(1.0))
+    model, x = eqx.nn.Linear(2, 2, key=KEY), jnp.ones((2, 2))
+    strategy.inner_adapt(model, (x, jnp.array([0, 1])))
+    with pytest.raises(ValueError, match="2 logits an example, labels from 1 to 2"):
+        strategy.inner_adapt(model, (x, jnp.array([1, 2])))
