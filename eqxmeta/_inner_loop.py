@@ -104,7 +104,9 @@ class InnerLoop(eqx.Module):
         """`(fast, others)`, which `eqx.combine` puts together: the leaves that adapt, the rest."""
         if self.adapt is None:
             return eqx.partition(model, eqx.is_inexact_array)
-        return select(model, self.adapt, "InnerLoop(adapt=...)")
+        # Where a strategy chooses, the argument is the strategy's.
+        argument = getattr(self.adapt, "argument", "InnerLoop(adapt=...)")
+        return select(model, self.adapt, argument)
 
     def init(self, model: PyTree) -> PyTree:
         """State of the inner optimizer before the first step."""

@@ -1,5 +1,6 @@
 """Parts of a model, said by a function of it."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,8 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
     `where` returns a part of the model or any pytree of such parts. A part is known by its place:
     of two leaves that happen to be the same array, only the one that was named is chosen.
 
-    Raises `ValueError` if `where(model)` holds no inexact array, or one that is not the model's;
-    `argument` names `where` in the message.
+    Raises `ValueError` if `where(model)` holds no inexact array, one that is not the model's, or a
+    method of the model; `argument` names `where` in the message.
     """
     params, others = eqx.partition(model, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(params)
@@ -32,6 +33,18 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
         whole = eqx.combine(jax.tree.unflatten(structure, leaves), others)
         with tracing(f"`{argument}`", f"a `{type(model).__name__}`", _EXPECTED):
             parts = where(whole)
+
+        def bound(x: Any) -> bool:
+            return _is_method(x, whole)
+
+        if any(map(bound, jax.tree.leaves(parts, is_leaf=bound))):
+            raise ValueError(
+                explain(
+                    f"`{argument}` returned a method, which holds all of the model.",
+                    f"a method of `{type(whole).__name__}`",
+                    _EXPECTED,
+                )
+            )
         returned.extend(type(leaf) for leaf in jax.tree.leaves(parts))
         for leaf in filter(eqx.is_inexact_array, jax.tree.leaves(parts)):
             if id(leaf) not in index:
@@ -61,3 +74,20 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
     where_chosen = jax.tree.unflatten(structure, chosen)
     fast, rest = eqx.partition(params, where_chosen)
     return fast, eqx.combine(rest, others)
+
+
+class _Bound(eqx.Module):
+    """Equinox has no public name for the class of its bound methods."""
+
+    def method(self) -> None: ...
+
+
+_BoundMethod = type(_Bound().method)
+
+
+def _is_method(x: Any, model: PyTree) -> bool:
+    """Whether `x` is bound to a model, as `model.features` is: to JAX a tree with `model` in it.
+    (A method under `eqx.filter_jit` is a `Partial` of the model.)"""
+    if isinstance(x, eqx.Partial):
+        return any(arg is model for arg in x.args)
+    return inspect.ismethod(x) or isinstance(x, _BoundMethod)

@@ -1,13 +1,12 @@
 """A warning before convolutions are compiled into a loop in which they are slow."""
 
 import math
-import warnings
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr
 
-from ._errors import explain
+from ._errors import explain, warn
 from ._flops import equations
 
 # Operations of an outer step's convolutions, loops counted once, below which nobody waits for them.
@@ -21,16 +20,13 @@ def warn_slow_convolutions(closed: ClosedJaxpr) -> None:
     convolutions = [e for e in equations(closed.jaxpr) if e.primitive.name == _PRIMITIVE]
     if sum(map(_operations, convolutions)) < _MATTERS:
         return
-    warnings.warn(
+    warn(
         explain(
             "The convolutions of this model will be slow, often by ten times: inside of a compiled "
             "loop, and under `vmap` over the weights, a CPU has no fast kernel for them.",
             f"an outer step with {len(convolutions)} `{_PRIMITIVE}`",
             "the same parameters in eqxmeta's layers: `model = eqxmeta.nn.fast(model)`",
         ),
-        RuntimeWarning,
-        # The line that called `Trainer.fit`.
-        stacklevel=4,
     )
 
 

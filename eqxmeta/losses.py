@@ -53,7 +53,8 @@ def cross_entropy(
     `batch` is `(x, y)`, `x: [n, ...]`, `y: [n]` of integers in `range(classes)`; the model maps
     an example to `[classes]` logits. Raises `ValueError` or `TypeError` if shapes or dtypes are
     others, and `ValueError` for a label outside the range if labels are known when the loss is
-    traced, as when a run begins. Where they are not, such a label makes the loss NaN.
+    traced, as when a run begins. Where they are not, such a label makes the loss NaN, and its
+    gradient too.
     """
     x, y = _examples(batch)
     logits = _array(predict(model, x, key), "Logits")
@@ -70,10 +71,12 @@ def cross_entropy(
     if isinstance(logits, Tracer) and not isinstance(y, Tracer):
         _check_labels(np.asarray(y), logits.shape[1])
     labels = y.astype(jnp.int32)
-    # Optax gives NaN from `classes` up, but would count a negative label from the end.
-    labels = jnp.where(labels < 0, logits.shape[1], labels)
+    known = (labels >= 0) & (labels < logits.shape[1])
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(_widened(logits), labels)
-    accuracy = jnp.mean(predicted_class(logits) == labels)
+    # A factor, because that reaches the gradient. Optax counts a negative label from the end, and
+    # one that is too large is NaN to it, but with the gradient of the normalisation alone.
+    losses = losses * jnp.where(known, 1.0, jnp.nan)
+    accuracy = jnp.mean((predicted_class(logits) == labels) & known)
     return jnp.mean(losses), {"accuracy": accuracy}
 
 

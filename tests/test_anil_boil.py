@@ -94,6 +94,55 @@ def test_what_the_head_is():
     assert moved(tiny_mlp(), head=lambda m: m.out.bias) == [".out.bias"]
 
 
+class HeadMethod(eqx.Module):
+    """`head` is a method: bound, it is a tree that holds the whole model."""
+
+    body: eqx.nn.Linear
+    last: eqx.nn.Linear
+
+    def __init__(self):
+        self.body = eqx.nn.Linear(1, 8, key=KEY)
+        self.last = eqx.nn.Linear(8, 1, key=KEY)
+
+    def head(self, features):
+        return self.last(features)
+
+    @eqx.filter_jit
+    def compiled(self, features):
+        return self.head(features)
+
+    def __call__(self, x):
+        return self.head(jnp.tanh(self.body(x)))
+
+
+class HeadProperty(HeadMethod):
+    @property
+    def head(self):
+        return self.last
+
+
+@pytest.mark.parametrize("model", [HeadMethod(), HeadProperty()], ids=["method", "property"])
+def test_a_method_is_not_a_head_and_a_property_is(model):
+    support = task_of().support
+    for name in ("ANIL", "BOIL"):
+        adapted = strategy_of(name).inner_adapt(model, support)
+        moved = jax.tree.leaves(jax.tree.map(lambda p, q: bool(jnp.any(p != q)), model, adapted))
+        assert moved == ([False] * 2 + [True] * 2 if name == "ANIL" else [True] * 2 + [False] * 2)
+
+
+@pytest.mark.parametrize("where", [lambda m: m.head, lambda m: (m.body, m.compiled)])
+def test_a_method_is_refused_where_a_part_is_meant(where):
+    maml = em.MAML(em.losses.mse, inner(adapt=where), optax.sgd(1.0))
+    for argument, strategy in (
+        ("ANIL(head=...)", strategy_of("ANIL", head=where)),
+        ("BOIL(head=...)", strategy_of("BOIL", head=where)),
+        ("InnerLoop(adapt=...)", maml),
+    ):
+        with pytest.raises(ValueError, match="returned a method" + THREE_PARTS) as caught:
+            strategy.inner_adapt(HeadMethod(), task_of().support)
+        assert argument in str(caught.value)
+
+
 class NoLinear(eqx.Module):
     weight: jax.Array
 
@@ -108,8 +157,19 @@ def test_a_model_without_a_head_is_refused(name):
 
 
 def test_nothing_but_a_head_leaves_no_body():
-    with pytest.raises(ValueError, match="chooses nothing" + THREE_PARTS):
-        strategy_of("BOIL").inner_adapt(eqx.nn.Linear(1, 1, key=KEY), task_of().support)
+    for options in ({}, {"head": lambda m: m}):
+        message = r"`BOIL\(head=...\)` leaves nothing that adapts" + THREE_PARTS
+        with pytest.raises(ValueError, match=message):
+            strategy_of("BOIL", **options).inner_adapt(
+                eqx.nn.Linear(1, 1, key=KEY), task_of().support
+            )
+
+
+@both
+def test_a_head_that_is_none_is_told_of_by_its_argument(name):
+    model = em.nn.Conv4(1, ways=None, size=16, width=2, key=KEY)
+    with pytest.raises(ValueError, match=rf"`{name}\(head=...\)` chooses nothing" + THREE_PARTS):
+        strategy_of(name).inner_adapt(model, (jnp.ones((2, 1, 16, 16)), jnp.ones((2, 2))))
 
 
 @pytest.mark.usefixtures("as_users_run_it")

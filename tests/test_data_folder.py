@@ -1,6 +1,7 @@
 """Images from folders, split files and npz files."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -182,6 +183,39 @@ def test_sizes(tmp_path):
     assert np.array_equal(image, np.broadcast_to(np.array([1, 2, 250])[:, None, None], (3, 7, 7)))
 
 
+def test_an_image_that_is_listed_twice_is_one(tmp_path):
+    """Two of it could be support and query of one task."""
+    pixels = {name: picture(tmp_path / f"images/{name}.png", i) for i, name in enumerate("abc")}
+    rows = "a.png,x\nb.png,y\na.png,x\nimages/a.png,x\nc.png,x\n"
+    (tmp_path / "train.csv").write_text(f"filename,label\n{rows}")
+    assert_holds(em.data.from_folder(tmp_path, "train"), pixels, x=["a", "c"], y=["b"])
+    (tmp_path / "train.csv").write_text(f"filename,label\n{rows}images/b.png,x\n")
+    refused("train.csv puts an image into two classes.*images/b.png of 'y'", tmp_path, "train")
+
+
+def test_a_link_that_leads_back_is_refused(folder):
+    root, pixels = folder
+    (root / "cats").symlink_to(root / "cat")  # elsewhere: a class as others
+    assert em.data.from_folder(root).class_names == ("cat", "cats", "dog", "fish/cod")
+    (root / "cats").unlink()
+    for target in (root, root / "fish", root.parent):
+        (root / "fish" / "back").symlink_to(target)
+        refused("leads back", root)
+        (root / "fish" / "back").unlink()
+    assert_holds(em.data.from_folder(root), pixels, **ALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("s.csv", "filename,label\ncat/a.png,cat\n"), ("s.txt", "cat\n")]
+)
+def test_encodings_of_split_files(folder, name, text):
+    """Excel and Notepad put a mark in front of UTF-8."""
+    (folder[0] / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert em.data.from_folder(folder[0], name).class_names == ("cat",)
+    (folder[0] / name).write_bytes((text + "caf\xe9,caf\xe9\n").encode("latin-1"))
+    refused(f"{name} cannot be read.*utf-8.*text in UTF-8", folder[0], name)
+
+
 def refused(said, *args, error=ValueError, **kwargs):
     with pytest.raises(error, match=f"(?s){said}") as caught:
         em.data.from_folder(*args, **kwargs)
@@ -224,6 +258,7 @@ def test_splits_that_are_wrong(folder):
     for name, content, said in (
         ("a.json", "{}", "does not name classes|is not a split"),
         ("a.json", "[", "is not a split"),
+        ("a.json", '"cat"', "a.json is not a split.*'cat'"),
         ("a.txt", "cat\ncow\n", r"a.txt names classes.*\['cow'\]"),
         ("a.csv", "file,class\n", "filename and label"),
         ("a.csv", "filename,label\n", "names no images"),
@@ -309,6 +344,32 @@ def test_npz_files(tmp_path, images, expected):
 def test_npz_files_that_are_wrong(tmp_path, arrays, said):
     np.savez(tmp_path / "data.npz", **arrays)
     refused(said, tmp_path / "data.npz")
+
+
+def test_npz_files_of_other_floats(tmp_path):
+    """As JAX takes them."""
+    floats = IMAGES[..., 0] / 7
+    for kind, native in ((">f4", np.float32), (">f8", np.float64), (np.longdouble, np.float64)):
+        np.savez(tmp_path / "data.npz", images=floats.astype(kind), labels=[0, 0, 1, 1])
+        images, labels = em.data.from_npz(tmp_path / "data.npz")
+        assert images.dtype == native and images.dtype.isnative
+        assert np.array_equal(images[:, 0], floats.astype(native))
+        em.tasks.Episodes(floats.astype(kind), labels, ways=2, shots=1, queries=1)
+
+
+def test_npz_members_that_are_no_arrays(tmp_path):
+    path = tmp_path / "data.npz"
+    header = "{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 28, 28), }"
+    forged = b"\x93NUMPY\x01\x00v\x00" + header.ljust(117).encode() + b"\n"
+    for content in (b"text", forged):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("images.npy", content)
+            archive.writestr("labels.npy", content)
+        refused("cannot be read", path)
+        with pytest.raises(ValueError, match=r"is damaged.*\nReceived: "):
+            em.data.omniglot(path)
+    np.savez(path, images=IMAGES, labels=np.array([b"caf\xe9", b"b"] * 2))
+    refused("`labels`.*caf.*UTF-8", path)
 
 
 def test_npz_files_that_are_damaged(tmp_path):

@@ -64,6 +64,7 @@ def test_what_is_wrong_is_said(small, tmp_path):
         ({"images": arrays["images"]}, "Vinyals split"),
         ({"images": arrays["images"][0]}, "not Omniglot"),
         ({"other": arrays["images"]}, "not Omniglot"),
+        (arrays | {"character": arrays["character"][1:]}, "not Omniglot"),
     ):
         np.savez(root / "other.npz", **other)
         with pytest.raises(ValueError, match=f"(?s){said}.*Received: .*Expected: "):

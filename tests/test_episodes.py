@@ -186,6 +186,8 @@ GOOD = {
     ("changed", "error", "said"),
     [
         ({"images": np.float32(1)}, ValueError, "`images`.*scalar"),
+        ({"images": np.zeros((0, 2)), "labels": []}, ValueError, r"no examples.*\(0, 2\)"),
+        ({"images": [[1.0], [1.0, 2.0]]}, ValueError, "`images` is not an array.*one shape"),
         ({"images": np.zeros((6, 2), np.int32)}, TypeError, "`images`.*int32.*uint8"),
         ({"images": np.zeros((5, 2))}, ValueError, r"`labels`.*\(6,\).*5 images"),
         ({"labels": np.zeros((6, 1), int)}, ValueError, r"`labels`.*\(6, 1\)"),
@@ -294,6 +296,8 @@ def test_an_augmentation_gets_a_key_for_each_example_and_floats():
         (np.zeros((6, 4, 4)), {"augment": lambda x, *, key: x[1:]}, ValueError, "something else"),
         (np.zeros((6, 4, 4)), {"augment": lambda x, *, key: x > 0}, ValueError, "bool"),
         (np.zeros((6, 4, 4)), {"augment": [3]}, TypeError, "`augment` is not a function"),
+        (np.zeros((6, 4, 4)), {"augment": 3}, TypeError, "`augment` is not a function"),
+        (np.zeros((6, 4, 4)), {"rotations": "yes"}, TypeError, "`rotations` is not.*'yes'"),
     ],
 )
 @pytest.mark.usefixtures("as_users_run_it")
@@ -301,6 +305,7 @@ def test_wrong_rotations_and_augmentations(images, options, error, said):
     with pytest.raises(error, match=f"(?s){said}") as caught:
         Episodes(images, [0, 0, 0, 1, 1, 1], 2, 1, 2, **options)
     assert "\nReceived: " in str(caught.value) and "\nExpected: " in str(caught.value)
+    assert Episodes(**GOOD, augment=None).augment == ()
     for padding, wrong in ((0, ValueError), (1.5, TypeError)):
         with pytest.raises(wrong, match="padding"):
             random_crop(padding)

@@ -34,13 +34,16 @@ LAYERS = {
     ),
     "plain Python": (
         "_checkpoint_folder _container _event_file _event_summaries _files _json _protobuf"
-        " _arguments _errors _published _background _lock _fingerprint"
+        " _arguments _errors _published _background _lock _fingerprint _native"
     ),
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
 LEAVES = set(LAYERS["leaves"].split())
 # What strategies have in common; no strategy is among it.
-SHARED = {f"eqxmeta.strategies.{name}" for name in ("_arguments", "_by_inner_loop", "_head")}
+SHARED = {
+    f"eqxmeta.strategies.{name}"
+    for name in ("_arguments", "_by_inner_loop", "_head", "_support_labels")
+}
 
 
 def modules() -> dict[str, Path]:

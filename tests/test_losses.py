@@ -79,6 +79,24 @@ def test_a_label_that_is_no_class_gives_nan(label):
     assert float(metrics["accuracy"]) == 0.5
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_gives_a_gradient_of_nan(label):
+    """For its example only. Nothing that is finite would be right, and a run goes on with it."""
+    labels = jnp.array([0, label])
+
+    def loss(logits, labels):
+        return cross_entropy(identity, (logits, labels), None)[0]
+
+    logits = jnp.asarray(normal(2, 3))
+    grads = jax.jit(jax.grad(loss))(logits, labels)
+    assert np.isnan(grads[1]).all()
+    right = jax.jit(jax.grad(loss))(logits, jnp.array([0, 1]))
+    assert tree_allclose(grads[0], right[0], rtol=0, atol=0)
+    product = jax.jit(lambda x, y: jax.jvp(lambda x: jax.grad(loss)(x, y), (x,), (x,))[1])
+    curved = product(logits, labels)
+    assert np.isnan(curved[1]).all() and np.isfinite(curved[0]).all()
+
+
 @pytest.mark.parametrize(
     ("prediction", "target"), [((4, 1), (4,)), ((4,), (4, 1)), ((4, 2), (4, 1)), ((4, 1), (3, 1))]
 )

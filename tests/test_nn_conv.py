@@ -4,6 +4,7 @@ loops; and that what is compiled from it has no convolution in it."""
 import os
 import subprocess
 import sys
+import warnings
 
 import equinox as eqx
 import jax
@@ -197,6 +198,29 @@ def test_errors(as_users_run_it):
     with pytest.raises(ValueError, match="divisible"):
         em.nn.Conv2d(3, 4, 3, groups=2, key=jax.random.key(0))
     assert np.shape(layer(np.ones((4, 5, 5), np.float32))) == (6, 3, 3)
+    # Equinox finds out when the layer is called, if at all.
+    for options, said in (
+        (dict(stride=-1), r"Conv2d\(stride=...\)` is too small[\s\S]*-1"),
+        (dict(stride=(1, 0)), r"Conv2d\(stride=...\)` is too small[\s\S]*\(1, 0\)"),
+        (dict(dilation=0), r"Conv2d\(dilation=...\)` is too small"),
+        (dict(groups=2), r"Conv2d\(out_channels=...\)`[\s\S]*3 of 2 groups"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            em.nn.Conv2d(4, 3, 3, **options, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("layer", ["conv", "pool"])
+def test_images_of_numpy_are_taken_as_equinox_takes_them(layer, as_users_run_it):
+    """Of float64 JAX makes its own float: `image / 255` is that."""
+    image = np.random.default_rng(0).random((1, 8, 8))
+    theirs = {"conv": eqx.nn.Conv2d(1, 2, 3, key=jax.random.key(0)), "pool": eqx.nn.MaxPool2d(3, 2)}
+    ours = em.nn.fast(theirs[layer])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ours(image).dtype == jnp.float32
+        empty = ours(image[:, :2, :2])
+        assert empty.dtype == jnp.float32 and empty.size == 0
+    assert tree_allclose(ours(image), theirs[layer](image), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import pytest
 
 import eqxmeta as em
 
@@ -56,3 +57,14 @@ def test_what_is_something_else_stays():
         None,
     ]
     assert jax.tree.structure(em.nn.fast(tree)) == jax.tree.structure(tree)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_models_of_shapes_and_models_without_arrays():
+    shapes = em.nn.fast(eqx.filter_eval_shape(lambda: Model(jax.random.key(0))))
+    assert type(shapes.layers[0]) is em.nn.Conv2d
+    assert shapes.layers[0].weight.shape == Model(jax.random.key(0)).layers[0].weight.shape
+    assert type(em.nn.fast(eqx.nn.MaxPool2d(2))) is em.nn.MaxPool2d
+    for wrong in ("model", Model, None, jax.nn.relu):
+        with pytest.raises(TypeError, match="is not a model"):
+            em.nn.fast(wrong)

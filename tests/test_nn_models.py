@@ -231,3 +231,23 @@ def test_images_of_another_shape_are_refused():
     for shape in ((28, 28), (28, 28, 1), (1, 84, 84)):
         with pytest.raises(ValueError, match="another shape" + THREE_PARTS):
             em.losses.predict(model, jnp.ones((2, *shape)))
+    network = em.nn.OmniglotFC(784, 5, norm="layer", key=KEY)
+    with pytest.raises(ValueError, match=r"another size[\s\S]*400 values[\s\S]*784 values"):
+        network(jnp.ones((1, 20, 20)))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_an_image_too_small_for_resnet12_is_refused():
+    model = shapes_of(lambda: em.nn.ResNet12(1, 5, norm="layer", key=KEY))
+    for shape in ((1, 15, 16), (1, 16, 8)):
+        with pytest.raises(ValueError, match="too small" + THREE_PARTS):
+            eqx.filter_eval_shape(model, jnp.ones(shape))
+    assert eqx.filter_eval_shape(model, jnp.ones((1, 16, 16))).shape == (5,)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_an_image_of_numpy_is_an_image():
+    """Divided by 255 it is of float64, which is JAX's own float to JAX."""
+    model = em.nn.Conv4(1, 3, size=16, width=2, norm="layer", key=KEY)
+    image = np.random.default_rng(0).integers(0, 256, (1, 16, 16)) / 255
+    assert tree_allclose(model(image), model(jnp.asarray(image)))

@@ -61,6 +61,9 @@ def test_errors(as_users_run_it):
         em.nn.MaxPool2d(2, padding=3)(jnp.zeros((1, 5, 5)))
     with pytest.raises(ValueError, match="kernel_size"):
         em.nn.MaxPool2d(2.5)
+    for stride in (0, (1, -1)):
+        with pytest.raises(ValueError, match=r"MaxPool2d\(stride=...\)` is too small"):
+            em.nn.MaxPool2d(2, stride)
 
 
 @pytest.mark.parametrize("kernel, stride, size", [(12, 12, 12), (2, 20, 22)])

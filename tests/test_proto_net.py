@@ -147,6 +147,8 @@ def test_wrong_tasks_and_arguments_are_named():
         ((x, jnp.zeros((2, 1), int)), ValueError),
         ((x, jnp.zeros(2)), TypeError),
         ((x, jnp.array([0, -1])), ValueError),
+        ((x, jnp.array([0, 1, 0])), ValueError),
+        ((jnp.zeros((4, 4)), jnp.array([0, 1])), ValueError),
     ]:
         with pytest.raises(error, match="`support`" + THREE_PARTS):
             proto_net().inner_adapt(embedding(), support)

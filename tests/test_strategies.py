@@ -434,3 +434,50 @@ def test_wrong_arguments_of_the_inner_loop_are_named(argument, value, error):
     arguments = {"optimizer": optax.sgd(0.1), "steps": 1, "gradient": "mixed"}
     with pytest.raises(error, match=rf"`InnerLoop\({argument}=\.\.\.\)`" + THREE_PARTS):
         em.InnerLoop(**(arguments | {argument: value}))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray], ids=["host", "device"])
+def test_labels_that_are_no_class_are_refused_before_anything_adapts(kind):
+    """Compiled, the loss could only make everything NaN: with `N` logits, labels from 1 to N."""
+    model, x = eqx.nn.Linear(2, 3, key=KEY), np.ones((6, 2), np.float32)
+    labels = np.array([0, 1, 2] * 2, np.int32)
+    inner, outer = em.InnerLoop(optax.sgd(0.1), steps=1), optax.sgd(1.0)
+    strategies = [
+        make(em.losses.cross_entropy, inner, outer)
+        for make in (em.MAML, em.ANIL, em.MetaSGD, em.Reptile, em.Joint)
+    ]
+    for strategy in strategies:
+        state = strategy.init(model)
+        for shift in (1, -1):
+            message = f"3 logits an example, labels from {shift} to {2 + shift}"
+            with pytest.raises(ValueError, match=message):
+                strategy.inner_adapt(state.model, (x, kind(labels + shift)))
+        adapted = strategy.inner_adapt(state.model, (x, kind(labels)))
+        assert np.isfinite(adapted.weight).all()
+
+
+def test_traced_labels_that_are_no_class_leave_nothing_finite():
+    model, x = eqx.nn.Linear(2, 3, key=KEY), jnp.ones((3, 2))
+    for gradient in ("mixed", "reverse", "first_order"):
+        inner = em.InnerLoop(optax.sgd(0.1), 2, gradient)
+        strategy = em.MAML(em.losses.cross_entropy, inner, optax.sgd(1.0))
+        tasks = em.Task((x[None], jnp.array([[1, 2, 3]])), (x[None], jnp.array([[0, 1, 2]])))
+        _, metrics = strategy.outer_update(strategy.init(model), tasks, key=None)
+        assert np.isnan(metrics["loss"]) and np.isnan(metrics["grad_norm"])
+
+
+def test_labels_are_checked_of_a_loss_that_holds_a_key_and_arrays():
+    class Loss(eqx.Module):
+        key: Array
+        scale: np.ndarray
+
+        def __call__(self, model, batch, key):
+            value, metrics = em.losses.cross_entropy(model, batch, self.key)
+            return jnp.sum(jnp.asarray(self.scale)) * value, metrics
+
+    inner = em.InnerLoop(optax.sgd(0.1), 1)
+    strategy = em.MAML(Loss(KEY, np.ones(2)), inner, optax.sgd(1.0))
+    model, x = eqx.nn.Linear(2, 2, key=KEY), jnp.ones((2, 2))
+    strategy.inner_adapt(model, (x, jnp.array([0, 1])))
+    with pytest.raises(ValueError, match="2 logits an example, labels from 1 to 2"):
+        strategy.inner_adapt(model, (x, jnp.array([1, 2])))

@@ -5,7 +5,20 @@ from pathlib import Path
 import numpy as np
 
 from .._errors import explain
+from .._native import native
 from ._images import Images
+
+# What NumPy raises for a file that is damaged or of another kind; encryption is a `RuntimeError`,
+# and a `MemoryError` what a damaged header asks for.
+NOT_AN_ARCHIVE = (
+    ValueError,
+    TypeError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def from_npz(path: str | Path) -> Images:
@@ -15,6 +28,7 @@ def from_npz(path: str | Path) -> Images:
 
     - `images`: uint8 or floating, `[N, height, width]`, `[N, channels, height, width]` or
       `[N, height, width, channels]` with 1 or 3 channels. They come out channels first.
+      Floats become those of this machine, of 64 bits at most.
     - `labels`: `[N]`, integers or strings of any values. Classes are numbered in sorted order.
 
     Raises `FileNotFoundError`, or `ValueError` for a damaged file and for arrays that are missing
@@ -28,9 +42,11 @@ def from_npz(path: str | Path) -> Images:
         # NumPy would leave a damaged file open that it opened itself.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             images, labels = file["images"], file["labels"]
+        if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
+            raise ValueError("what it holds are no arrays")
     except KeyError as error:
         raise ValueError(explain(f"{path} lacks an array.", str(error), expected)) from error
-    except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except NOT_AN_ARCHIVE as error:
         raise ValueError(explain(f"{path} cannot be read.", repr(error), expected)) from error
     if images.ndim not in (3, 4) or not (
         images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
@@ -44,10 +60,22 @@ def from_npz(path: str | Path) -> Images:
         raise ValueError(explain(f"`labels` in {path} do not name classes.", received, kinds))
     names, numbers = np.unique(labels, return_inverse=True)
     if names.dtype.kind == "S":
-        names = np.char.decode(names)
+        names = _decoded(names, path)
     return Images(
-        _channels_first(images, path), numbers.astype(np.int32), tuple(map(str, names.tolist()))
+        _channels_first(native(images), path),
+        numbers.astype(np.int32),
+        tuple(map(str, names.tolist())),
     )
+
+
+def _decoded(names: np.ndarray, path: Path) -> np.ndarray:
+    try:
+        return np.char.decode(names, "utf-8")
+    except UnicodeDecodeError as error:
+        expected = "strings, or bytes in UTF-8"
+        raise ValueError(
+            explain(f"`labels` in {path} are not text.", repr(error.object), expected)
+        ) from error
 
 
 def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:

@@ -1,5 +1,3 @@
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +5,7 @@ import numpy as np
 
 from .._errors import explain
 from ._images import Images, check_choice
+from ._npz import NOT_AN_ARCHIVE
 from ._omniglot_archives import download_omniglot
 
 _FILE = "omniglot28.npz"
@@ -77,13 +76,24 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         # NumPy would leave a damaged file open that it opened itself.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("what it holds are no arrays")
+    except NOT_AN_ARCHIVE as error:
         expected = f"{_FILE}; remove it and use download=True to make it anew"
         raise ValueError(explain(f"{path} is damaged.", repr(error), expected)) from error
     images = arrays.get("images")
-    if images is None or images.ndim != 4 or images.dtype != np.uint8:
+    named = [arrays[name] for name in ("alphabet", "character") if name in arrays]
+    if (
+        images is None
+        or images.ndim != 4
+        or images.dtype != np.uint8
+        or any(names.shape != images.shape[:1] for names in named)
+    ):
         found = {name: f"{array.dtype} {array.shape}" for name, array in arrays.items()}
-        expected = "`images`, uint8 [characters, drawings, height, width]"
+        expected = (
+            "`images`, uint8 [characters, drawings, height, width], and with them `alphabet` and "
+            "`character` [characters]"
+        )
         raise ValueError(explain(f"{path} is not Omniglot.", found, expected))
     return arrays
 

@@ -1,6 +1,7 @@
 """Which images of a folder are meant, and of what class each is."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -53,9 +54,13 @@ def _split_file(path: Path, split: str | Path) -> Path | None:
 def _in_class_folders(path: Path) -> dict[str, list[Path]]:
     """Every folder at or below `path` that holds images is a class, named by its relative path."""
     found: dict[str, list[Path]] = {}
+    above = {os.fspath(path): {os.path.realpath(path)}}  # what leads to a folder, and itself
     # Links are followed: that is how large data sets are shared.
     for folder, subfolders, _ in os.walk(path, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in subfolders:
+            inside = os.path.join(folder, name)
+            above[inside] = above[folder] | {_not_back(inside, above[folder])}
         images = _images_in(Path(folder))
         name = Path(folder).relative_to(path).as_posix()
         if images and name == ".":
@@ -79,6 +84,20 @@ def _in_class_folders(path: Path) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
+def _not_back(folder: str, above: set[str]) -> str:
+    """The place of `folder`, which is none of those above it: that way there is no end."""
+    place = os.path.realpath(folder)
+    if place in above:
+        raise ValueError(
+            explain(
+                f"{folder} leads back to a folder that holds it.",
+                f"a link to {place}",
+                "links to folders elsewhere; or the names of the classes, as `split`",
+            )
+        )
+    return place
+
+
 def _chosen(names: Sequence[str], path: Path, source: str) -> dict[str, list[Path]]:
     _check_below(names, path, source)
     # One class by two names, such as `a` and `./a`, is one.
@@ -98,19 +117,32 @@ def _chosen(names: Sequence[str], path: Path, source: str) -> dict[str, list[Pat
 
 def _listed(file: Path, path: Path) -> dict[str, list[Path]]:
     """As Ravi and Larochelle 2017 published the split of miniImageNet: `filename,label`."""
-    with open(file, newline="") as lines:
-        rows = csv.DictReader(lines)
-        if not {"filename", "label"} <= set(rows.fieldnames or ()):
-            expected = "columns named filename and label in the first line"
-            raise ValueError(explain(f"{file} is not a split.", repr(rows.fieldnames), expected))
-        pairs = [(row["filename"], row["label"]) for row in rows]
+    rows = csv.DictReader(io.StringIO(_text(file)))
+    if not {"filename", "label"} <= set(rows.fieldnames or ()):
+        expected = "columns named filename and label in the first line"
+        raise ValueError(explain(f"{file} is not a split.", repr(rows.fieldnames), expected))
+    pairs = [(row["filename"], row["label"]) for row in rows]
     if not pairs or not all(filename and label for filename, label in pairs):
         expected = "one image or more, each with its class"
         raise ValueError(explain(f"{file} names no images.", f"{len(pairs)} lines", expected))
     _check_below([name for pair in pairs for name in pair], path, str(file))
     found: dict[str, list[Path]] = {}
+    labels: dict[str, str] = {}
     for filename, label in pairs:
-        found.setdefault(label, []).append(_place_of(filename, label, file, path))
+        image = _place_of(filename, label, file, path)
+        place = os.path.realpath(image)
+        if (other := labels.get(place, label)) != label:
+            raise ValueError(
+                explain(
+                    f"{file} puts an image into two classes.",
+                    f"{filename} of {other!r} and of {label!r}, both {image}",
+                    "one label for each image",
+                )
+            )
+        # An image that is listed twice is one: else it could be support and query of one task.
+        if place not in labels:
+            found.setdefault(label, []).append(image)
+        labels[place] = label
     return {label: sorted(images) for label, images in sorted(found.items())}
 
 
@@ -132,8 +164,16 @@ def _place_of(filename: str, label: str, file: Path, path: Path) -> Path:
     raise ValueError(explain(f"{file} names an image that is missing.", filename, expected))
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")  # with the mark in front that Excel and Notepad write
+    except UnicodeDecodeError as error:
+        expected = "text in UTF-8, as which editors can save it"
+        raise ValueError(explain(f"{file} cannot be read.", str(error), expected)) from error
+
+
 def _class_names(file: Path) -> list[str]:
-    text = file.read_text()
+    text = _text(file)
     if file.suffix == ".txt":
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
@@ -144,7 +184,11 @@ def _class_names(file: Path) -> list[str]:
 
 
 def _class_folder_names(names: object) -> list[str]:
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+    if (
+        isinstance(names, str)
+        or not isinstance(names, Sequence)
+        or not all(isinstance(name, str) for name in names)
+    ):
         expected = "a list of class names, or the name of a split or of its file"
         raise ValueError(explain("`split` does not name classes.", repr(names)[:200], expected))
     return list(names)

@@ -5,6 +5,7 @@ from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from .._errors import explain
 from ._bilinear import Geometry, convolve
+from ._sizes import check_sizes
 
 _PAD_MODES = {"REFLECT": "reflect", "REPLICATE": "edge", "CIRCULAR": "wrap"}
 
@@ -13,7 +14,8 @@ class Conv2d(eqx.Module):
     """`equinox.nn.Conv2d` with the same parameters and results, fast where that one is not: on a
     CPU inside of loops, under `vmap` over the weights, and in first and second derivatives.
 
-    Takes the arguments of `equinox.nn.Conv2d`, and raises what it raises. For the same `key` the
+    Takes the arguments of `equinox.nn.Conv2d`, and raises what it raises; also `ValueError` for
+    sizes below 1 and for `out_channels` that `groups` does not divide. For the same `key` the
     parameters are the same bits: `weight [out, in / groups, kh, kw]`, `bias [out, 1, 1]` or
     `None`. `eqxmeta.nn.fast` converts a whole model.
     """
@@ -46,6 +48,7 @@ class Conv2d(eqx.Module):
         *,
         key: PRNGKeyArray,
     ):
+        check_sizes("Conv2d", kernel_size=kernel_size, stride=stride, dilation=dilation)
         conv = eqx.nn.Conv2d(
             in_channels,
             out_channels,
@@ -59,6 +62,11 @@ class Conv2d(eqx.Module):
             dtype,
             key=key,
         )
+        if out_channels % groups:
+            received = f"{out_channels} of {groups} groups"
+            expected = "channels that `groups` divides, as it does `in_channels`"
+            message = "`Conv2d(out_channels=...)` is invalid."
+            raise ValueError(explain(message, received, expected))
         _take_fields(self, conv)
 
     def __call__(
@@ -66,6 +74,7 @@ class Conv2d(eqx.Module):
     ) -> Inexact[Array, "out rows columns"]:
         """One image, channels first. `key` is ignored."""
         del key
+        x = jnp.asarray(x)  # of NumPy's float64 JAX makes its own float
         if x.ndim != 3 or x.shape[0] != self.in_channels:
             expected = f"one image [{self.in_channels}, height, width], without a batch axis"
             raise ValueError(explain("The input of `Conv2d` is invalid.", x.shape, expected))

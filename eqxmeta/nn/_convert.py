@@ -20,7 +20,8 @@ def fast(model: PyTree) -> PyTree:
 
         model = em.nn.fast(model)
     """
-    if not any(map(eqx.is_array, jax.tree.leaves(model))):
+    # One without arrays of its own, a pooling layer or a model of shapes, is a model too.
+    if not any(map(_is_part, jax.tree.leaves(model, is_leaf=_is_part))):
         expected = "an instance of an Equinox module, or a pytree of them"
         raise TypeError(explain("`fast(model)` is not a model.", repr(model)[:200], expected))
     done: dict[int, Any] = {}
@@ -34,6 +35,10 @@ def fast(model: PyTree) -> PyTree:
         return done[id(x)]
 
     return jax.tree.map(convert, model, is_leaf=_is_slow)
+
+
+def _is_part(x: Any) -> bool:
+    return isinstance(x, eqx.Module) or eqx.is_array(x)
 
 
 def _is_slow(x: Any) -> bool:

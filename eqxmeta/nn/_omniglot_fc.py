@@ -6,6 +6,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arguments import check_int
+from .._errors import explain
 from ._blocks import NormName, check_backbone, make_norm, set_weight
 
 _WIDTHS = (256, 128, 64, 64)
@@ -49,7 +50,13 @@ class OmniglotFC(eqx.Module):
         self.head = None if ways is None else _linear(_WIDTHS[-1], ways, head_key)
 
     def features(self, x: Float[Array, "..."]) -> Float[Array, "64"]:
-        x = x.reshape(math.prod(x.shape))
+        inputs = self.layers[0].in_features
+        if math.prod(x.shape) != inputs:
+            received = f"one example of shape {x.shape}, {math.prod(x.shape)} values"
+            expected = f"{inputs} values, as `OmniglotFC(inputs=...)` says, one example at a time"
+            message = "`OmniglotFC` was called with an example of another size."
+            raise ValueError(explain(message, received, expected))
+        x = x.reshape(inputs)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = jax.nn.relu(norm(layer(x)))
         return x

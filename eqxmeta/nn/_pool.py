@@ -9,12 +9,14 @@ from jax import lax
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from .._errors import explain
+from ._sizes import check_sizes
 
 
 class MaxPool2d(eqx.Module):
     """`equinox.nn.MaxPool2d` with the same results, whose derivatives are cheap on a CPU.
 
-    Takes the arguments of `equinox.nn.MaxPool2d`, and raises what it raises. Of equal maxima in a
+    Takes the arguments of `equinox.nn.MaxPool2d`, and raises what it raises, and
+    `ValueError` for sizes below 1. Of equal maxima in a
     window the first one, row by row, gets the whole gradient, as with Equinox's.
     """
 
@@ -25,6 +27,7 @@ class MaxPool2d(eqx.Module):
     use_ceil: bool = eqx.field(static=True)
 
     def __init__(self, kernel_size, stride=1, padding=0, use_ceil=False):
+        check_sizes("MaxPool2d", kernel_size=kernel_size, stride=stride)
         _take_fields(self, eqx.nn.MaxPool2d(kernel_size, stride, padding, use_ceil))
 
     def __call__(
@@ -32,6 +35,7 @@ class MaxPool2d(eqx.Module):
     ) -> Inexact[Array, "channels rows columns"]:
         """One image, channels first. `key` is ignored."""
         del key
+        x = jnp.asarray(x)
         if x.ndim != 3:
             expected = "one image [channels, height, width], without a batch axis"
             raise ValueError(explain("The input of `MaxPool2d` is invalid.", x.shape, expected))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arguments import check_int
+from .._errors import explain
 from ._blocks import NormName, check_backbone, linear_head, make_norm, set_weight
 from ._conv import Conv2d
 from ._pool import MaxPool2d
@@ -55,6 +56,10 @@ class ResNet12(eqx.Module):
         self.head = linear_head(_WIDTHS[-1], ways, head_key)
 
     def features(self, x: Float[Array, "channels height width"]) -> Float[Array, "640"]:
+        if x.ndim == 3 and min(x.shape[1:]) < 16:
+            expected = "[channels, height, width], sides of 16 pixels or more: four times halved"
+            message = "`ResNet12` was called with an image that is too small."
+            raise ValueError(explain(message, f"one example of shape {x.shape}", expected))
         for block in self.blocks:
             x = block(x)
         return jnp.mean(x, axis=(1, 2))

@@ -12,6 +12,7 @@ from .._support_statistics import with_support_statistics
 from .._task_chunk import TaskChunk
 from .._types import Loss
 from ._arguments import check_arguments
+from ._support_labels import check_support_labels
 
 
 class RollsOut(Strategy):
@@ -31,12 +32,19 @@ class RollsOut(Strategy):
     def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
         """`model` adapted to `support`; `options` are those of `InnerLoop.__call__`."""
 
-    @eqx.filter_jit
     def inner_adapt(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PyTree:
-        adapted = self.inner_rollout(model, support, key=key).model
-        return with_support_statistics(self.loss, adapted, support, key=key)
+        check_support_labels(self.loss, self.unadapted(model), support, key)
+        return _adapted(self, model, support, key)
+
+
+@eqx.filter_jit
+def _adapted(
+    strategy: RollsOut, model: PyTree, support: PyTree, key: PRNGKeyArray | None
+) -> PyTree:
+    adapted = strategy.inner_rollout(model, support, key=key).model
+    return with_support_statistics(strategy.loss, adapted, support, key=key)
 
 
 class ByInnerLoop(RollsOut):

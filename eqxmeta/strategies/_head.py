@@ -1,5 +1,6 @@
 """Which part of a model is its head, for strategies that treat it apart from the body."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -15,8 +16,8 @@ Where: TypeAlias = Callable[[Any], PyTree]
 
 
 class Head(eqx.Module):
-    """What adapts in ANIL: `where(model)`. `None`: the field `head` of the model or, if it has
-    none, the last `eqx.nn.Linear` in it. Raises `ValueError` if there is neither."""
+    """What adapts in ANIL: `where(model)`. `None`: the field or property `head` of the model or,
+    if it has none, the last `eqx.nn.Linear` in it. Raises `ValueError` if there is neither."""
 
     where: Where | None
     argument: str
@@ -26,7 +27,7 @@ class Head(eqx.Module):
             expected = "a function from the model to its head, such as `lambda m: m.layers[-1]`"
             with tracing(f"`{self.argument}`", f"a `{type(model).__name__}`", expected):
                 return self.where(model)
-        if hasattr(model, "head"):
+        if _has_head(model):
             return model.head
         layers = [x for x in jax.tree.leaves(model, is_leaf=_is_linear) if _is_linear(x)]
         if not layers:
@@ -45,8 +46,20 @@ class Body(eqx.Module):
 
     head: Head
 
+    @property
+    def argument(self) -> str:
+        return self.head.argument
+
     def __call__(self, model: PyTree) -> PyTree:
-        _, others = select(model, self.head, self.head.argument)
+        _, others = select(model, self.head, self.argument)
+        if not jax.tree.leaves(eqx.filter(others, eqx.is_inexact_array)):
+            raise ValueError(
+                explain(
+                    f"`{self.argument}` leaves nothing that adapts.",
+                    "a head that holds every floating-point array of the model",
+                    "a head beside which the model has a body",
+                )
+            )
         return others
 
 
@@ -75,6 +88,13 @@ def check_head(head: Any, argument: str) -> None:
                 "a function from the model to its head, such as `lambda m: m.layers[-1]`, or None",
             )
         )
+
+
+def _has_head(model: PyTree) -> bool:
+    # Not a method of that name: bound, it holds the whole model.
+    fields = getattr(type(model), "__dataclass_fields__", {})
+    computed = isinstance(inspect.getattr_static(type(model), "head", None), property)
+    return "head" in fields or "head" in getattr(model, "__dict__", {}) or computed
 
 
 def _is_linear(x: Any) -> bool:

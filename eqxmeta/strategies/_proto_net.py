@@ -134,4 +134,9 @@ def _examples(support: Any) -> tuple[PyTree, Array]:
         raise ValueError(
             explain("The labels of `support` are invalid.", received, "class numbers from 0")
         )
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    if not all(shape[:1] == y.shape for shape in shapes):
+        received = f"examples of shape {', '.join(map(str, shapes))}, labels of {y.shape}"
+        expected = "as many labels as examples"
+        raise ValueError(explain("The labels of `support` are invalid.", received, expected))
     return x, y if isinstance(y, jax.Array) else jnp.asarray(y)

@@ -5,12 +5,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 
 from .._arguments import check_int
-from .._errors import explain, tracing
+from .._errors import explain
 from .._task import Task
 from ._distinct import distinct
+from ._episode_arguments import (
+    as_float,
+    check_augment,
+    check_sizes,
+    check_square,
+    checked_images,
+    checked_labels,
+    checked_rotations,
+    functions,
+)
 
 # The keys of augmentations come from a stream of their own: what is drawn stays what it was.
 _STREAM = 0x61756776
@@ -35,9 +45,9 @@ class Episodes(eqx.Module):
       which an episode may draw several that are turns of one. Images are turned when they are
       drawn, by `rot90` over their last two axes; they take no more memory than before.
     - `augment`: `augment(image, *, key) -> image` of the same shape and dtype, or several in the
-      order in which they apply, such as `[em.data.random_crop(padding=4), em.data.random_flip]`.
-      Each example of each episode gets a key of its own; images are floats by then. For training:
-      evaluate on tasks without.
+      order in which they apply, such as `[em.data.random_crop(padding=4), em.data.random_flip]`;
+      `None` is none. Each example of each episode gets a key of its own; images are floats by then.
+      For training: evaluate on tasks without.
 
     Raises `ValueError` or `TypeError`, naming the argument, for arrays of wrong ranks, lengths or
     dtypes, for fewer than `ways` classes, for a class of fewer than `shots + queries` examples
@@ -64,7 +74,7 @@ class Episodes(eqx.Module):
         queries: int | None = None,
         *,
         rotations: bool = False,
-        augment: Callable | Sequence[Callable] = (),
+        augment: Callable | Sequence[Callable] | None = (),
     ):
         # Without defaults Python would be first to complain, of a call that says what it means.
         if labels is None:
@@ -82,15 +92,15 @@ class Episodes(eqx.Module):
         self.ways = ways
         self.shots = shots
         self.queries = queries
-        self.rotations = rotations
-        self.augment = (augment,) if callable(augment) else tuple(augment)
-        self.images = _checked_images(images)
+        self.rotations = checked_rotations(rotations)
+        self.augment = functions(augment)
+        self.images = checked_images(images)
         if rotations:
-            _check_square(self.images.shape)
-        _check_augment(self.augment, self.images)
-        labels = _checked_labels(labels, len(self.images))
+            check_square(self.images.shape)
+        check_augment(self.augment, self.images)
+        labels = checked_labels(labels, len(self.images))
         classes, counts = np.unique(labels, return_counts=True)
-        _check_sizes(classes, counts, self.turns, self.ways, self.shots, self.queries)
+        check_sizes(classes, counts, self.turns, self.ways, self.shots, self.queries)
         # Examples of class `c`: `order[offsets[c] : offsets[c] + counts[c]]`.
         self.order = jnp.asarray(np.argsort(labels, kind="stable"), jnp.int32)
         self.offsets = jnp.asarray(np.cumsum(counts) - counts, jnp.int32)
@@ -124,7 +134,7 @@ class Episodes(eqx.Module):
         x = self.images[index.reshape(-1)]
         if self.rotations:
             x = jax.vmap(_turned)(x, jnp.repeat(turn, index.shape[1]))
-        return _as_float(x), y
+        return as_float(x), y
 
     def _augmented(self, task: Task, key: PRNGKeyArray) -> Task:
         def one(image: Array, key: PRNGKeyArray) -> Array:
@@ -143,106 +153,3 @@ def _turned(image: Shaped[Array, "..."], turn: Int[Array, ""]) -> Shaped[Array, 
     """`rot90(image, turn)`, for `turn` in `range(4)`: by half a turn, then by a quarter."""
     image = jnp.where(turn >= 2, jnp.flip(image, (-2, -1)), image)
     return jnp.where(turn % 2 == 1, jnp.rot90(image, axes=(-2, -1)), image)
-
-
-def _as_float(images: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    if images.dtype == jnp.uint8:
-        return images.astype(float) / 255
-    return images
-
-
-def _checked_images(images: Any) -> Shaped[Array, "N ..."]:
-    images = images if isinstance(images, jax.Array) else np.asarray(images)
-    if images.ndim == 0:
-        raise ValueError(
-            explain("`images` has no example axis.", "a scalar", "an array `[N, ...]`")
-        )
-    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            explain(
-                "`images` has a dtype whose scale is unknown.",
-                images.dtype,
-                "uint8 (0 to 255, made into floats in [0, 1]) or floating (taken as it is)",
-            )
-        )
-    images = jnp.asarray(images)
-    if jnp.issubdtype(images.dtype, jnp.floating) and not jnp.isfinite(images).all():
-        count = int(jnp.sum(~jnp.isfinite(images)))
-        message = "`images` are not finite."
-        raise ValueError(explain(message, f"{count} times NaN or infinity", "finite numbers"))
-    return images
-
-
-def _checked_labels(labels: Any, length: int) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.shape != (length,):
-        raise ValueError(
-            explain(
-                "`labels` does not match `images`.",
-                f"labels of shape {labels.shape} for {length} images",
-                f"shape ({length},): one label an image",
-            )
-        )
-    if labels.dtype.kind not in "iuUS":
-        raise TypeError(
-            explain("`labels` cannot name classes.", f"dtype {labels.dtype}", "integers or strings")
-        )
-    return labels
-
-
-def _check_square(shape: tuple[int, ...]) -> None:
-    if len(shape) < 3 or shape[-1] != shape[-2]:
-        raise ValueError(
-            explain(
-                "`images` cannot be turned by 90 degrees, as `rotations` wants.",
-                f"images of shape {shape[1:]}",
-                "square images, [height, width] or channels first [channels, height, width]",
-            )
-        )
-
-
-def _check_augment(augment: tuple[Callable, ...], images: Shaped[Array, "N ..."]) -> None:
-    image = jax.eval_shape(lambda x: _as_float(x[0]), images)
-    expected = "`augment(image, *, key) -> image`, or several in a list"
-    for function in augment:
-        if not callable(function):
-            raise TypeError(explain("`augment` is not a function.", repr(function), expected))
-        called = f"`augment`, {getattr(function, '__name__', function)}(image, key=key)"
-        with tracing(called, f"an image, {image.dtype} {image.shape}", expected):
-            made = eqx.filter_eval_shape(lambda x, f=function: f(x, key=jax.random.key(0)), image)
-        shape, dtype = getattr(made, "shape", None), getattr(made, "dtype", None)
-        if (shape, dtype) != (image.shape, image.dtype):
-            raise ValueError(
-                explain(
-                    "`augment` makes something else of an image.",
-                    f"{getattr(function, '__name__', function)}: {image.dtype} {image.shape} "
-                    f"becomes {made}",
-                    "an image of the same shape and dtype",
-                )
-            )
-
-
-def _check_sizes(
-    classes: np.ndarray, counts: np.ndarray, turns: int, ways: int, shots: int, queries: int
-) -> None:
-    if turns * len(classes) < ways:
-        raise ValueError(
-            explain(
-                "`labels` has too few classes for `ways`.",
-                f"{turns * len(classes)} classes",
-                f"at least ways={ways}",
-            )
-        )
-    wanted = shots + queries
-    small = np.flatnonzero(counts < wanted)
-    if len(small):
-        shown = ", ".join(f"{classes[c].item()!r} has {counts[c]}" for c in small[:5])
-        more = f", and {len(small) - 5} more" if len(small) > 5 else ""
-        raise ValueError(
-            explain(
-                f"`labels` has {len(small)} of {len(classes)} classes with too few examples.",
-                f"class {shown}{more}",
-                f"at least {wanted} examples in every class: shots={shots} + queries={queries}. "
-                "Leave out small classes before, or ask for fewer examples",
-            )
-        )

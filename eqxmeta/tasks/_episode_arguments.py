@@ -1,0 +1,144 @@
+"""The arguments of `Episodes`, checked before anything is drawn from them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from .._errors import explain, tracing
+from .._native import native
+
+
+def as_float(images: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    if images.dtype == jnp.uint8:
+        return images.astype(float) / 255
+    return images
+
+
+def checked_rotations(rotations: Any) -> bool:
+    if not isinstance(rotations, bool | np.bool_):
+        raise TypeError(
+            explain("`rotations` is not True or False.", repr(rotations), "True or False")
+        )
+    return bool(rotations)
+
+
+def functions(augment: Any) -> tuple[Callable, ...]:
+    if augment is None:
+        return ()
+    if callable(augment):
+        return (augment,)
+    if not isinstance(augment, Sequence):
+        expected = "`augment(image, *, key) -> image`, several in a list, or None"
+        raise TypeError(explain("`augment` is not a function.", repr(augment), expected))
+    return tuple(augment)
+
+
+def _as_array(images: Any) -> np.ndarray:
+    try:
+        return np.asarray(images)
+    except ValueError as error:
+        expected = "an array `[N, ...]`, of images of one shape"
+        raise ValueError(explain("`images` is not an array.", str(error), expected)) from error
+
+
+def checked_images(images: Any) -> Shaped[Array, "N ..."]:
+    images = images if isinstance(images, jax.Array) else _as_array(images)
+    if images.ndim == 0 or len(images) == 0:
+        received = "a scalar" if images.ndim == 0 else f"shape {images.shape}"
+        raise ValueError(
+            explain("`images` holds no examples.", received, "an array `[N, ...]`, N 1 or more")
+        )
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            explain(
+                "`images` has a dtype whose scale is unknown.",
+                images.dtype,
+                "uint8 (0 to 255, made into floats in [0, 1]) or floating (taken as it is)",
+            )
+        )
+    images = jnp.asarray(native(images) if isinstance(images, np.ndarray) else images)
+    if jnp.issubdtype(images.dtype, jnp.floating) and not jnp.isfinite(images).all():
+        count = int(jnp.sum(~jnp.isfinite(images)))
+        message = "`images` are not finite."
+        raise ValueError(explain(message, f"{count} times NaN or infinity", "finite numbers"))
+    return images
+
+
+def checked_labels(labels: Any, length: int) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.shape != (length,):
+        raise ValueError(
+            explain(
+                "`labels` does not match `images`.",
+                f"labels of shape {labels.shape} for {length} images",
+                f"shape ({length},): one label an image",
+            )
+        )
+    if labels.dtype.kind not in "iuUS":
+        raise TypeError(
+            explain("`labels` cannot name classes.", f"dtype {labels.dtype}", "integers or strings")
+        )
+    return labels
+
+
+def check_square(shape: tuple[int, ...]) -> None:
+    if len(shape) < 3 or shape[-1] != shape[-2]:
+        raise ValueError(
+            explain(
+                "`images` cannot be turned by 90 degrees, as `rotations` wants.",
+                f"images of shape {shape[1:]}",
+                "square images, [height, width] or channels first [channels, height, width]",
+            )
+        )
+
+
+def check_augment(augment: tuple[Callable, ...], images: Shaped[Array, "N ..."]) -> None:
+    image = jax.eval_shape(lambda x: as_float(x[0]), images)
+    expected = "`augment(image, *, key) -> image`, or several in a list"
+    for function in augment:
+        if not callable(function):
+            raise TypeError(explain("`augment` is not a function.", repr(function), expected))
+        called = f"`augment`, {getattr(function, '__name__', function)}(image, key=key)"
+        with tracing(called, f"an image, {image.dtype} {image.shape}", expected):
+            made = eqx.filter_eval_shape(lambda x, f=function: f(x, key=jax.random.key(0)), image)
+        shape, dtype = getattr(made, "shape", None), getattr(made, "dtype", None)
+        if (shape, dtype) != (image.shape, image.dtype):
+            raise ValueError(
+                explain(
+                    "`augment` makes something else of an image.",
+                    f"{getattr(function, '__name__', function)}: {image.dtype} {image.shape} "
+                    f"becomes {made}",
+                    "an image of the same shape and dtype",
+                )
+            )
+
+
+def check_sizes(
+    classes: np.ndarray, counts: np.ndarray, turns: int, ways: int, shots: int, queries: int
+) -> None:
+    if turns * len(classes) < ways:
+        raise ValueError(
+            explain(
+                "`labels` has too few classes for `ways`.",
+                f"{turns * len(classes)} classes",
+                f"at least ways={ways}",
+            )
+        )
+    wanted = shots + queries
+    small = np.flatnonzero(counts < wanted)
+    if len(small):
+        shown = ", ".join(f"{classes[c].item()!r} has {counts[c]}" for c in small[:5])
+        more = f", and {len(small) - 5} more" if len(small) > 5 else ""
+        raise ValueError(
+            explain(
+                f"`labels` has {len(small)} of {len(classes)} classes with too few examples.",
+                f"class {shown}{more}",
+                f"at least {wanted} examples in every class: shots={shots} + queries={queries}. "
+                "Leave out small classes before, or ask for fewer examples",
+            )
+        )
