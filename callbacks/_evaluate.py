@@ -5,16 +5,12 @@ from typing import Any
 from eqxmeta._arguments import check_int, check_seed
 from eqxmeta._callback import Callback
 from eqxmeta._errors import explain
-from eqxmeta._evaluate import (
-    Evaluation,
-    check_curve,
-    check_steps,
-    check_tasks,
-    evaluate,
-)
+from eqxmeta._evaluate import check_curve, check_steps, check_tasks, measure
+from eqxmeta._evaluation import Evaluation
 from eqxmeta._loss_check import check_labels
 from eqxmeta._published import Curve
 from eqxmeta._run import Run
+from eqxmeta._task import Task, count_tasks
 
 
 class Evaluate(Callback):
@@ -60,11 +56,13 @@ class Evaluate(Callback):
         self.seconds = 0.0
         self._tasks = tasks
         self._prefix = prefix
-        self._arguments = {"num_tasks": num_tasks, "inner_steps": inner_steps, "seed": seed}
+        self._num_tasks = count_tasks(tasks) if isinstance(tasks, Task) else num_tasks
+        self._inner_steps = inner_steps
+        self._seed = seed
 
     def refuse(self, run: Run) -> None:
         # Now, and not at the first evaluation, which may be hours away.
-        steps = check_steps(run.strategy, self._arguments["inner_steps"], "Evaluate")
+        steps = check_steps(run.strategy, self._inner_steps, "Evaluate")
         # One step is as good as many to find what cannot be traced.
         names = check_curve(run.strategy, run.state.model, self._task, None if steps is None else 1)
         check_labels(run.strategy, run.state.model, self._tasks, self._task)
@@ -72,7 +70,16 @@ class Evaluate(Callback):
 
     def on_step_end(self, run: Run) -> None:
         begin = time.perf_counter()
-        result = evaluate(run.strategy, run.state.model, self._tasks, **self._arguments)
+        steps = check_steps(run.strategy, self._inner_steps, "Evaluate")
+        result = measure(
+            run.strategy,
+            run.state.model,
+            self._tasks,
+            self._task,
+            num_tasks=self._num_tasks,
+            steps=steps,
+            seed=self._seed,
+        )
         self.result = result
         self.seconds += time.perf_counter() - begin
         run.log(

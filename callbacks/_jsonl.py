@@ -80,7 +80,7 @@ class JSONL(Callback):
         if run.start == 0 and self._occupied():
             # Nothing of that attempt can be continued, and no checkpoint says whose it is.
             set_aside(self.path)
-        elif self._occupied() and is_foreign(restored, _first(self.path)):
+        elif self._occupied() and is_foreign(run, restored, _first(self.path)):
             warn_foreign(self.path, run.start)
             set_aside(self.path)
         lines, last, held = _read(self.path, run.start) if run.resuming else (b"", b"", None)

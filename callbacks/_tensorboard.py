@@ -182,7 +182,8 @@ class TensorBoard(Callback):
         self._restored = state
 
     def _is_foreign(self, restored: dict[str, Any] | None, run: Run) -> bool:
-        if not own_event_files(self.logdir) or not is_foreign(restored, first_told(self.logdir)):
+        found = first_told(self.logdir)
+        if not own_event_files(self.logdir) or not is_foreign(run, restored, found):
             return False
         warn_foreign(self.logdir, run.start)
         return True

@@ -13,8 +13,8 @@ from ._errors import CheckpointMismatch as CheckpointMismatch
 from ._errors import CheckpointNotFound as CheckpointNotFound
 from ._errors import CheckpointTooNew as CheckpointTooNew
 from ._errors import NonFiniteError as NonFiniteError
-from ._evaluate import Evaluation as Evaluation
 from ._evaluate import evaluate as evaluate
+from ._evaluation import Evaluation as Evaluation
 from ._inner_loop import Adaptation as Adaptation
 from ._inner_loop import InnerLoop as InnerLoop
 from ._inspect import inspect as inspect

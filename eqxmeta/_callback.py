@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ._checkpoint import read_manifest
 from ._errors import explain
 from ._published import Published
 from ._run import Run
@@ -17,13 +18,16 @@ from ._run import Run
 LOG = "log"
 
 
-def is_foreign(state: Mapping[str, Any] | None, found: str | None) -> bool:
-    """Whether the log that was `found` is another than that of which a checkpoint holds the `state`
-    (`None`: nothing, so that run had no such log)."""
-    if state is None:
+def is_foreign(run: Run, state: Mapping[str, Any] | None, found: str | None) -> bool:
+    """Whether the log that was `found` is not of the run that goes on. `state`: what its checkpoint
+    holds of the callback that asks; `None`: nothing, under the name that it has now."""
+    if state is not None:
+        known = state.get(LOG)
+        return known is not None and found is not None and known != found
+    if run.resumed_from is None:
         return True
-    known = state.get(LOG)
-    return known is not None and found is not None and known != found
+    states = read_manifest(run.resumed_from)["meta"].get("callbacks", {}).values()
+    return found is None or found not in {state.get(LOG) for state in states}
 
 
 class Callback:

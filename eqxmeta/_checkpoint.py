@@ -51,7 +51,7 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
     # All of them before any is written, so that a wrong dtype is refused at once.
     entries = [(_entry(name, leaf), leaf) for name, leaf in leaves.items()]
     stored = ((entry, _to_numpy(leaf)) for entry, leaf in entries)
-    _container.write(path, stored, {"versions": _versions(), "meta": meta})
+    _container.write(path, stored, {"versions": library_versions(), "meta": meta})
 
 
 def on_host(tree: PyTree) -> PyTree:
@@ -271,7 +271,7 @@ def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any], whose
     )
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     versions = {}
     for library in _LIBRARIES:
         try:

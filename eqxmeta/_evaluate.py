@@ -1,6 +1,4 @@
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +9,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ._arguments import check_int, check_seed
 from ._errors import explain, tracing
+from ._evaluation import Evaluation
 from ._loss_check import check_labels
 from ._model import check_model
 from ._sources import check_device_source, check_task
@@ -31,48 +30,6 @@ _STREAM = 0x6576616C
 
 # Small tasks evaluated in parallel; the rest wait their turn inside the compiled program.
 _PARALLEL = 100
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Query metrics of every task at every inner step.
-
-    - `values[name]`: `[num_tasks, inner_steps + 1]`; column 0 is before adaptation,
-      NaN for a strategy that predicts nothing before (`ProtoNet`).
-    - `transductive`: whether the model predicts the queries of a task together, so that a
-      prediction depends on the other queries (`eqxmeta.nn.BatchNorm`). Not comparable with results
-      that are not.
-    """
-
-    values: Mapping[str, np.ndarray]
-    transductive: bool = False
-
-    def __repr__(self) -> str:
-        tasks = len(next(iter(self.values.values()), ()))
-        last = (f"{k}={self.mean(k)[-1]:.4g} ± {self.ci95(k)[-1]:.2g}" for k in self.values)
-        what = f"{tasks} tasks, after adaptation: {', '.join(last)}"
-        return f"Evaluation({what}, transductive={self.transductive})"
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return tuple(self.values)
-
-    def mean(self, name: str = "loss") -> np.ndarray:
-        """Mean over tasks, `[inner_steps + 1]`."""
-        return self._of(name).mean(axis=0)
-
-    def ci95(self, name: str = "loss") -> np.ndarray:
-        """Half-width of the 95% interval, 1.96 standard errors of the mean over tasks,
-        `[inner_steps + 1]`."""
-        values = self._of(name)
-        return 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
-
-    def _of(self, name: str) -> np.ndarray:
-        if name not in self.values:
-            raise KeyError(
-                explain("There is no such metric.", repr(name), f"one of {self.metrics}")
-            )
-        return np.asarray(self.values[name], np.float64)
 
 
 def evaluate(
@@ -111,6 +68,20 @@ def evaluate(
         num_tasks, "evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval"
     )
     check_labels(strategy, model, tasks, task)
+    return measure(strategy, model, tasks, task, num_tasks=num_tasks, steps=steps, seed=seed)
+
+
+def measure(
+    strategy: Strategy,
+    model: PyTree,
+    tasks: Any,
+    task: Task,
+    *,
+    num_tasks: int,
+    steps: int | None,
+    seed: int,
+) -> Evaluation:
+    """`evaluate`, of arguments that have been checked. `task`: the shapes of one of `tasks`."""
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
     with _tracing(model, task):
         values = _evaluate(strategy, model, tasks, root, num_tasks, steps)

@@ -58,7 +58,7 @@ def adapted_predictions(
     of `x: [n, ...]`, without dropout."""
     adapted = strategy.inner_adapt(model, support, key=key)
     # Strategies that need not have a loss for it: only asked for if there are such layers.
-    adapted = fill_statistics(adapted, lambda m: strategy.loss(m, support, None))  # pyright: ignore
+    adapted = fill_statistics(adapted, lambda m: strategy.loss(m, support, key))  # pyright: ignore
     return predict(eqx.nn.inference_mode(adapted), x)
 
 

@@ -6,6 +6,8 @@ import enum
 import functools
 import hashlib
 import inspect
+import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,18 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-# A container of more is told by a digest of them all.
+# Of more plain values than these, such as the names of files, a digest is enough.
 _MANY = 50
+
+_ABOUT = re.compile(r"(.+) about (\S+) ± (\S+)")
 
 
 def fingerprint(tree: PyTree, *, values: bool) -> dict[str, str]:
     """By key path, what in `tree` can be named: the classes of its parts, its plain values, and its
     functions, which are told by their names alone.
 
-    `values`: of an array shape, dtype and a digest of its bytes; else nothing, for the arrays of a
+    `values`: of an array also shape, dtype and what is in it; else nothing, for the arrays of a
     model are what is trained.
     """
     return dict(_facts(tree, "", values, ()))
+
+
+def agree(old: str, new: str) -> bool:
+    """Whether two facts are the same. Floating-point data may have been computed by another
+    processor or library, and differ in its last bits."""
+    a, b = _ABOUT.fullmatch(old), _ABOUT.fullmatch(new)
+    if a is None or b is None or a[1] != b[1]:
+        return old == new
+    near = 1e-3 * max(float(a[3]), float(b[3]))
+    return all(math.isclose(float(a[i]), float(b[i]), rel_tol=1e-3, abs_tol=near) for i in (2, 3))
 
 
 def _facts(x: Any, path: str, values: bool, above: tuple[int, ...]) -> Iterable[tuple[str, str]]:
@@ -38,19 +52,22 @@ def _facts(x: Any, path: str, values: bool, above: tuple[int, ...]) -> Iterable[
         yield path, _plain(x)
         return
     yield path, type(x).__name__
-    inside = [
-        fact
-        for name, part in parts.items()
-        for fact in _facts(part, f"{path}{name}", values, (*above, id(x)))
-    ]
-    if len(parts) > _MANY:
-        yield f"{path}[...]", hashlib.sha256(repr(inside).encode()).hexdigest()[:16]
-    else:
-        yield from inside
+    if len(parts) > _MANY and all(_is_plain(part) for part in parts.values()):
+        told = sorted((name, _plain(part)) for name, part in parts.items())
+        yield f"{path}[...]", hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        return
+    for name, part in parts.items():
+        yield from _facts(part, f"{path}{name}", values, (*above, id(x)))
+
+
+def _is_plain(x: Any) -> bool:
+    return not isinstance(x, jax.Array | np.ndarray | np.generic) and _parts(x) is None
 
 
 def _parts(x: Any) -> dict[str, Any] | None:
     """What `x` is made of, by the end of a key path; `None` if it is one thing."""
+    if callable(x) and hasattr(x, "__wrapped__"):
+        return None  # a function that JAX or Equinox has wrapped, in ways of their own
     if dataclasses.is_dataclass(x) and not isinstance(x, type):  # as every Equinox module is
         names = [field.name for field in dataclasses.fields(x)]
         return {f".{name}": getattr(x, name) for name in names if hasattr(x, name)}
@@ -59,31 +76,40 @@ def _parts(x: Any) -> dict[str, Any] | None:
     if inspect.ismethod(x):
         return {".__func__": x.__func__, ".__self__": x.__self__}
     if isinstance(x, Mapping):
-        return {f"[{key!r}]": x[key] for key in x}
+        return {f"[{_plain(key)}]": x[key] for key in x}
     if isinstance(x, tuple | list):
         return {f"[{index}]": part for index, part in enumerate(x)}
     return None
 
 
 def _plain(x: Any) -> str:
-    if x is None or isinstance(
-        x, bool | int | float | complex | str | bytes | np.dtype | enum.Enum
-    ):
+    if isinstance(x, enum.Enum):  # whose value may be anything
+        return f"{type(x).__qualname__}.{x.name}"
+    if x is None or isinstance(x, bool | int | float | complex | str | bytes | np.dtype):
         return repr(x)
     if isinstance(x, set | frozenset):  # whose order is another in every process
         return f"{{{', '.join(sorted(map(_plain, x)))}}}"
-    # Of a function, also of one that JAX has wrapped, and of a class; else that of its class, for
-    # what an object prints of itself may be where in memory it is.
-    named = inspect.unwrap(x) if callable(x) else x
-    name = getattr(named, "__qualname__", None) or getattr(named, "__name__", None)
-    return name if isinstance(name, str) else type(x).__qualname__
+    # Of a function and a class; else that of its class, for what an object prints of itself may be
+    # where in memory it is.
+    for named in (x, getattr(x, "__wrapped__", None)):
+        name = getattr(named, "__qualname__", None) or getattr(named, "__name__", None)
+        if isinstance(name, str):
+            return name
+    return type(x).__qualname__
 
 
 def _array(x: Any) -> str:
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     kind = f"{x.dtype}{list(x.shape)}"
-    if x.dtype == object or not getattr(x, "is_fully_addressable", True):
+    if x.dtype.hasobject or not getattr(x, "is_fully_addressable", True):
         return kind
+    x = np.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        numbers = np.abs(x) if np.iscomplexobj(x) else x
+        numbers = numbers.astype(np.float64)
+        numbers = numbers[np.isfinite(numbers)]
+        mean, deviation = (numbers.mean(), numbers.std()) if numbers.size else (0.0, 0.0)
+        return f"{kind} about {mean:.6g} ± {deviation:.6g}"
     data = np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
     return f"{kind} {hashlib.sha256(data).hexdigest()[:16]}"

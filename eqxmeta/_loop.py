@@ -168,7 +168,7 @@ class Loop:
                         raise
                     break
             self._finish(before)
-            if time.monotonic() > self._deadline:
+            if run.step < run.steps and time.monotonic() > self._deadline:
                 run.request_stop("time limit")
 
     def _rewind(self) -> None:

@@ -47,7 +47,7 @@ def _with_extremes(tasks: Task, task: Task) -> list[Task]:
     """Those tasks of a batch: their labels as arrays, of all else the shapes."""
     indices: set[int] = set()
     for x, shape in zip(jax.tree.leaves(tasks), jax.tree.leaves(task), strict=True):
-        if is_labels(shape):
+        if is_labels(shape) and x.size:
             labels = np.asarray(x)
             indices |= {int(labels.min(axis=1).argmin()), int(labels.max(axis=1).argmax())}
 
@@ -73,7 +73,9 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
 
     def predictor_of(model: PyTree, support: PyTree) -> Any:
         before = strategy.unadapted(model)
-        return strategy.inner_adapt(model, support) if before is None else before
+        if before is not None:
+            return before
+        return strategy.inner_adapt(model, support, key=jax.random.key(0))
 
     def of_task(model: PyTree, unknown: Task) -> Any:
         task = eqx.combine(known, unknown)

@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import equinox as eqx
-
 from ._callback import LOG, Callback, name_of
-from ._checkpoint import load_state, read_manifest
+from ._checkpoint import library_versions, load_state, read_manifest
 from ._errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, explain, warn
+from ._fingerprint import agree
 from ._state import TrainState
 from ._summary import without_addresses
 
@@ -42,6 +41,11 @@ class Restored(NamedTuple):
     callback_states: dict[str, Any]
 
 
+def can_resume(callback: Callback) -> bool:
+    """Whether it saves what a run can be resumed from."""
+    return type(callback).resume_paths is not Callback.resume_paths
+
+
 def restore(
     resume: Literal["auto"] | str | Path | None,
     like: TrainState,
@@ -69,7 +73,7 @@ def restore(
         raise CheckpointNotFound(explain(message, "no such file", expected))
     if resume != "auto":
         return _load(Path(resume), like, callbacks, config)
-    if not any(type(c).resume_paths is not Callback.resume_paths for c in callbacks):
+    if not any(map(can_resume, callbacks)):
         raise ValueError(
             explain(
                 "`fit(resume='auto')` has nothing to resume from.",
@@ -107,8 +111,8 @@ def _load(
     saved = meta.get("config", {})
     _refuse(path, _other_settings(saved, config))
     state = load_state(path, like)  # of another model it lists the arrays, which says most
-    same_library = manifest.get("versions", {}).get("equinox") == eqx.__version__
-    _refuse(path, _other_parts(saved, config, same_library=same_library))
+    same_libraries = manifest.get("versions") == library_versions()
+    _refuse(path, _other_parts(saved, config, same_libraries=same_libraries))
     states = dict(meta.get("callbacks", {}))
     attached = {name_of(callback) for callback in callbacks}
     forgotten = [n for n, value in states.items() if value.keys() - {LOG} and n not in attached]
@@ -145,18 +149,17 @@ def _other_settings(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, 
 
 
 def _other_parts(
-    saved: dict[str, Any], config: dict[str, Any], *, same_library: bool
+    saved: dict[str, Any], config: dict[str, Any], *, same_libraries: bool
 ) -> dict[str, tuple[str, str]]:
-    """Of the model and the tasks, by key path. `same_library`: else its layers may have other
+    """Of the model and the tasks, by key path. `same_libraries`: else their layers may have other
     fields by now, and only those are compared that both have."""
     differ = {}
     for what, old in saved.get("fingerprint", {}).items():
         new = config["fingerprint"][what]
         for path in {**old, **new}:
             both = path in old and path in new
-            if old.get(path) != new.get(path) and (both or same_library):
-                told = [facts.get(path, "nothing") for facts in (old, new)]
-                differ[f"{what}{path}"] = (told[0], told[1])
+            if not agree(old[path], new[path]) if both else same_libraries:
+                differ[f"{what}{path}"] = (old.get(path, "nothing"), new.get(path, "nothing"))
     return dict(list(differ.items())[:_TOLD])
 
 

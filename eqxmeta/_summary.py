@@ -26,8 +26,11 @@ def describe(
     steps: int,
     seed: int,
     meta_batch_size: int,
+    saves: bool,
 ) -> dict[str, Any]:
-    """The run as plain values: for hyper-parameters, and for a checkpoint to be compared with."""
+    """The run as plain values: for hyper-parameters, and for a checkpoint to be compared with.
+
+    `saves`: with the fingerprints of the model and the tasks, for which all data is read."""
     inner = getattr(strategy, "inner", None)
     return {
         "strategy": type(strategy).__name__,
@@ -42,10 +45,7 @@ def describe(
         "parameters": count_parameters(model),
         "meta_parameters": count_parameters(state.model),
         "tasks": _name(tasks),
-        "fingerprint": {
-            "model": fingerprint(model, values=False),
-            "tasks": fingerprint(tasks, values=True) if isinstance(tasks, eqx.Module) else {},
-        },
+        **({"fingerprint": _fingerprints(model, tasks)} if saves else {}),
     }
 
 
@@ -101,6 +101,13 @@ def _adapts(inner: Any, model: PyTree) -> str | None:
 
 def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _fingerprints(model: PyTree, tasks: Any) -> dict[str, dict[str, str]]:
+    # Of a source on the host, which may be larger than any memory, the class.
+    module = isinstance(tasks, eqx.Module)
+    told = fingerprint(tasks, values=True) if module else {"": type(tasks).__name__}
+    return {"model": fingerprint(model, values=False), "tasks": told}
 
 
 def _name(tasks: Any) -> str:

@@ -24,7 +24,7 @@ from ._non_finite import POLICIES, OnNonFinite
 from ._pace import Pace
 from ._plan import Plan, make_plan
 from ._preflight import check_init, check_outer_update
-from ._resume import restore
+from ._resume import can_resume, restore
 from ._sources import Sampled, check_device_source, is_device_source
 from ._state import TrainState, strong
 from ._strategy import Strategy
@@ -157,6 +157,7 @@ class Trainer:
         config = describe(
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
+            saves=resume is not None or any(map(can_resume, callbacks)),
         )  # fmt: skip
         with contextlib.ExitStack() as held:
             for callback in callbacks:

@@ -258,3 +258,27 @@ def test_what_cannot_be_drawn_is_told_before_the_first_step(strategy):
     prototypes = em.ProtoNet(em.losses.cross_entropy, optax.adam(1e-3))
     with pytest.raises(ValueError, match=r"(?s)`inner_steps` cannot be obeyed.*`ProtoNet`"):
         refuse(prototypes, MODEL, inner_steps=3)
+
+
+class Dropping(eqx.Module):
+    """With dropout, and with statistics of the support set."""
+
+    dropout: eqx.nn.Dropout
+    norm: em.nn.SupportNorm
+    linear: eqx.nn.Linear
+
+    def __init__(self):
+        self.dropout = eqx.nn.Dropout(0.5)
+        self.norm = em.nn.SupportNorm(1)
+        self.linear = eqx.nn.Linear(16, 3, key=jax.random.key(0))
+
+    def __call__(self, image, *, key=None):
+        return self.linear(self.dropout(self.norm(image), key=key).ravel())
+
+
+@pytest.mark.parametrize("prototypes", [False, True])
+def test_a_model_with_dropout_and_statistics(strategy, prototypes):
+    if prototypes:
+        strategy = em.ProtoNet(em.losses.cross_entropy, optax.adam(1e-3))
+    trainer = em.Trainer(strategy, meta_batch_size=2, callbacks=[Confusion(TASKS)], summary=False)
+    assert int(trainer.fit(Dropping(), TASKS, 2).step) == 2

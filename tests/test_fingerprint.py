@@ -1,10 +1,12 @@
 """By what a resumed run knows its own, beyond the shapes of its arrays."""
 
+import enum
 import functools
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import equinox as eqx
 import jax
@@ -14,8 +16,10 @@ import optax
 import pytest
 
 import eqxmeta as em
-from eqxmeta._fingerprint import fingerprint
+from eqxmeta._fingerprint import agree, fingerprint
 from eqxmeta.callbacks import Checkpoint
+
+from .boring import boring_fit, host_batch
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,7 +69,7 @@ def _fit_scaled(folder, model, tasks, steps):
         (Scaled(rate=0.2), _episodes(), r"model\.dropout\.p=0\.1.*model\.dropout\.p=0\.2"),
         (Scaled(scale=2.0), _episodes(), r"model\.scale=1\.0.*model\.scale=2\.0"),
         (Scaled(activation=jnp.tanh), _episodes(), r"model\.activation=relu.*activation=tanh"),
-        (Scaled(), _episodes(first=1.0), r"tasks\.images=float32\[12, 4\] \w+.*tasks\.images="),
+        (Scaled(), _episodes(first=1.0), r"tasks\.images=float32\[12, 4\] about.*tasks\.images="),
         (Scaled(), _episodes(augment=[jax.jit(crop)]), r"tasks\.augment\[1\]=partial.*=nothing"),
         (Scaled(), _episodes(queries=3), r"tasks\.queries=2.*tasks\.queries=3"),
     ],
@@ -95,7 +99,95 @@ print(int(state.step))
         assert done.stdout.strip().endswith(steps), done.stderr
 
 
-def test_a_fingerprint_reads_the_same_whatever_the_order_of_a_set():
-    found = fingerprint({"names": frozenset("abcdefgh"), "many": list(range(99))}, values=True)
+class Act(enum.Enum):
+    RELU = "relu", jax.nn.relu
+
+
+def test_a_fingerprint_reads_the_same_in_every_process():
+    tree = {
+        "names": frozenset("abcdefgh"),
+        "many": list(range(99)),
+        "layers": [eqx.nn.Linear(2, 2, key=jax.random.key(0))] * 60,
+        "act": Act.RELU,
+        crop: eqx.filter_jit(crop),
+        "lazy": mock.MagicMock(),
+    }
+    found = fingerprint(tree, values=True)
     assert found["['names']"] == "{'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}"
-    assert list(found) == ["", "['names']", "['many']", "['many'][...]"]
+    assert found["['act']"] == "Act.RELU"
+    assert found["[crop]"] == "crop"
+    assert found["['lazy']"] == "MagicMock"
+    assert "['many'][...]" in found and "['layers'][...]" not in found
+    assert found["['layers'][59].use_bias"] == "True"
+    assert not any("0x" in fact for fact in (*found, *found.values()))
+    # Of equal dicts the order tells nothing.
+    forwards, backwards = ({str(i): i for i in order} for order in (range(60), range(59, -1, -1)))
+    assert fingerprint(forwards, values=True) == fingerprint(backwards, values=True)
+
+
+@pytest.mark.parametrize(
+    ("array", "wanted"),
+    [
+        (np.zeros((0, 3), np.float32), "float32[0, 3] about 0 ± 0"),
+        (np.array([1.0, np.nan, 3.0]), "float64[3] about 2 ± 1"),
+        (np.array([object()]), "object[1]"),
+        (np.array(["a"], np.dtypes.StringDType()), "StringDType()[1]"),
+        (jax.random.key(0), "uint32[2] "),
+    ],
+)
+def test_what_is_told_of_arrays(array, wanted):
+    assert fingerprint(array, values=True)[""].startswith(wanted)
+
+
+def test_data_that_another_processor_computed_is_the_same_data():
+    x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    facts = [fingerprint(y, values=True)[""] for y in (x, x * np.float32(1 + 3e-7), x * 1.1)]
+    assert agree(facts[0], facts[1])
+    assert not agree(facts[0], facts[2])
+    whole = [fingerprint(y, values=True)[""] for y in (np.arange(9), np.arange(9)[::-1])]
+    assert not agree(*whole)
+
+
+class HostA(dict):
+    """Batches from the host."""
+
+
+class HostB(HostA):
+    """Others."""
+
+
+def test_another_source_on_the_host(tmp_path):
+    def fit(source, steps):
+        tasks = source({step: host_batch(step) for step in range(4)})
+        return boring_fit(
+            steps, tasks=tasks, callbacks=[Checkpoint(tmp_path, every=2)], resume="auto"
+        )
+
+    fit(HostA, 2)
+    with pytest.raises(em.CheckpointMismatch, match=r"(?s)tasks=HostA.*tasks=HostB"):
+        fit(HostB, 4)
+
+
+def test_a_later_library_may_have_more_fields(tmp_path):
+    _fit_scaled(tmp_path, Scaled(), _episodes(), 2)
+    describe = "eqxmeta._trainer.describe"
+
+    def later(*args, **kwargs):
+        config = real(*args, **kwargs)
+        config["fingerprint"]["tasks"][".novel"] = "False"
+        return config
+
+    real = em._trainer.describe
+    with mock.patch(describe, later):
+        with pytest.raises(em.CheckpointMismatch, match=r"(?s)tasks\.novel=nothing.*=False"):
+            _fit_scaled(tmp_path, Scaled(), _episodes(), 4)
+        with mock.patch("eqxmeta._resume.library_versions", lambda: {"eqxmeta": "9.9"}):
+            assert int(_fit_scaled(tmp_path, Scaled(), _episodes(), 4).step) == 4
+
+
+def test_data_is_read_only_by_runs_that_save(monkeypatch):
+    def read(*args, **kwargs):
+        raise AssertionError("the data was read")
+
+    monkeypatch.setattr("eqxmeta._summary.fingerprint", read)
+    assert int(boring_fit(2).step) == 2

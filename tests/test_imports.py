@@ -34,7 +34,7 @@ LAYERS = {
     ),
     "plain Python": (
         "_checkpoint_folder _container _event_file _event_summaries _files _json _protobuf"
-        " _arguments _errors _published _background _lock _fingerprint _native"
+        " _arguments _errors _published _background _lock _fingerprint _native _evaluation"
     ),
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}

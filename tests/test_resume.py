@@ -561,3 +561,18 @@ def test_the_log_of_another_run_is_set_aside(tmp_path, attached):
     assert events_of(tmp_path) == events
     (log,) = [path for path in tmp_path.glob("other.jsonl")]
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [11, 12]
+
+
+def test_a_log_under_another_name_goes_on(tmp_path):
+    def logs(name):
+        return [
+            JSONL(tmp_path / "log.jsonl", name=name and f"{name} log"),
+            TensorBoard(tmp_path / "board", name=name and f"{name} board"),
+        ]
+
+    boring_fit(4, callbacks=[*logs(None), saving(tmp_path / "saved")])
+    boring_fit(6, callbacks=[*logs("mine"), saving(tmp_path / "saved")], resume="auto")
+    rows = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, 7))
+    steps = [step for step, tag, _ in events_of(tmp_path / "board") if tag == "train/loss"]
+    assert steps == list(range(1, 7))

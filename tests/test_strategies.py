@@ -1,5 +1,7 @@
 """The strategies by themselves: without a Trainer, their metrics, their extension points."""
 
+from contextlib import suppress
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -481,3 +483,13 @@ def test_labels_are_checked_of_a_loss_that_holds_a_key_and_arrays():
     strategy.inner_adapt(model, (x, jnp.array([0, 1])))
     with pytest.raises(ValueError, match="2 logits an example, labels from 1 to 2"):
         strategy.inner_adapt(model, (x, jnp.array([1, 2])))
+
+
+def test_labels_without_an_output_are_refused_again_after_a_trace_that_could_not_know():
+    strategy = em.MAML(em.losses.cross_entropy, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))
+    model = eqx.nn.Linear(5, 3, key=jax.random.key(0))
+    support = np.zeros((3, 5), np.float32), np.array([1, 2, 3], np.int32)
+    with suppress(ValueError):
+        jax.jit(lambda: eqx.filter(strategy.inner_adapt(model, support), eqx.is_array))()
+    with pytest.raises(ValueError, match="no output for some labels"):
+        strategy.inner_adapt(model, support)

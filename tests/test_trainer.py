@@ -120,6 +120,14 @@ def test_max_time(as_timedelta):
     assert recorder.metrics["step"].tolist() == list(range(1, int(state.step) + 1))
 
 
+def test_a_run_whose_last_step_is_late_is_whole(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("eqxmeta._loop.time.monotonic", lambda: clock[0])
+    late = Recorder(every=5, act=at("on_step_end", 5, lambda run: clock.append(clock.pop() + 99)))
+    assert int(boring_fit(5, callbacks=[late], max_time=10).step) == 5
+    assert late.stop_reason is None
+
+
 def test_max_time_that_is_not_reached():
     recorder = Recorder()
     assert int(boring_fit(5, callbacks=[recorder], max_time=600).step) == 5

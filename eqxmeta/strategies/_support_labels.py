@@ -54,7 +54,8 @@ def _show_labels(structure: Any, specs: tuple, known: tuple, keyed: bool) -> Non
     length, dtype, low, high = known
     labels = np.full(length, high, dtype)
     labels[0] = low
-    y = jnp.asarray(labels)
+    with jax.ensure_compile_time_eval():  # whoever calls may be traced, and this be remembered
+        y = jnp.asarray(labels)
 
     def of_batch(of: PyTree) -> None:
         loss, model, x = of
