@@ -17,6 +17,7 @@ def writes(folder: Path, *, stride: int = 1) -> Tally:
     """The nth call fails, for every `stride`th n, under both policies of `Checkpoint`."""
     tally, straight = Tally(), {step: boring_fit(step) for step in (10, 20, 30)}
     for policy in ("raise", "warn"):
+        (folder / policy).mkdir(parents=True)  # no part of a run, whose first would sync it
         with Disk().watched() as disk:
             _fit(folder / policy / "whole", policy)
         for nth in range(1, len(disk.calls) + 1, stride):
@@ -40,7 +41,7 @@ def _fails(folder: Path, policy, nth: int, straight) -> str | None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     raised = None
-    with Disk(nth, fail).watched():
+    with Disk(nth, fail).watched() as disk:
         try:
             state = _fit(folder, policy)
         except OSError as error:
@@ -48,6 +49,8 @@ def _fails(folder: Path, policy, nth: int, straight) -> str | None:
         else:
             if not same_bits(state, straight[STEPS]):
                 return "another result"
+    if len(disk.calls) < nth:
+        return "the run ended before the call"
     # Where the folder itself could not be made there is no run that could go on.
     if (raised is not None) != (policy == "raise" or not (folder / "saved").exists()):
         return f"{policy}, but {raised!r}"
