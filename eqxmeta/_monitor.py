@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
-from ._callback import Callback
+from ._callback import Callback, name_of
 from ._errors import explain, warn
 from ._run import Run
 
@@ -15,9 +15,27 @@ def check_monitors(callbacks: Iterable[Callback], metrics: Collection[str]) -> N
     for callback in callbacks:
         # A user's subclass of one of ours may publish more than that one says.
         says = callback.publishes if "publishes" in vars(type(callback)) else None
+        _refuse_twice(callback, says or (), callbacks)
         names = None if names is None or says is None else names | set(says)
     for callback in callbacks:
         callback.check_monitor(metrics, names)
+
+
+def _refuse_twice(
+    callback: Callback, says: Collection[str], callbacks: tuple[Callback, ...]
+) -> None:
+    """Raises `ValueError` if another callback publishes under one of the same names: of two values
+    at a step a log keeps one."""
+    for other in callbacks:
+        same = sorted(set(says) & set(other.publishes or ())) if other is not callback else []
+        if same:
+            raise ValueError(
+                explain(
+                    "Two callbacks publish under the same name.",
+                    f"{same[0]!r}, of {name_of(other)} and {name_of(callback)}",
+                    "names of their own: `Evaluate(prefix=...)` is for that",
+                )
+            )
 
 
 def check_named(monitor: str, argument: str, names: Collection[str], advice: str) -> None:

@@ -592,6 +592,10 @@ MISTAKES = {
     "a picture of floats is published": Mistake(
         lambda f: fit(f, published({"p": em.Image(np.ones((4, 4, 3)))})),
         TypeError, r"run\.log.*an? Image that is none", r"float64\[4, 4, 3\]", "uint8", late=True),
+    "two evaluations under one prefix": Mistake(
+        lambda f: fit(f, Evaluate(BoringTasks(), every=2),
+                      Evaluate(BoringTasks(), every=2, seed=1, name="more")),
+        ValueError, "same name", "'eval/loss', of .*Evaluate.* and ", "prefix="),
     "a bare number is published": Mistake(
         lambda f: fit(f, published(0.5)), TypeError, r"run\.log", "0.5", "mapping", late=True),
     # The disk.
