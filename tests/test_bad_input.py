@@ -595,7 +595,7 @@ MISTAKES = {
     "two evaluations under one prefix": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=2),
                       Evaluate(BoringTasks(), every=2, seed=1, name="more")),
-        ValueError, "same name", "'eval/loss', of .*Evaluate.* and ", "prefix="),
+        ValueError, "same name", "'eval/loss', of .*Evaluate", "prefix="),
     "a bare number is published": Mistake(
         lambda f: fit(f, published(0.5)), TypeError, r"run\.log", "0.5", "mapping", late=True),
     # The disk.
