@@ -1,6 +1,7 @@
 """The gradient of an inner loss, in a form whose own derivative is cheap: the modes of
 `InnerLoop(gradient=...)`."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -62,6 +63,15 @@ def uphill(grads: PyTree) -> PyTree:
     return jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
 
 
+# Under `vmap` over tasks the gradient of what the loss stops is the same zero in every task. What
+# comes back to it must be added up over tasks, which later versions of JAX do only if told to.
+_BATCHING: dict[str, Any] = (
+    {"generic_batching": True}
+    if "generic_batching" in inspect.signature(jax.custom_vjp.defvjp).parameters
+    else {}
+)
+
+
 def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""], PyTree]:
     _refuse_complex(fast)
     # A custom_vjp must receive whatever it differentiates as an argument: closing over a tracer
@@ -117,7 +127,7 @@ def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""]
         along_fast, along_smooth = jax.tree.unflatten(jax.tree.structure(shape), out)
         return along_fast, along_smooth, None
 
-    run.defvjp(forward, backward)
+    run.defvjp(forward, backward, **_BATCHING)
     return run(fast, smooth, others)
 
 
