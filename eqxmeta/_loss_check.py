@@ -18,7 +18,6 @@ from ._task import Task, shapes_of
 def with_labels(tasks: Any, task: Task) -> Task:
     """The shapes `task` of what `tasks.sample` returns, with values where there are labels: one
     integer an example. Nothing else is computed."""
-
     if not any(map(is_labels, jax.tree.leaves(task))):
         return task
     return eqx.combine(_sampled_labels(tasks), task)

@@ -323,23 +323,25 @@ def test_labels_out_of_range_are_told_of(policy):
         boring_fit(200, strategy=strategy, model=model, tasks=WrongLabels(), on_non_finite=policy)
 
 
+class Masked(BoringModel):
+    mask: jax.Array
+
+    def __init__(self):
+        super().__init__()
+        self.mask = jnp.array([0.0, -jnp.inf])
+
+    def __call__(self, x):
+        return BoringModel.__call__(self, x) + jnp.where(self.mask == 0, 0.0, 1.0)[:1]
+
+
+def _fit_masked(steps, optimizer, policy):
+    strategy = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.01), steps=1), optimizer)
+    return boring_fit(steps, strategy=strategy, model=Masked(), on_non_finite=policy)
+
+
 def test_a_mask_of_minus_infinity_is_meant_to_be_so():
-    class Masked(BoringModel):
-        mask: jax.Array
-
-        def __init__(self):
-            super().__init__()
-            self.mask = jnp.array([0.0, -jnp.inf])
-
-        def __call__(self, x):
-            return (
-                BoringModel.__call__(self, x) + jax.nn.softmax(jax.lax.stop_gradient(self.mask))[:1]
-            )
-
     for policy in ("raise", "skip"):
-        inner = em.InnerLoop(optax.sgd(0.01), steps=1)
-        strategy = em.MAML(em.losses.mse, inner, optax.sgd(1e-3))
-        state = boring_fit(5, strategy=strategy, model=Masked(), on_non_finite=policy)
+        state = _fit_masked(5, optax.sgd(1e-3), policy)
         assert np.asarray(state.model.mask).tolist() == [0.0, -np.inf]
         assert np.abs(state.model.weight).max() > 0
 
@@ -347,24 +349,11 @@ def test_a_mask_of_minus_infinity_is_meant_to_be_so():
 @pytest.mark.parametrize("policy", ["raise", "stop", "skip"])
 def test_a_mask_that_becomes_nan_is_told_of(policy):
     # One number that is not finite before and after: -inf, and then the weight decay's -inf + inf.
-    class Masked(BoringModel):
-        mask: jax.Array
-
-        def __init__(self):
-            super().__init__()
-            self.mask = jnp.array([0.0, -jnp.inf])
-
-        def __call__(self, x):
-            return BoringModel.__call__(self, x) + jnp.where(self.mask == 0, 0.0, 1.0)[:1]
-
-    inner = em.InnerLoop(optax.sgd(0.01), steps=1)
-    strategy = em.MAML(em.losses.mse, inner, optax.adamw(1e-3))
     if policy == "stop":
-        state = boring_fit(3, strategy=strategy, model=Masked(), on_non_finite=policy)
+        state = _fit_masked(3, optax.adamw(1e-3), policy)
     else:
         with pytest.raises(em.NonFiniteError) as caught:
-            steps = 101 if policy == "skip" else 3
-            boring_fit(steps, strategy=strategy, model=Masked(), on_non_finite=policy)
+            _fit_masked(101 if policy == "skip" else 3, optax.adamw(1e-3), policy)
         state = caught.value.state
     assert np.asarray(state.model.mask).tolist() == [0.0, -np.inf]
 
