@@ -10,8 +10,8 @@ import jax
 import optax
 
 import eqxmeta as em
-from eqxmeta import _inner_loop
-from eqxmeta._flops import count_flops
+from eqxmeta._jaxpr.flops import count_flops
+from eqxmeta._meta_gradient import inner_loop as _inner_loop
 
 from ._report import Row
 from ._step import compile_step

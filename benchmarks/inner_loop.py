@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 import eqxmeta as em
-from eqxmeta._chunk import Job, train_chunk
-from eqxmeta._sources import Sampled
+from eqxmeta._loop.chunk import Job, train_chunk
+from eqxmeta._task.device_source import Sampled
 
 from ._report import Row
 from ._timing import paired

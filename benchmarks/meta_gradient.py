@@ -11,7 +11,7 @@ import jax
 import optax
 
 import eqxmeta as em
-from eqxmeta._flops import count_flops
+from eqxmeta._jaxpr.flops import count_flops
 
 from ._report import Row
 from ._step import compile_step

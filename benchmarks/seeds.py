@@ -13,7 +13,7 @@ SEEDS = 8
 def run(pairs, quick):
     target, what = "seeds", f"speed of fit_seeds over {SEEDS} runs of fit"
     try:
-        from eqxmeta._seeds import fit_seeds
+        from eqxmeta._trainer.seeds import fit_seeds
     except ImportError as error:
         return [Row(target, what, [], asked=1.0, note=f"not measured: {error}")]
 

@@ -1,3 +1,5 @@
+"""A callback that draws how a model adapts to a few tasks."""
+
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import PyTree
 
 from eqxmeta._arguments import check_path
-from eqxmeta._drawing import Drawing
+from eqxmeta._callback.drawing import Drawing
+from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain
-from eqxmeta._figure import ONE_FOR_EACH, check_predictions, taking
-from eqxmeta._plot_adaptation import check_plot, plot_adaptation
-from eqxmeta._run import Run
-from eqxmeta._strategy import Strategy
+from eqxmeta._evaluation.figure import ONE_FOR_EACH, check_predictions, taking
+from eqxmeta._evaluation.plot_adaptation import check_plot, plot_adaptation
+from eqxmeta._strategy.strategy import Strategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,3 +1,5 @@
+"""A callback that saves the run, so that it can be resumed, and the best state."""
+
 import json
 import math
 import os
@@ -8,17 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eqxmeta._arguments import check_folder, check_int, check_path
-from eqxmeta._background import Background
-from eqxmeta._callback import Callback
-from eqxmeta._checkpoint import on_host
-from eqxmeta._checkpoint_files import CheckpointFiles, id_of, write_new
+from eqxmeta._arguments import check_folder, check_int, check_json, check_path
+from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.monitor import check_named, is_overdue, warn_overdue
+from eqxmeta._callback.published import Histogram, Image, Published, published
+from eqxmeta._callback.run import Run
+from eqxmeta._checkpoint.run_files import CheckpointFiles, id_of, write_new
+from eqxmeta._checkpoint.save_load import on_host
 from eqxmeta._errors import NonFiniteError, explain, warn
-from eqxmeta._json import check_json
-from eqxmeta._lock import locked
-from eqxmeta._monitor import check_named, is_overdue, warn_overdue
-from eqxmeta._published import Histogram, Image, Published, published
-from eqxmeta._run import Run
+from eqxmeta._files.background import Background
+from eqxmeta._files.lock import locked
 
 
 class Checkpoint(Callback):

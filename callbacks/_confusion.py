@@ -1,14 +1,16 @@
+"""A callback that draws an episode and the confusion matrix."""
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import PyTree
 
-from eqxmeta._drawing import Drawing
+from eqxmeta._callback.drawing import Drawing
+from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain
-from eqxmeta._figure import FREE, check_predictions, taking
-from eqxmeta._plot_confusion import check_confusion, plot_confusion
-from eqxmeta._run import Run
-from eqxmeta._strategy import Strategy
+from eqxmeta._evaluation.figure import FREE, check_predictions, taking
+from eqxmeta._evaluation.plot_confusion import check_confusion, plot_confusion
+from eqxmeta._strategy.strategy import Strategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

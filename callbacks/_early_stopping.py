@@ -1,3 +1,5 @@
+"""A callback that ends a run which no longer improves."""
+
 import math
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
@@ -5,11 +7,11 @@ from typing import Any, Literal
 import numpy as np
 
 from eqxmeta._arguments import check_int
-from eqxmeta._callback import Callback
+from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.monitor import check_named, is_overdue, warn_overdue
+from eqxmeta._callback.published import Published, published
+from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
-from eqxmeta._monitor import check_named, is_overdue, warn_overdue
-from eqxmeta._published import Published, published
-from eqxmeta._run import Run
 
 
 def _is_size(x: Any) -> bool:

@@ -1,16 +1,18 @@
+"""A callback that evaluates on fixed tasks."""
+
 import time
 from collections.abc import Collection
 from typing import Any
 
 from eqxmeta._arguments import check_int, check_seed
-from eqxmeta._callback import Callback
+from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.published import Curve
+from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain
-from eqxmeta._evaluate import check_curve, check_steps, check_tasks, measure
-from eqxmeta._evaluation import Evaluation
-from eqxmeta._loss_check import check_labels
-from eqxmeta._published import Curve
-from eqxmeta._run import Run
-from eqxmeta._task import Task, count_tasks
+from eqxmeta._evaluation.evaluate import check_curve, check_steps, check_tasks, measure
+from eqxmeta._evaluation.result import Evaluation
+from eqxmeta._preflight.loss import check_labels
+from eqxmeta._task.task import Task, count_tasks
 
 
 class Evaluate(Callback):

@@ -1,3 +1,5 @@
+"""A callback that logs the distribution of parameters."""
+
 import dataclasses
 from typing import Any
 
@@ -7,9 +9,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from eqxmeta._arguments import check_int
-from eqxmeta._callback import Callback
-from eqxmeta._published import Histogram
-from eqxmeta._run import Run
+from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.published import Histogram
+from eqxmeta._callback.run import Run
 
 
 class Histograms(Callback):

@@ -1,3 +1,5 @@
+"""A callback that logs one line of JSON per outer step."""
+
 import glob
 import hashlib
 import json
@@ -10,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from eqxmeta._arguments import check_file, check_int, check_path
-from eqxmeta._callback import LOG, Callback, is_foreign
-from eqxmeta._container import remove_leftovers, replacing
+from eqxmeta._callback.callback import LOG, Callback, is_foreign
+from eqxmeta._callback.published import Curve, Histogram, Image, Published
+from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain
-from eqxmeta._files import (
+from eqxmeta._files.atomic import remove_leftovers, replacing
+from eqxmeta._files.lock import file_locked
+from eqxmeta._files.paths import (
     keep_damaged,
     make_folder,
     set_aside,
@@ -22,9 +27,6 @@ from eqxmeta._files import (
     warn_short,
     write_at,
 )
-from eqxmeta._lock import file_locked
-from eqxmeta._published import Curve, Histogram, Image, Published
-from eqxmeta._run import Run
 
 
 class JSONL(Callback):

@@ -1,13 +1,15 @@
+"""A callback made of functions."""
+
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from eqxmeta._arguments import check_int
-from eqxmeta._callback import Callback
+from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.published import Published
+from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain
-from eqxmeta._published import Published
-from eqxmeta._run import Run
 
 
 class Lambda(Callback):

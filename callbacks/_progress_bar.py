@@ -1,3 +1,5 @@
+"""A callback that shows progress in the terminal."""
+
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -5,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from tqdm import tqdm
 
-from eqxmeta._callback import Callback
-from eqxmeta._published import Curve, Histogram, Image, Published
-from eqxmeta._run import Run
+from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.published import Curve, Histogram, Image, Published
+from eqxmeta._callback.run import Run
 
 # More of what callbacks publish would leave no room for the bar.
 _SHOWN = 2

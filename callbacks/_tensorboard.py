@@ -1,3 +1,5 @@
+"""A callback that logs to TensorBoard."""
+
 import re
 import time
 from collections.abc import Mapping
@@ -7,12 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta import _protobuf as pb
 from eqxmeta._arguments import check_folder, check_int, check_path
-from eqxmeta._callback import LOG, Callback, is_foreign
-from eqxmeta._container import remove_leftovers
+from eqxmeta._callback.callback import LOG, Callback, is_foreign
+from eqxmeta._callback.published import Curve, Histogram, Image, Published
+from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain
-from eqxmeta._event_file import (
+from eqxmeta._files.atomic import remove_leftovers
+from eqxmeta._files.lock import locked
+from eqxmeta._files.paths import set_aside, warn_foreign, warn_short
+from eqxmeta._tensorboard import protobuf as pb
+from eqxmeta._tensorboard.event_file import (
     EventFile,
     cut,
     event_files,
@@ -20,7 +26,7 @@ from eqxmeta._event_file import (
     hidden,
     own_event_files,
 )
-from eqxmeta._event_summaries import (
+from eqxmeta._tensorboard.summaries import (
     histogram_summary,
     hparams_summary,
     image_summary,
@@ -28,10 +34,6 @@ from eqxmeta._event_summaries import (
     scalars_summary,
     tags_of,
 )
-from eqxmeta._files import set_aside, warn_foreign, warn_short
-from eqxmeta._lock import locked
-from eqxmeta._published import Curve, Histogram, Image, Published
-from eqxmeta._run import Run
 
 # The sub-run of the newest curve.
 _INNER = "inner_steps"

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
+from ._checkpoint.inspect import inspect
 from ._errors import CheckpointError
-from ._inspect import inspect
 
 
 def main() -> int:

@@ -132,3 +132,36 @@ def check_optimizer(optimizer: object, argument: str) -> None:
                 "an `optax.GradientTransformation`, for example `optax.sgd(0.01)`",
             )
         )
+
+
+def check_json(value: Any, where: str, depth: int) -> None:
+    """Raises `TypeError`, naming the place, unless `value` is what JSON has."""
+    if depth > 100:
+        raise TypeError(explain(f"`{where[:60]}...` is too deep.", "100 levels", "JSON values"))
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(explain(f"A key of `{where}` is not JSON.", repr(key), "a string"))
+            check_json(item, f"{where}[{key!r}]", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            check_json(item, f"{where}[{index}]", depth + 1)
+    else:
+        raise TypeError(
+            explain(
+                f"`{where}` is not JSON.",
+                f"{value!r} of type {type(value).__name__}",
+                "None, a bool, int, float or str, or a list or dict of these",
+            )
+        )
+
+
+def native(x: np.ndarray) -> np.ndarray:
+    """Floats as JAX takes them: in this machine's order of bytes, and of 64 bits at most. Others,
+    and those that are so, come back as they are."""
+    if x.dtype.kind != "f":
+        return x
+    kind = x.dtype.newbyteorder("=") if x.dtype.itemsize <= 8 else np.dtype(np.float64)
+    return x.astype(kind, copy=False)

@@ -15,9 +15,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._errors import explain
-from ._predict import predict as predict
-from ._predict import predicted_class
-from ._task import Task
+from ._model.predict import predict as predict
+from ._model.predict import predicted_class
+from ._task.task import Task
 from ._types import Metrics
 
 

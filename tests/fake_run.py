@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from eqxmeta._run import Run
+from eqxmeta._callback.run import Run
 
 
 def fake_run(*callbacks, start=0, steps=40, resuming=False, strategy=None, state=None, config=None):

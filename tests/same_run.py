@@ -6,7 +6,7 @@ import struct
 
 from tensorboardX.proto.event_pb2 import Event
 
-from eqxmeta._checkpoint import read_manifest
+from eqxmeta._checkpoint.save_load import read_manifest
 
 from .resume_run import KEEP, SAVE_EVERY
 

@@ -1,4 +1,4 @@
-"""The floor plan: imports run one way, downwards, and importing the library imports little."""
+"""The floor plan: rooms import one way, downwards, and importing the library imports little."""
 
 import ast
 import os
@@ -7,84 +7,68 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 
-# Section 1 of the design, from the top; a module may import what stands in its own line or below.
-# `leaves` are what users mix and match: nothing in the library may depend on one of them.
-LAYERS = {
-    "callbacks": "callbacks",
-    "package": "eqxmeta __main__",
-    "trainer": "_trainer _resume _loop _non_finite _plan _preflight _slow_convolutions"
-    " _seeds _seed_arguments _summary _pace _signals",
-    "chunk, evaluate, checkpoint, callback contract": (
-        "_chunk _packed _sources _host_source _evaluate _figure _plot_adaptation _plot_confusion"
-        " _loss_check _check _checkpoint _checkpoint_files _inspect _callback _drawing _monitor"
-        " _run"
-    ),
-    "leaves": "losses nn tasks data",
-    "strategies": "strategies",
-    "strategy, inner loop, meta-gradients": (
-        "_strategy _inner_loop _hoist _meta_gradient _safe_sqrt _task_chunk _flops"
-    ),
-    "task, state, types": (
-        "_task _state _seed_runs _types _model _select _predict _support_statistics "
-        "_examples_first _channels_last _interpret"
-    ),
-    "plain Python": (
-        "_checkpoint_folder _container _event_file _event_summaries _files _json _protobuf"
-        " _arguments _errors _published _background _lock _fingerprint _native _evaluation"
-    ),
-}
-RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names.split()}
-LEAVES = set(LAYERS["leaves"].split())
-# What strategies have in common; no strategy is among it.
-SHARED = {
-    f"eqxmeta.strategies.{name}"
-    for name in ("_arguments", "_by_inner_loop", "_head", "_support_labels")
-}
+# The rooms, from the top: a module may import from its own room and from those below. A room is a
+# folder, or a file beside `eqxmeta/__init__.py`.
+ROOMS = (
+    "callbacks",  # logging, checkpoints, evaluation during a run
+    "eqxmeta __main__",  # the front door
+    "_trainer",  # fit, resume, several seeds
+    "_evaluation",  # how well a model adapts, in numbers and pictures
+    "_loop",  # the compiled loop and the hooks
+    "_preflight",  # what can be found wrong, or counted, before a run
+    "_callback",  # the contract of callbacks
+    "strategies",  # the algorithms
+    "_strategy",  # the contract of strategies
+    "losses nn tasks data",  # what users mix and match
+    "_tensorboard",
+    "_checkpoint",  # files of arrays
+    "_meta_gradient",  # the inner loop and derivatives through it
+    "_task",  # tasks, and where they come from
+    "_model",  # states, and what is asked of a model
+    "_files",  # paths, locks, writes
+    "_jaxpr",  # what reads or rewrites jaxprs
+    "_arguments",
+    "_types",
+    "_errors",
+)
+RANK = {room: rank for rank, line in enumerate(reversed(ROOMS)) for room in line.split()}
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the library, by its dotted name; a package by the name of its folder."""
+    """Every module by its dotted name, a package by the name of its folder. `eqxmeta/callbacks` is
+    a link to `callbacks/`."""
     found = {}
-    for folder, name in ((ROOT / "eqxmeta", "eqxmeta"), (ROOT / "callbacks", "eqxmeta.callbacks")):
-        for path in sorted(folder.rglob("*.py")):
-            inner = path.relative_to(folder).with_suffix("").parts
-            inner = inner[:-1] if inner[-1] == "__init__" else inner
-            # A link to the callbacks, as some editable installs make, is not a second copy.
-            if inner[:1] != ("callbacks",):
-                found[".".join([name, *inner])] = path
+    folders = [ROOT / "eqxmeta", *(path for path in (ROOT / "eqxmeta").iterdir() if path.is_dir())]
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
 MODULES = modules()
 
 
-def statements(path: Path, *, typing: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The imports of a file, in functions too; those for type checkers only if `typing`."""
-    todo: list[ast.AST] = [ast.parse(path.read_text())]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node
-        only_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        todo += node.orelse if only_typing and not typing else ast.iter_child_nodes(node)
+def statements(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports of a file: those in functions too, and those for type checkers only, for a module
+    that speaks of what is above it knows of it."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return (node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
 
 
-def imported(name: str, *, typing: bool = False) -> set[str]:
+def imported(name: str) -> set[str]:
     """The modules of the library that module `name` imports, by dotted name."""
     path = MODULES[name]
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     found = set()
-    for node in statements(path, typing=typing):
+    for node in statements(path):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         else:
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # What is imported may itself be a module: `from . import _container`.
+            # What is imported may itself be a module: `from . import container`.
             inner = [f"{module}.{alias.name}" for alias in node.names]
             targets = [x for x in inner if x in MODULES]
             targets += [module] if len(targets) < len(inner) else []
@@ -93,30 +77,24 @@ def imported(name: str, *, typing: bool = False) -> set[str]:
     return found - {name}
 
 
-def part(name: str) -> str:
+def room(name: str) -> str:
     """`eqxmeta.tasks._sinusoid` -> `tasks`; `eqxmeta` -> `eqxmeta`."""
     return name.removeprefix("eqxmeta.").split(".")[0]
 
 
-def test_every_module_has_a_place():
-    unplaced = {part(name) for name in MODULES} - RANK.keys()
-    assert not unplaced, f"say in LAYERS where they belong: {unplaced}"
+def test_every_module_is_in_a_room():
+    assert {room(name) for name in MODULES} == RANK.keys()
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_do_not_climb(name):
-    # Types too: a module that speaks of what is above it knows of it.
-    rank = RANK[part(name)]
+def test_imports_go_down():
     climbing = [
-        other for other in imported(name) if RANK[part(other)] < rank and part(other) != part(name)
+        f"{name} imports {other}"
+        for name in MODULES
+        for other in imported(name)
+        # Rooms of one line do not know each other; a room's files do.
+        if room(other) != room(name) and RANK[room(other)] >= RANK[room(name)]
     ]
     assert not climbing
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_types_are_imported_from_the_same_layer_or_below(name):
-    rank = RANK[part(name)]
-    assert all(RANK[part(other)] >= rank for other in imported(name, typing=True))
 
 
 def test_no_import_goes_in_circles():
@@ -136,57 +114,45 @@ def test_no_import_goes_in_circles():
     assert done == MODULES.keys()
 
 
-def test_nothing_but_the_front_door_imports_a_leaf():
+def test_nothing_in_the_library_depends_on_what_users_mix_and_match():
+    leaves = {"losses", "nn", "tasks", "data", "strategies", "callbacks"}
     for name in MODULES:
-        if name != "eqxmeta" and part(name) not in LEAVES:
-            assert not {part(other) for other in imported(name, typing=True)} & LEAVES, name
-
-
-def test_leaves_do_not_know_each_other_nor_any_strategy():
-    for name in MODULES:
-        if part(name) in LEAVES:
-            others = {part(other) for other in imported(name)} - {part(name)}
-            assert not others & (LEAVES | {"strategies", "_strategy", "_inner_loop"}), name
-
-
-def test_the_library_never_imports_its_callbacks():
-    for name in MODULES:
-        if part(name) != "callbacks":
-            assert "callbacks" not in {part(other) for other in imported(name, typing=True)}, name
-            assert "callbacks" not in {
-                alias.name.split(".")[0]
-                for node in statements(MODULES[name], typing=True)
-                for alias in node.names
-            }, name
+        if name != "eqxmeta" and room(name) not in leaves:
+            assert not {room(other) for other in imported(name)} & leaves, name
 
 
 def test_callbacks_and_strategies_never_import_each_other():
-    for folder, shared in (("callbacks", set()), ("strategies", SHARED)):
-        package = f"eqxmeta.{folder}"
-        for name in MODULES:
-            if name.startswith(f"{package}."):
-                siblings = {x for x in imported(name, typing=True) if part(x) == folder}
-                assert siblings <= shared, name
+    for name in MODULES:
+        if room(name) in ("callbacks", "strategies") and name.count(".") == 2:
+            assert room(name) not in {room(other) for other in imported(name)}, name
 
 
 def test_no_module_imports_the_package_as_a_whole():
     # That would run everything in it, and go in circles as soon as somebody reorders it.
     for name in MODULES:
-        assert "eqxmeta" not in imported(name, typing=True), name
+        assert "eqxmeta" not in imported(name), name
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES.values() if p.name == "__init__.py"])
-def test_init_files_only_re_export(path):
-    for index, node in enumerate(ast.parse(path.read_text()).body):
-        docstring = (
-            index == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        )
-        if docstring:
+def test_init_files_only_re_export():
+    for path in MODULES.values():
+        if path.name != "__init__.py":
             continue
-        assert isinstance(node, ast.ImportFrom), ast.unparse(node)
-        # `as` the same name: what a type checker takes for a re-export.
-        assert all(alias.asname == alias.name for alias in node.names), ast.unparse(node)
-        assert all(not alias.name.startswith("_") for alias in node.names), ast.unparse(node)
+        first, *rest = ast.parse(path.read_text()).body or [None]
+        for node in rest if isinstance(first, ast.Expr | None) else [first, *rest]:
+            assert isinstance(node, ast.ImportFrom), path
+            # `as` the same name: what a type checker takes for a re-export.
+            assert all(alias.asname == alias.name for alias in node.names), path
+            assert not any(alias.name.startswith("_") for alias in node.names), path
+
+
+def test_every_module_says_what_it_is():
+    for path in MODULES.values():
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_a_room_has_about_ten_files():
+    for folder in {path.parent for path in MODULES.values()}:
+        assert len(list(folder.glob("[!_]*.py"))) <= 12, folder
 
 
 def run(code: str, cwd: Path) -> str:
@@ -200,35 +166,16 @@ def run(code: str, cwd: Path) -> str:
 
 
 def test_importing_the_library_imports_little(tmp_path):
+    # Nor does it wake the device: else the user's settings of JAX, made after it, come too late.
     code = """
 import sys, eqxmeta
+from jax._src import xla_bridge
 heavy = ("matplotlib", "tensorboardX", "tensorboard", "tqdm", "torch", "tensorflow")
-heavy += ("PIL", "pooch", "requests")
+heavy += ("PIL", "pooch", "requests", "scipy.special")
 print([name for name in heavy if name in sys.modules])
 print("eqxmeta.callbacks" in sys.modules)
 import eqxmeta.callbacks
 print([name for name in heavy if name in sys.modules])
-"""
-    assert run(code, tmp_path).split("\n") == ["[]", "False", "['tqdm']"]
-
-
-def test_a_bare_import_of_callbacks_is_refused(tmp_path):
-    code = """
-try:
-    import callbacks
-except ModuleNotFoundError as error:
-    print(error.name)
-import eqxmeta.callbacks
-print(eqxmeta.callbacks.Checkpoint.__module__)
-"""
-    assert run(code, tmp_path).split("\n") == ["callbacks", "eqxmeta.callbacks._checkpoint"]
-
-
-def test_importing_the_library_does_not_wake_the_device(tmp_path):
-    # Else the user's own settings of JAX, made after the import, come too late.
-    code = """
-import eqxmeta, eqxmeta.callbacks
-from jax._src import xla_bridge
 print(xla_bridge.backends_are_initialized())
 """
-    assert run(code, tmp_path) == "False"
+    assert run(code, tmp_path).split("\n") == ["[]", "False", "['tqdm']", "False"]

@@ -18,7 +18,7 @@ def test_every_promise_names_tests_that_exist():
     assert len(promises) > 20
     for row in promises:
         _, promise, held_by, _ = row.split("|")
-        names = re.findall(r"`(test_\w+\.py)::(test_\w+)`", held_by)
+        names = re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", held_by)
         assert len(names) == held_by.count("`") // 2 > 0, row  # nothing that is not a test
         for file, test in names:
             assert (TESTS / file).exists(), f"{file}, for {promise!r}"

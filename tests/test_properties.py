@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import eqxmeta as em
-from eqxmeta._checkpoint import read_manifest
-from eqxmeta._pace import Pace, next_stop
+from eqxmeta._checkpoint.save_load import read_manifest
+from eqxmeta._loop.pace import Pace, next_stop
 
 from .helpers import tree_allclose
 

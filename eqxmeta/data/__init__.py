@@ -1,3 +1,5 @@
+"""Images on disk, as labelled arrays."""
+
 from ._augment import random_crop as random_crop
 from ._augment import random_flip as random_flip
 from ._folder import from_folder as from_folder

@@ -1,3 +1,5 @@
+"""Random changes of images: flips and crops."""
+
 from collections.abc import Callable
 
 import equinox as eqx

@@ -1,3 +1,5 @@
+"""Images from folders, one folder per class."""
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal

@@ -1,3 +1,5 @@
+"""Labelled images."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 

@@ -1,11 +1,13 @@
+"""Images from an `.npz` file."""
+
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from .._arguments import native
 from .._errors import explain
-from .._native import native
 from ._images import Images
 
 # What NumPy raises for a file that is damaged or of another kind; encryption is a `RuntimeError`,

@@ -1,3 +1,5 @@
+"""The Omniglot data set."""
+
 from pathlib import Path
 from typing import Literal
 

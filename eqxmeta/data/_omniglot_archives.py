@@ -10,8 +10,8 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
-from .._container import replacing
 from .._errors import explain
+from .._files.atomic import replacing
 from ._download import Remote, fetch, opened_archive
 from ._extra import need
 

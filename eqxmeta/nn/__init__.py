@@ -1,3 +1,5 @@
+"""The field's backbones and layers, fast on a CPU under per-task weights."""
+
 from ._conv import Conv2d as Conv2d
 from ._conv4 import Conv4 as Conv4
 from ._convert import fast as fast

@@ -26,7 +26,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-from .._flops import register_flops
+from .._jaxpr.flops import register_flops
 
 
 class Geometry(NamedTuple):

@@ -1,3 +1,5 @@
+"""A two-dimensional convolution."""
+
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax

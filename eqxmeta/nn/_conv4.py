@@ -1,3 +1,5 @@
+"""The four-block convolutional network of few-shot classification."""
+
 from typing import Any
 
 import equinox as eqx

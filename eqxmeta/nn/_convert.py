@@ -1,3 +1,5 @@
+"""Replaces Equinox's layers in a model by those of this package."""
+
 from typing import Any
 
 import equinox as eqx

@@ -1,3 +1,5 @@
+"""Batch normalisation for tasks."""
+
 import math
 from typing import Any
 
@@ -8,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arguments import check_int
 from .._errors import explain
-from .._support_statistics import (
+from .._model.support_statistics import (
     SupportLayer,
     TransductiveLayer,
     count_examples,

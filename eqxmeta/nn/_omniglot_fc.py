@@ -1,3 +1,5 @@
+"""The fully connected Omniglot network of the MAML paper."""
+
 import math
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""Two-dimensional pooling."""
+
 import functools
 import math
 

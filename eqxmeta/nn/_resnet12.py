@@ -1,3 +1,5 @@
+"""ResNet-12."""
+
 import math
 from typing import Any
 

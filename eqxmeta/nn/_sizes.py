@@ -1,3 +1,5 @@
+"""Sizes that are one number or one per axis."""
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""The meta-learning algorithms."""
+
 from ._anil import ANIL as ANIL
 from ._boil import BOIL as BOIL
 from ._fomaml import FOMAML as FOMAML

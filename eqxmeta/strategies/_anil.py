@@ -1,12 +1,14 @@
+"""ANIL: the inner loop adapts the head only."""
+
 import equinox as eqx
 import optax
 
-from .._inner_loop import InnerLoop
-from .._strategy import GradientStrategy
-from .._task_chunk import TaskChunk
+from .._meta_gradient.inner_loop import InnerLoop
+from .._strategy.by_inner_loop import ByInnerLoop
+from .._strategy.head import Head, Where, adapting, check_head
+from .._strategy.strategy import GradientStrategy
+from .._task.layout import TaskChunk
 from .._types import Loss
-from ._by_inner_loop import ByInnerLoop
-from ._head import Head, Where, adapting, check_head
 
 
 class ANIL(GradientStrategy, ByInnerLoop):

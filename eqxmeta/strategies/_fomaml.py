@@ -1,13 +1,15 @@
+"""First-order MAML."""
+
 from typing import Any
 
 import equinox as eqx
 import optax
 
-from .._inner_loop import InnerLoop
-from .._strategy import GradientStrategy
-from .._task_chunk import TaskChunk
+from .._meta_gradient.inner_loop import InnerLoop
+from .._strategy.by_inner_loop import ByInnerLoop
+from .._strategy.strategy import GradientStrategy
+from .._task.layout import TaskChunk
 from .._types import Loss
-from ._by_inner_loop import ByInnerLoop
 
 
 def _first_order(inner: Any) -> Any:

@@ -1,20 +1,22 @@
+"""Joint training, then fine-tuning: the baseline."""
+
 import equinox as eqx
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._inner_loop import InnerLoop
-from .._state import TrainState, init_state
-from .._strategy import (
+from .._meta_gradient.inner_loop import InnerLoop
+from .._model.state import TrainState, init_state
+from .._strategy.by_inner_loop import ByInnerLoop
+from .._strategy.strategy import (
     adapt_with_metrics,
     descend,
     query_loss,
     split_or_none,
     stop_gradient,
 )
-from .._task import Task
-from .._task_chunk import TaskChunk
+from .._task.layout import TaskChunk
+from .._task.task import Task
 from .._types import Loss, Metrics
-from ._by_inner_loop import ByInnerLoop
 
 
 class Joint(ByInnerLoop):

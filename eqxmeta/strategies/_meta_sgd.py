@@ -1,3 +1,5 @@
+"""Meta-SGD: MAML with a learnt rate for every parameter."""
+
 import contextlib
 import math
 import numbers
@@ -10,11 +12,11 @@ import optax
 from jaxtyping import PyTree
 
 from .._errors import explain
-from .._inner_loop import Adaptation, InnerLoop
-from .._strategy import GradientStrategy
-from .._task_chunk import TaskChunk
+from .._meta_gradient.inner_loop import Adaptation, InnerLoop
+from .._strategy.by_inner_loop import RollsOut
+from .._strategy.strategy import GradientStrategy
+from .._task.layout import TaskChunk
 from .._types import Loss
-from ._by_inner_loop import RollsOut
 
 
 class WithRates(eqx.Module):

@@ -1,3 +1,5 @@
+"""Prototypical networks."""
+
 from typing import Any
 
 import equinox as eqx
@@ -10,12 +12,12 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_int
 from .._errors import explain
-from .._predict import predict, takes_key
-from .._strategy import GradientStrategy
-from .._support_statistics import fill_statistics, without_statistics
-from .._task_chunk import TaskChunk
+from .._model.predict import predict, takes_key
+from .._model.support_statistics import fill_statistics, without_statistics
+from .._strategy.arguments import check_loss_and_optimizer
+from .._strategy.strategy import GradientStrategy
+from .._task.layout import TaskChunk
 from .._types import Loss
-from ._arguments import check_loss_and_optimizer
 
 
 class PrototypeClassifier(eqx.Module):

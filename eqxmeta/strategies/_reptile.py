@@ -1,3 +1,5 @@
+"""Reptile."""
+
 from typing import Literal
 
 import equinox as eqx
@@ -8,9 +10,11 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_int
 from .._errors import explain
-from .._inner_loop import Adaptation, InnerLoop
-from .._state import TrainState, init_state
-from .._strategy import (
+from .._meta_gradient.inner_loop import Adaptation, InnerLoop
+from .._model.state import TrainState, init_state
+from .._model.support_statistics import without_statistics
+from .._strategy.by_inner_loop import RollsOut
+from .._strategy.strategy import (
     apply_gradient,
     by_step,
     can_roll_out,
@@ -20,11 +24,9 @@ from .._strategy import (
     split_or_none,
     support_losses,
 )
-from .._support_statistics import without_statistics
-from .._task import Task
-from .._task_chunk import OverTasks, TaskChunk, mean_over_tasks
+from .._task.layout import OverTasks, TaskChunk, mean_over_tasks
+from .._task.task import Task
 from .._types import Loss, Metrics
-from ._by_inner_loop import RollsOut
 
 
 class ReptileOptState(eqx.Module):

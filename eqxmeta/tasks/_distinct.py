@@ -1,3 +1,5 @@
+"""Random distinct integers."""
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray

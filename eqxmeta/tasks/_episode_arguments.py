@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from .._arguments import native
 from .._errors import explain, tracing
-from .._native import native
 
 
 def as_float(images: Shaped[Array, "..."]) -> Float[Array, "..."]:

@@ -1,3 +1,5 @@
+"""Few-shot classification episodes from labelled arrays."""
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 
 from .._arguments import check_int
 from .._errors import explain
-from .._task import Task
+from .._task.task import Task
 from ._distinct import distinct
 from ._episode_arguments import (
     as_float,

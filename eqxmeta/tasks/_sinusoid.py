@@ -1,3 +1,5 @@
+"""Few-shot regression of sine waves."""
+
 import math
 from typing import TypeAlias
 
@@ -8,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arguments import check_int
 from .._errors import explain
-from .._task import Task
+from .._task.task import Task
 
 # Run-time type checkers do not take an int for a float.
 Range: TypeAlias = tuple[float | int, float | int]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 import eqxmeta as em
-from eqxmeta import _container
-from eqxmeta._checkpoint import read_manifest, verify
+from eqxmeta._checkpoint import container as _container
+from eqxmeta._checkpoint.save_load import read_manifest, verify
 from eqxmeta.callbacks import Checkpoint
 
 from ..boring import BoringModel, boring_fit, same_bits

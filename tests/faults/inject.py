@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from unittest import mock
 
-from eqxmeta import _container, _files
+from eqxmeta._checkpoint import container as _container
+from eqxmeta._files import atomic as _atomic
+from eqxmeta._files import paths as _files
 
 
 class Tally:
@@ -58,7 +60,7 @@ class Disk:
         with contextlib.ExitStack() as stack:
             for name in ("fsync", "replace", "rename"):
                 stack.enter_context(mock.patch.object(os, name, self._counted(getattr(os, name))))
-            for module in (_container, _files):
+            for module in (_container, _atomic, _files):
                 stack.enter_context(mock.patch.object(module, "open", self._open, create=True))
             yield self
 

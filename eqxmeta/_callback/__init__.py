@@ -1,0 +1,1 @@
+"""The contract of callbacks, and what several of them share."""

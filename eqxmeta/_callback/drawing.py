@@ -1,0 +1,92 @@
+"""What callbacks that draw a figure have in common."""
+
+import abc
+import contextlib
+import io
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from .._arguments import check_file, check_int, check_path
+from .._files.atomic import replacing
+from .._files.lock import file_locked
+from .._strategy.strategy import Strategy
+from .callback import Callback
+from .published import Image
+from .run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Drawing(Callback, abc.ABC):
+    """Publishes what `draw` draws, at multiples of `every` and at the end of the run (`None`: only
+    then), under `name` or else `tag`; and writes it into the PNG `path`, if there is one, in the
+    place of the one before."""
+
+    tag: str
+    publishes = ()
+
+    def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):
+        caller = type(self).__name__
+        if every is not None:
+            every = check_int(every, f"{caller}(every=...)", minimum=1, what="outer steps, or None")
+        self.path = None if path is None else check_path(path, f"{caller}(path=...)")
+        self.writes = path is not None
+        self.every = every
+        self.name = name
+        self._drawn: int | None = None  # at which step
+        self._restored = False
+
+    @abc.abstractmethod
+    def draw(self, run: Run, title: str) -> "Figure":
+        """The figure of `run.state`."""
+
+    @abc.abstractmethod
+    def check(self, strategy: Strategy, model: PyTree) -> None:
+        """Raise if `draw` could not, as far as shapes tell: the first picture may be hours away."""
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        if self.path is None:
+            return contextlib.nullcontext()
+        check_file(self.path, f"{type(self).__name__}(path=...)")
+        return file_locked(self.path)
+
+    def refuse(self, run: Run) -> None:
+        if self.path is not None:
+            check_file(self.path, f"{type(self).__name__}(path=...)")
+        self.check(run.strategy, run.state.model)
+
+    def on_fit_start(self, run: Run) -> None:
+        if not self._restored:
+            self._drawn = None
+        self._restored = False
+
+    def on_step_end(self, run: Run) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(self.draw(run, f"after {run.step:,} outer steps"))
+        file = io.BytesIO()
+        canvas.print_png(file)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as picture:
+                picture.write(file.getvalue())
+        self._drawn = run.step
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        run.log({self.name or self.tag: Image(pixels)})
+
+    def on_fit_end(self, run: Run) -> None:
+        if self._drawn != run.step:
+            self.on_step_end(run)
+
+    def state_dict(self) -> dict[str, Any]:
+        # So that resuming a run that is over does not publish its last picture twice.
+        return {} if self._drawn is None else {"drawn": self._drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._drawn = state.get("drawn")
+        self._restored = True

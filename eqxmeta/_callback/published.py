@@ -1,0 +1,115 @@
+"""What callbacks publish with `run.log`."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .._errors import explain
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over inner steps 0..K, published with `run.log`: mean over tasks, and the
+    half-width of its 95% interval."""
+
+    mean: np.ndarray
+    ci95: np.ndarray
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture, published with `run.log`: uint8 `[height, width, 3]`."""
+
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How numbers are distributed, published with `run.log`: all of them, `[n]`."""
+
+    values: np.ndarray
+
+
+Published: TypeAlias = "float | Curve | Image | Histogram"
+
+
+def published(values: Mapping[str, Any], monitor: str) -> float | None:
+    """The number that `monitor` names among published `values`, or `None`.
+
+    `"eval/loss"` is that number, or the last point of that curve; `"eval/loss/after_1"` is the
+    curve's point after 1 inner step, under the name that it has in TensorBoard.
+    """
+    curve, _, point = monitor.rpartition("/after_")
+    if monitor in values:
+        value, index = values[monitor], -1
+    elif isinstance(values.get(curve), Curve) and point.isdecimal():
+        value, index = values[curve], int(point)
+    else:
+        return None
+    if isinstance(value, Image | Histogram):
+        kind = "an image" if isinstance(value, Image) else "a histogram"
+        raise TypeError(
+            explain(
+                f"The monitor {monitor!r} is {kind}.",
+                kind,
+                "the name of a number or a curve",
+            )
+        )
+    if not isinstance(value, Curve):
+        return float(value)
+    if index >= len(value.mean):
+        raise ValueError(
+            explain(
+                f"The monitor {monitor!r} is beyond the curve.",
+                f"inner step {index}",
+                f"an inner step up to {len(value.mean) - 1}",
+            )
+        )
+    return float(value.mean[index])
+
+
+def check_published(scalars: Any, reserved: Collection[str]) -> None:
+    """What `run.log` was given. Raises `TypeError`, and `ValueError` for a name of `reserved`."""
+    expected = "a mapping from names to numbers, `Curve`s, `Image`s or `Histogram`s"
+    message = "`run.log` was given something else than values by name."
+    if not isinstance(scalars, Mapping):
+        raise TypeError(explain(message, repr(scalars), expected))
+    for name, value in scalars.items():
+        if isinstance(name, str) and isinstance(value, Curve | Image | Histogram):
+            _check_arrays(name, value)
+        elif not isinstance(name, str) or np.ndim(value) or not _is_real(value):
+            raise TypeError(explain(message, f"{name!r}: {value!r}", expected))
+        if name in reserved:
+            raise ValueError(
+                explain(
+                    "`run.log` was given a name that is taken.",
+                    repr(name),
+                    f"another name than {', '.join(sorted(reserved))}: these are the run's own",
+                )
+            )
+
+
+def _is_real(value: Any) -> bool:
+    return np.asarray(value).dtype.kind in "biufV"  # V: bfloat16 and its kin
+
+
+def _check_arrays(name: str, value: Curve | Image | Histogram) -> None:
+    arrays = {key: np.asarray(array) for key, array in vars(value).items()}
+    shapes = [array.shape for array in arrays.values()]
+    if isinstance(value, Image):
+        pixels = arrays["pixels"]
+        sound = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        expected = "uint8 [height, width, 3]"
+    elif isinstance(value, Curve):
+        sound = all(map(_is_real, arrays.values())) and shapes[0] == shapes[1]
+        sound = sound and len(shapes[0]) == 1 and shapes[0] != (0,)
+        expected = "two arrays of numbers, `mean` and `ci95`, [inner_steps + 1] each"
+    else:
+        sound = _is_real(arrays["values"])
+        expected = "an array of numbers"
+    if not sound:
+        received = ", ".join(f"{key}: {x.dtype.name}{list(x.shape)}" for key, x in arrays.items())
+        message = f"`run.log` was given a {type(value).__name__} that is none, {name!r}."
+        raise TypeError(explain(message, received, expected))

@@ -1,0 +1,75 @@
+"""The files of a run in a folder of checkpoints: one per step that was saved."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._errors import CheckpointError, explain, warn
+from .._files.atomic import remove_leftovers
+from .._files.paths import set_aside
+from .names import NAME, path_of
+from .save_load import read_manifest, save, verify
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """`folder/step-000001000.ckpt` and its like. Whose they are is for the caller to know."""
+
+    folder: Path
+
+    def path(self, step: int) -> Path:
+        return path_of(self.folder, step)
+
+    def by_step(self) -> dict[int, Path]:
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        matches = ((NAME.fullmatch(path.name), path) for path in paths)
+        return {int(match[1]): path for match, path in matches if match and path.is_file()}
+
+    def prepare(self) -> None:
+        """Make the folder, without what a write that was killed has left there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder, "step-*.ckpt")
+
+    def refuse_any(self) -> None:
+        """Raises `FileExistsError`: a new run shall not mix its files with those of another."""
+        files = self.by_step()
+        if files:
+            raise FileExistsError(
+                explain(
+                    f"The folder {self.folder} holds the checkpoints of an earlier run.",
+                    f"{len(files)} of them, the newest {files[max(files)].name}",
+                    '`fit(..., resume="auto")` to continue that run, or another folder',
+                )
+            )
+
+    def set_aside(self, *, after: int) -> None:
+        """The run is to write files of these steps again, and these may be all that is left."""
+        for step, path in sorted(self.by_step().items()):
+            if step > after:
+                stale = set_aside(path)
+                message = f"The run continues from step {after}: {path} is now {stale.name}."
+                warn(message)
+
+
+def id_of(path: Path) -> str | None:
+    """The id of the run that wrote `path`, if that can be read."""
+    try:
+        return read_manifest(path)["meta"].get("run")
+    except (CheckpointError, OSError):
+        return None
+
+
+def write_new(path: Path, state: Any, meta: dict[str, Any]) -> None:
+    """Write a checkpoint and read it back. Raises `FileExistsError` instead of overwriting one."""
+    if path.exists():
+        expected = "a folder into which nobody else writes meanwhile"
+        raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
+    try:
+        save(path, state, meta=meta)
+        verify(path)
+    except BaseException:
+        # Not to be taken for a checkpoint; nor removed, for it tells of the disk.
+        with suppress(OSError):
+            set_aside(path)
+        raise

@@ -1,0 +1,223 @@
+"""Evaluation of a strategy on many tasks, at every inner step."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from .._arguments import check_int, check_seed
+from .._errors import explain, tracing
+from .._model.check import check_model
+from .._model.support_statistics import (
+    TransductiveLayer,
+    has_layer,
+    with_support_statistics,
+    without_statistics,
+)
+from .._preflight.loss import check_labels
+from .._strategy.strategy import Strategy, can_roll_out, check_metrics
+from .._task.device_source import check_device_source, check_task
+from .._task.layout import is_large
+from .._task.task import Task, count_tasks, shapes_of
+from .._types import Loss
+from .result import Evaluation
+
+# Evaluation tasks are drawn from a stream of their own: the same seed for training and for
+# evaluation must not mean the same tasks.
+_STREAM = 0x6576616C
+
+# Small tasks evaluated in parallel; the rest wait their turn inside the compiled program.
+_PARALLEL = 100
+
+
+def evaluate(
+    strategy: Strategy,
+    model: PyTree,
+    tasks: Any,
+    *,
+    num_tasks: int = 600,
+    inner_steps: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """How well `strategy` adapts `model` (a `TrainState.model`) to tasks it has not seen.
+
+    - `tasks`: a task source, `sample(key) -> Task`, of which `num_tasks` tasks are drawn that
+      depend on `seed` only (task `i` not even on `num_tasks`); or a batch of tasks, which is then
+      used as it is.
+    - `inner_steps`: adaptation is measured after 0, 1, ..., `inner_steps` inner steps. `None`: as
+      many as the strategy trains with. A strategy without an `InnerLoop` in its field `inner` is
+      measured before and after.
+
+    The query loss is computed with `eqx.nn.inference_mode`. With the losses of `eqxmeta.losses` no
+    prediction depends on the other queries, unless the model has an `eqxmeta.nn.BatchNorm` (the
+    result's `transductive` says so); a loss of your own must keep to it by itself.
+    Adaptation uses the model as it is (dropout is on).
+
+    Raises `ValueError` or `TypeError` for invalid arguments, also for labels that the model has no
+    output for, of a source as far as its first task shows them.
+    """
+    check_model(model, "evaluate(model=...)")
+    steps = check_steps(strategy, inner_steps, "evaluate")
+    seed = check_seed(seed, "evaluate(seed=...)")
+    task = check_tasks(tasks, "evaluate(tasks=...)")
+    if isinstance(tasks, Task):
+        num_tasks = count_tasks(tasks)
+    num_tasks = check_int(
+        num_tasks, "evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval"
+    )
+    check_labels(strategy, model, tasks, task)
+    return measure(strategy, model, tasks, task, num_tasks=num_tasks, steps=steps, seed=seed)
+
+
+def measure(
+    strategy: Strategy,
+    model: PyTree,
+    tasks: Any,
+    task: Task,
+    *,
+    num_tasks: int,
+    steps: int | None,
+    seed: int,
+) -> Evaluation:
+    """`evaluate`, of arguments that have been checked. `task`: the shapes of one of `tasks`."""
+    root = jax.random.fold_in(jax.random.key(seed), _STREAM)
+    with _tracing(model, task):
+        values = _evaluate(strategy, model, tasks, root, num_tasks, steps)
+    return Evaluation(jax.tree.map(np.asarray, values), has_layer(model, TransductiveLayer))
+
+
+def check_tasks(tasks: Any, argument: str) -> Task:
+    """The shapes of one of the tasks to evaluate on. Raises `TypeError` or `ValueError`."""
+    if not isinstance(tasks, Task):
+        if hasattr(tasks, "__getitem__"):
+            raise TypeError(
+                explain(
+                    f"`{argument}` is not a source of single tasks.",
+                    repr(tasks)[:200],
+                    "an `eqx.Module` with `sample(key) -> Task`, or a batch of tasks. A host "
+                    "source is evaluated on one of its batches: `tasks[0]`",
+                )
+            )
+        return check_device_source(tasks, argument)
+    check_task(tasks, argument, leading="task")
+    shapes = [leaf.shape for leaf in jax.tree.leaves(tasks)]
+    sizes = sorted({shape[0] for shape in shapes})
+    if len(sizes) != 1 or sizes[0] < 2 or any(len(shape) < 2 for shape in shapes):
+        raise ValueError(
+            explain(
+                f"`{argument}` is not a batch of tasks.",
+                f"{sizes} tasks in its arrays, of shapes {shapes}",
+                "2 or more tasks: a leading task axis, then the example axis, in every array",
+            )
+        )
+    return jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x)[0], tasks))
+
+
+def check_curve(
+    strategy: Strategy, model: PyTree, task: Task, steps: int | None
+) -> tuple[str, ...]:
+    """The metrics of such a task's evaluation, which must be traceable. Nothing is compiled."""
+
+    def curve(model: PyTree, task: Task) -> dict[str, Array]:
+        return adaptation_curve(strategy, model, task, steps=steps, key=jax.random.key(0))
+
+    with _tracing(model, task):
+        return tuple(eqx.filter_eval_shape(curve, model, task))
+
+
+def _tracing(model: PyTree, task: Task) -> AbstractContextManager[None]:
+    return tracing(
+        "the evaluation, of `inner_adapt(model, support)` and `loss(model, query, None)`",
+        f"{type(model).__name__}, support {shapes_of(task.support)}, query {shapes_of(task.query)}",
+    )
+
+
+@eqx.filter_jit
+def _evaluate(
+    strategy: Strategy,
+    model: PyTree,
+    tasks: Any,
+    root: PRNGKeyArray,
+    num_tasks: int,
+    steps: int | None,
+) -> dict[str, Array]:
+    def one(index: Array) -> dict[str, Array]:
+        task_key, key = jax.random.split(jax.random.fold_in(root, index))
+        is_batch = isinstance(tasks, Task)
+        task = jax.tree.map(lambda x: x[index], tasks) if is_batch else tasks.sample(task_key)
+        return adaptation_curve(strategy, model, task, steps=steps, key=key)
+
+    parallel = 1 if is_large(one, jnp.int32(0)) else min(num_tasks, _PARALLEL)
+    return jax.lax.map(one, jnp.arange(num_tasks), batch_size=parallel if parallel > 1 else None)
+
+
+def adaptation_curve(
+    strategy: Strategy, model: PyTree, task: Task, *, steps: int | None, key: PRNGKeyArray | None
+) -> dict[str, Array]:
+    """Query metrics of one task after 0, 1, ..., `steps` inner steps: `[steps + 1]` each."""
+
+    def measure(model: PyTree) -> dict[str, Array]:
+        loss: Loss = strategy.loss  # pyright: ignore
+        model = with_support_statistics(loss, eqx.nn.inference_mode(model), task.support)
+        value, metrics = loss(model, task.query, None)
+        check_metrics(metrics)
+        return {"loss": value, **metrics}
+
+    model = without_statistics(model)
+    if steps is not None and can_roll_out(strategy):
+        rollout = strategy.inner_rollout  # pyright: ignore
+        return rollout(model, task.support, steps=steps, observe=measure, key=key).observed
+    # Only `inner_adapt` is known: adapt once for every number of steps.
+    strategies = (
+        [strategy] if steps is None else [with_inner_steps(strategy, k + 1) for k in range(steps)]
+    )
+    after = [measure(s.inner_adapt(model, task.support, key=key)) for s in strategies]
+    unadapted = strategy.unadapted(model)
+    before = (
+        jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), after[0])
+        if unadapted is None
+        else measure(unadapted)
+    )
+    return jax.tree.map(lambda *xs: jnp.stack(xs), before, *after)
+
+
+def with_inner_steps(strategy: Strategy, steps: int) -> Strategy:
+    """The same strategy, taking `steps` inner steps in `inner_adapt`."""
+    return eqx.tree_at(lambda s: s.inner.steps, strategy, steps)
+
+
+def check_steps(strategy: Strategy, steps: int | None, caller: str) -> int | None:
+    """The number of inner steps to measure, if it can be chosen. Raises `TypeError` for what is
+    not a strategy with a loss, and for what is not a number of steps; `ValueError` for others."""
+    if not isinstance(strategy, Strategy):
+        raise TypeError(
+            explain(
+                f"`{caller}(strategy=...)` is invalid.", repr(strategy), "an instance of `Strategy`"
+            )
+        )
+    if not callable(getattr(strategy, "loss", None)):
+        raise TypeError(
+            explain(
+                f"`{caller}` has no loss to measure.",
+                f"`{type(strategy).__name__}`",
+                "a strategy with a field or method `loss`",
+            )
+        )
+    inner = getattr(strategy, "inner", None)
+    if steps is None:
+        return getattr(inner, "steps", None)
+    steps = check_int(steps, f"{caller}(inner_steps=...)", minimum=1, what="inner steps, or None")
+    if not hasattr(inner, "steps"):
+        name = type(strategy).__name__
+        raise ValueError(
+            explain(
+                f"`{caller}(inner_steps=...)` cannot be obeyed.",
+                f"{steps}, and `{name}`, which has no `InnerLoop` in a field `inner`",
+                "inner_steps=None: measured before and after `inner_adapt`",
+            )
+        )
+    return steps

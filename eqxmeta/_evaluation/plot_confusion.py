@@ -1,0 +1,230 @@
+"""A figure of what a model confuses in a few-shot classification task. Needs matplotlib, when
+called."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from .._arguments import check_int
+from .._errors import explain
+from .._model.predict import predicted_class
+from .._strategy.strategy import Strategy
+from .._task.task import Task
+from .figure import FAINT, FREE, INK, adapted_predictions, check_figure, taking
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# More would be too small to be seen.
+_MAX_QUERIES = 10
+
+_ADAPTING = 0x61646170
+
+_RIGHT, _WRONG = "#2a9d8f", "#d1495b"
+
+
+def plot_confusion(
+    strategy: Strategy,
+    model: PyTree,
+    tasks: Any,
+    *,
+    num_tasks: int = 1,
+    inner_steps: int | None = None,
+    seed: int = 0,
+    title: str = "",
+) -> "Figure":
+    """What an adapted model takes for what: a task in pictures, and the confusion matrix.
+
+    On the left a row a class: its support images, then up to 10 of its query images, framed green
+    if they were recognised, else red with the number of the class they were taken for. On the
+    right the matrix `[ways, ways]`: of the queries of a class (row), how many were predicted to be
+    of which (column). A query of which a logit is NaN was taken for none, in a column of its own.
+    See `Confusion` for the arguments.
+
+    The figure is a plain `matplotlib.figure.Figure`: no display, and nothing of pyplot's.
+    """
+    ways, num_tasks, inner_steps, seed = check_confusion(
+        tasks, num_tasks, inner_steps, seed, "plot_confusion"
+    )
+    from matplotlib.figure import Figure
+
+    if inner_steps is not None:
+        strategy = taking(strategy, inner_steps, FREE)
+    keys = jax.random.split(jax.random.key(seed), num_tasks)
+    drawn, predicted = _classified(strategy, model, tasks, keys)
+    drawn, predicted = jax.tree.map(np.asarray, drawn), np.asarray(predicted)
+    matrix = confusion_matrix(drawn.query[1].ravel(), predicted.ravel(), ways)
+
+    first = jax.tree.map(lambda leaf: leaf[0], drawn)
+    shots = _most_examples(first.support[1])
+    queries = min(_most_examples(first.query[1]), _MAX_QUERIES)
+    columns = shots + queries + 1  # one is the gap
+    side = max(0.3, min(0.7, 10 / columns))  # of an image, in inches
+    right = min(max(2.8, 0.42 * ways + 1), 6.5)
+    height = max(3.4, side * ways + 1.4)
+    figure = Figure(
+        figsize=(side * columns + right + 0.8, height),
+        dpi=130,
+        layout="constrained",
+        facecolor="white",
+    )
+    images, panel = figure.subplots(1, 2, width_ratios=[side * columns + 0.6, right])
+    _draw_images(images, first, predicted[0], shots, queries)
+    _draw_matrix(panel, matrix, none=bool((predicted < 0).any()))
+    accuracy = np.trace(matrix) / matrix.sum()
+    of = "this task" if num_tasks == 1 else f"{num_tasks} tasks, the first of which is shown"
+    lines = ([title] if title else []) + [f"{accuracy:.1%} of {matrix.sum()} queries right in {of}"]
+    figure.suptitle("\n".join(lines), color=INK, fontsize=11)
+    return figure
+
+
+def confusion_matrix(
+    labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], ways: int
+) -> Int[np.ndarray, "ways classes"]:
+    """How often an example of class `i` was predicted to be of class `j`, at `[i, j]`: `ways`
+    classes, or more if the model has more and predicts them. If any was predicted to be of none
+    (-1), the last column is for these."""
+    classes = max(ways, int(predicted.max(initial=0)) + 1)
+    matrix = np.zeros((ways, classes + 1), int)
+    np.add.at(matrix, (labels, predicted), 1)
+    return matrix if (predicted < 0).any() else matrix[:, :classes]
+
+
+def _draw_images(
+    panel: "Axes", task: Task, predicted: np.ndarray, shots: int, queries: int
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    (support, support_y), (query, query_y) = task.support, task.query
+    low, high = min(support.min(), query.min()), max(support.max(), query.max())
+    ways = int(support_y.max()) + 1
+    # Where most pixels are at the low end, they are paper and the rest is ink.
+    colours = "gray_r" if np.median(query) - low < 0.05 * (high - low) else "gray"
+
+    def draw(
+        image: np.ndarray, row: int, column: float | int, colour: str, wrong: str = ""
+    ) -> None:
+        pixels = np.clip((_channels_last(image) - low) / (high - low + 1e-12), 0, 1)
+        extent = (column + 0.06, column + 0.94, row + 0.94, row + 0.06)
+        panel.imshow(pixels, cmap=colours, vmin=0, vmax=1, extent=extent, interpolation="nearest")
+        frame = Rectangle(
+            (column + 0.06, row + 0.06), 0.88, 0.88, fill=False, edgecolor=colour, linewidth=1.8
+        )
+        panel.add_patch(frame)
+        if wrong:
+            style = {"color": "white", "fontsize": 7, "fontweight": "bold"}
+            box = {"facecolor": _WRONG, "edgecolor": "none", "pad": 1.2}
+            at = (column + 0.9, row + 0.9)
+            panel.text(*at, wrong, ha="right", va="bottom", bbox=box, **style)
+
+    for label in range(ways):
+        for column, index in enumerate(np.flatnonzero(support_y == label)):
+            draw(support[index], label, column, FAINT)
+        for column, index in enumerate(np.flatnonzero(query_y == label)[:queries]):
+            right = predicted[index] == label
+            wrong = "" if right else _name(int(predicted[index]))
+            draw(query[index], label, shots + 0.5 + column, _RIGHT if right else _WRONG, wrong)
+    width = shots + 0.5 + queries
+    panel.set_xlim(-0.02, width + 0.02)
+    panel.set_ylim(ways + 0.02, -0.02)
+    panel.set_aspect("equal")
+    panel.spines[:].set_visible(False)
+    centres = [shots / 2, shots + 0.5 + queries / 2]
+    panel.set_xticks(centres, ["support", "queries (red: taken for class)"])
+    panel.xaxis.tick_top()
+    panel.set_yticks(np.arange(ways) + 0.5, [str(label) for label in range(ways)])
+    panel.set_ylabel("class", color=INK)
+    panel.tick_params(length=0, labelcolor=INK, labelsize=9)
+
+
+def _name(predicted: int) -> str:
+    return str(predicted) if predicted >= 0 else "none"
+
+
+def _draw_matrix(panel: "Axes", matrix: np.ndarray, none: bool) -> None:
+    ways, columns = matrix.shape
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(matrix.shape):
+        if matrix[row, column]:
+            colour = "white" if shares[row, column] > 0.5 else INK
+            style = {"ha": "center", "va": "center", "fontsize": 9 if ways <= 10 else 6}
+            panel.text(column, row, str(matrix[row, column]), color=colour, **style)
+    names = [*map(str, range(columns - none)), *["none"] * none]
+    panel.set_xticks(np.arange(columns), names)
+    panel.set_yticks(np.arange(ways), map(str, range(ways)))
+    panel.set_xlabel("predicted", color=INK)
+    panel.set_ylabel("class", color=INK)
+    panel.tick_params(length=0, labelcolor=INK, labelsize=9 if ways <= 10 else 6)
+    panel.spines[:].set_color(FAINT)
+
+
+@eqx.filter_jit
+def _classified(
+    strategy: Strategy, model: PyTree, tasks: Any, keys: Array
+) -> tuple[Task, Int[Array, "tasks queries"]]:
+    """The tasks, and the class that the adapted model gives each query."""
+
+    def one(key: Array) -> tuple[Task, Array]:
+        task = tasks.sample(key)
+        # Another stream than that of the tasks, which is the key itself.
+        adapting = jax.random.fold_in(key, _ADAPTING)
+        logits = adapted_predictions(strategy, model, task.support, task.query[0], adapting)
+        return task, predicted_class(logits)
+
+    return jax.lax.map(one, keys)
+
+
+def _most_examples(labels: np.ndarray) -> int:
+    return int(np.bincount(labels).max())
+
+
+def _channels_last(image: np.ndarray) -> np.ndarray:
+    if image.ndim == 2:
+        return image
+    return image[0] if len(image) == 1 else np.moveaxis(image, 0, 2)
+
+
+def _is_image(shape: Sequence[int]) -> bool:
+    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+
+
+def check_confusion(
+    tasks: Any, num_tasks: int, inner_steps: int | None, seed: int, caller: str
+) -> tuple[int, int, int | None, int]:
+    """The number of ways, and the other numbers as Python's own.
+
+    Raises `ImportError`, `TypeError` or `ValueError` before anything is computed for long: one
+    task is drawn."""
+    task, num_tasks, seed = check_figure(tasks, num_tasks, seed, caller)
+    if inner_steps is not None:
+        inner_steps = check_int(
+            inner_steps, f"{caller}(inner_steps=...)", minimum=1, what="inner steps, or None"
+        )
+    for examples in (task.support, task.query):
+        leaves = jax.tree.leaves(examples)
+        sound = (
+            isinstance(examples, tuple)
+            and len(leaves) == 2
+            and _is_image(leaves[0].shape[1:])
+            and leaves[1].ndim == 1
+            and jnp.issubdtype(leaves[1].dtype, jnp.integer)
+        )
+        if not sound:
+            raise ValueError(
+                explain(
+                    f"`{caller}(tasks=...)` does not classify images.",
+                    f"examples of shapes {[leaf.shape for leaf in leaves]}",
+                    "(x, y) with x: [examples, height, width] or [examples, 1 or 3 channels, "
+                    "height, width], y: [examples] of integers",
+                )
+            )
+    drawn = eqx.filter_jit(lambda t: t.sample(jax.random.key(seed)))(tasks)
+    ways = int(max(drawn.support[1].max(), drawn.query[1].max())) + 1
+    return ways, num_tasks, inner_steps, seed

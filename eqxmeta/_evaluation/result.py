@@ -1,0 +1,50 @@
+"""The result of an evaluation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .._errors import explain
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Query metrics of every task at every inner step.
+
+    - `values[name]`: `[num_tasks, inner_steps + 1]`; column 0 is before adaptation,
+      NaN for a strategy that predicts nothing before (`ProtoNet`).
+    - `transductive`: whether the model predicts the queries of a task together, so that a
+      prediction depends on the other queries (`eqxmeta.nn.BatchNorm`). Not comparable with results
+      that are not.
+    """
+
+    values: Mapping[str, np.ndarray]
+    transductive: bool = False
+
+    def __repr__(self) -> str:
+        tasks = len(next(iter(self.values.values()), ()))
+        last = (f"{k}={self.mean(k)[-1]:.4g} ± {self.ci95(k)[-1]:.2g}" for k in self.values)
+        what = f"{tasks} tasks, after adaptation: {', '.join(last)}"
+        return f"Evaluation({what}, transductive={self.transductive})"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    def mean(self, name: str = "loss") -> np.ndarray:
+        """Mean over tasks, `[inner_steps + 1]`."""
+        return self._of(name).mean(axis=0)
+
+    def ci95(self, name: str = "loss") -> np.ndarray:
+        """Half-width of the 95% interval, 1.96 standard errors of the mean over tasks,
+        `[inner_steps + 1]`."""
+        values = self._of(name)
+        return 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+
+    def _of(self, name: str) -> np.ndarray:
+        if name not in self.values:
+            raise KeyError(
+                explain("There is no such metric.", repr(name), f"one of {self.metrics}")
+            )
+        return np.asarray(self.values[name], np.float64)

@@ -1,0 +1,1 @@
+"""Files and folders: paths, locks, atomic writes, a writing thread."""

@@ -1,0 +1,52 @@
+"""Files that are written at one stroke: whole, or not at all."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from .paths import sync_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that somebody writes cannot be removed anyway.
+    fcntl = None
+
+
+@contextmanager
+def replacing(path: Path, *, label: str | None = None) -> Iterator[BinaryIO]:
+    """A file to write into, that becomes `path` when the block ends well and vanishes otherwise.
+    `label` stands for the name of `path` meanwhile, if others would read a file of such a name."""
+    path = Path(os.path.realpath(path))  # through a symbolic link: it stays one
+    temporary = path.with_name(f".{label or path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            _lock(file)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove what killed processes left of `replacing`, for paths whose name matches `pattern`."""
+    for temporary in folder.glob(f".{pattern}.*.tmp"):
+        with suppress(OSError), open(temporary, "rb") as file:
+            if _lock(file):
+                temporary.unlink()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether nobody else is writing `file`. The lock ends with its process, however that ends."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True

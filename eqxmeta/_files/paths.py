@@ -1,0 +1,122 @@
+"""Folders, and files that a run appends to."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from .._errors import explain, warn
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make `folder`, and those above it that do not exist; returns the new ones, the innermost
+    first. They are on the disk: what is synced into them later is not lost with a folder whose own
+    entry was not."""
+    missing = []
+    for candidate in (folder, *folder.parents):
+        if candidate.exists():
+            break
+        missing.append(candidate)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for new in missing:
+            sync_folder(new.parent)
+    except BaseException:
+        remove_empty(missing)
+        raise
+    return missing
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those that nothing has been put into; the innermost must come first."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+# How file systems (of networks, of user space) say that they have no such thing as a folder's sync.
+_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+
+
+def sync_folder(folder: Path) -> None:
+    """Until the entries of `folder` (what is in it, under which names) are on the disk."""
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # one that may be written to and not read: there is no way
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def drop_cached(path: Path) -> None:
+    """Ask the system to serve the next reader of `path`, which has been synced, from the disk: what
+    it keeps in memory is what was written, and says nothing of what arrived. Best effort: some
+    systems do not know this request, and some file systems live in memory."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:
+    """Let the existing file `path` end with `data`, from byte `offset` on.
+
+    The file is open only meanwhile, so nothing is left to be closed after an error; what was
+    written survives the end of the process, and with `sync` that of the machine. If the disk is
+    full the file ends at `offset`, not in the middle of a record.
+    """
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(offset)
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(offset)
+            raise
+        file.truncate()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def set_aside(path: Path, name: str | None = None) -> Path:
+    """Rename `path`, whose place a run is about to take, to `<name>.stale`; nothing is lost."""
+    return path.rename(_stale(path, name))
+
+
+def warn_foreign(path: Path, start: int) -> None:
+    """Warn that the log `path` was not written by the run that goes on from step `start`."""
+    received = "other rows than that run has, or a checkpoint that was made without this log"
+    expected = f"the log of the run that goes on from step {start}. It is kept as *.stale"
+    warn(explain(f"The log {path} is of another run.", received, expected))
+
+
+def keep_damaged(path: Path, name: str | None = None) -> None:
+    """Copy the log `path`, of which only what is sound will stay, to `<name>.stale`, and warn."""
+    stale = _stale(path, name)
+    shutil.copyfile(path, stale)
+    received = "records that are not as they were written, and not only at its end"
+    expected = f"sound records. They stay; all of it as it was is in {stale}"
+    warn(explain(f"The log {path} is damaged.", received, expected))
+
+
+def warn_short(path: Path, newest: int, start: int) -> None:
+    """Warn that the log `path` ends at step `newest`, long before the run goes on from `start`."""
+    expected = f"a row up to step {start}, from which the run goes on: those between are lost"
+    warn(explain(f"The log {path} is short.", f"step {newest} as the newest", expected))
+
+
+def _stale(path: Path, name: str | None) -> Path:
+    stale = first = path.with_name(f"{name or path.name}.stale")
+    count = 1
+    while stale.exists():
+        stale, count = first.with_name(f"{first.name}-{count}"), count + 1
+    return stale

@@ -1,0 +1,1 @@
+"""The compiled loop over outer steps, and the hooks between its dispatches."""

@@ -1,0 +1,204 @@
+"""NaN and infinity in a run: at which outer step they began, and the state before it.
+
+A healthy run pays nothing for this. The metrics of every step, and a count for every array of the
+state, come from the device anyway; only once they tell of trouble is the chunk computed again, from
+its start to the step before. The program is the same, and so are the bits.
+"""
+
+from typing import Any, Literal, TypeAlias, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from .._errors import NonFiniteError, explain
+from .._model.state import TrainState, copied
+from .._strategy.metrics import SKIPPED
+from .._task.task import Task
+from .chunk import Job, Report, key_of_step, train_chunk
+
+OnNonFinite: TypeAlias = Literal["raise", "skip", "stop"]
+POLICIES: tuple[OnNonFinite, ...] = get_args(OnNonFinite)
+
+# So many skipped steps in a row are no accident: nothing more will be learnt.
+MOST_SKIPS = 100
+
+
+class Watch:
+    """Looks at the chunks of a run, in order. `skipped` counts the steps not taken so far,
+    `in_a_row` those of them that are the last ones."""
+
+    def __init__(self, state: TrainState, skipped: int = 0, in_a_row: int = 0):
+        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(state, eqx.is_inexact_array))
+        self._names = [jax.tree_util.keystr(path).lstrip(".") for path, _ in leaves]
+        # What was not finite to begin with, such as a mask of -inf, is meant to be so. On the
+        # host: what is done once is not worth a program.
+        arrays = jax.device_get([leaf for _, leaf in leaves])
+        self._meant = [np.array([np.sum(~np.isfinite(x)), np.sum(np.isnan(x))]) for x in arrays]
+        self.skipped = skipped
+        self.in_a_row = in_a_row
+
+    def look(
+        self, job: Job, before: TrainState, report: Report, rows: dict[str, np.ndarray]
+    ) -> NonFiniteError | None:
+        """The error of a chunk that went wrong, whose `state` is the one to go back to.
+
+        `before` is the state at the chunk's start. `report`, and the metrics `rows` of the steps
+        that were taken, are on the host.
+        """
+        start, stop = int(job.start), int(job.stop)
+        if job.skip:
+            step = self._count(start, rows[SKIPPED])
+            return None if step is None else _too_many(job, before, rows, step)
+        first = first_bad(rows)
+        if first is None and self._spoilt(report) is None:
+            return None
+        # The last step whose metrics are finite. The state after it need not be.
+        end = stop if first is None else start + first[0]
+        state, again = _replay(job, before, end)
+        spoilt = self._spoilt(again)
+        if spoilt is not None:
+            return self._spoilt_between(job, before, start, end, spoilt)
+        if first is None:  # a device that does not compute the same twice
+            return _spoilt_error(job, state, stop, self._spoilt(report) or "")
+        row, name = first
+        return _metric_error(job, state, end + 1, name, rows[name][row])
+
+    def _count(self, start: int, skipped: np.ndarray) -> int | None:
+        """The step that was the one too many of a row of skips, if there was."""
+        for row in range(len(skipped)):
+            self.in_a_row = self.in_a_row + 1 if skipped[row] else 0
+            self.skipped += int(skipped[row])
+            if self.in_a_row == MOST_SKIPS:
+                self.in_a_row = 0  # whoever goes on from here has heard of these
+                return start + row + 1
+        return None
+
+    def _spoilt(self, report: Report) -> str | None:
+        """The first array of the state with more that is not finite, or NaN, than when the run
+        began."""
+        for name, meant, now in zip(self._names, self._meant, report.non_finite, strict=True):
+            if (now > meant).any():
+                return name
+        return None
+
+    def _spoilt_between(
+        self, job: Job, state: TrainState, low: int, high: int, name: str
+    ) -> NonFiniteError:
+        """By halves: `state`, that after step `low`, is sound; `name` is not after step `high`."""
+        before = state
+        while high - low > 1:
+            middle = (low + high) // 2
+            new, report = _replay(job, before, middle)
+            spoilt = self._spoilt(report)
+            if spoilt is None:
+                low, state = middle, new
+            else:
+                high, name = middle, spoilt
+        return _spoilt_error(job, state, high, name)
+
+
+def first_bad(rows: dict[str, np.ndarray]) -> tuple[int, str] | None:
+    """The first row of the metrics with a value that is not finite, and the name of one."""
+    bad = {name: np.flatnonzero(~np.isfinite(values)) for name, values in rows.items()}
+    return min(((int(i[0]), name) for name, i in bad.items() if len(i)), default=None)
+
+
+def _replay(job: Job, before: TrainState, stop: int) -> tuple[TrainState, Report]:
+    """The state after step `stop` of the chunk, from `before`, which stays."""
+    until = Job(job.strategy, job.source, job.root, job.start, jnp.int32(stop), job.skip)
+    state, report = train_chunk(until, copied(before))
+    return state, jax.device_get(report)
+
+
+@eqx.filter_jit
+def _tasks_of(job: Job, step: Int[Array, ""]) -> Task:
+    """The tasks of outer step `step` (1 is the first)."""
+    shapes = jax.eval_shape(job.source.first, job.root)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def body(index: Any, tasks: Task, key: Any, carry: Task) -> Task:
+        return tasks
+
+    return job.source.for_each_step(job.start, step, key_of_step(job.root), body, nothing)
+
+
+def _metric_error(job: Job, state: TrainState, step: int, name: str, value: Any) -> NonFiniteError:
+    return NonFiniteError(
+        explain(
+            f"The metric {name!r} is not finite at step {step}.",
+            f"{float(value)}. {_about_tasks(job, step)}",
+            f"finite metrics. {_remedy(job, step)}",
+        ),
+        step=step,
+        name=name,
+        state=state,
+    )
+
+
+def _spoilt_error(job: Job, state: TrainState, step: int, name: str) -> NonFiniteError:
+    return NonFiniteError(
+        explain(
+            f"The state's `{name}` is not finite after step {step}.",
+            f"NaN or infinity. {_about_tasks(job, step)}",
+            "finite parameters and a finite optimizer state",
+        ),
+        step=step,
+        name=name,
+        state=state,
+    )
+
+
+def _too_many(
+    job: Job, before: TrainState, rows: dict[str, np.ndarray], step: int
+) -> NonFiniteError:
+    row = step - int(job.start) - 1
+    _, name = first_bad({name: values[row : row + 1] for name, values in rows.items()}) or (0, "")
+    what = f"{name!r} = {float(rows[name][row])}" if name else "a state that was not finite"
+    return NonFiniteError(
+        explain(
+            f"{MOST_SKIPS} outer steps in a row were skipped, the last of them step {step}.",
+            f"{what} at step {step}. {_about_tasks(job, step)}",
+            f"fewer than {MOST_SKIPS} in a row. {_remedy(job, step)}",
+        ),
+        step=step,
+        name=name,
+        state=_replay(job, before, step)[0],
+    )
+
+
+def _about_tasks(job: Job, step: int) -> str:
+    """What may explain it: tasks that are not finite, and the range of what may be labels."""
+    leaves = _leaves_of(job, step)
+    bad = _not_finite(leaves)
+    if bad:
+        return f"The data of that step is not finite: {', '.join(bad)}"
+    ranges = [
+        f"`tasks.{name}` from {x.min()} to {x.max()}"
+        for name, x in leaves.items()
+        if jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == 2 and x.size
+    ]
+    labels = f"; labels must be in range(classes), and are {', '.join(ranges)}" if ranges else ""
+    return f"The data of that step is finite{labels}"
+
+
+def _remedy(job: Job, step: int) -> str:
+    if _not_finite(_leaves_of(job, step)):
+        return "So must the data be, before anything else helps"
+    return "A smaller learning rate or gradient clipping may help"
+
+
+def _leaves_of(job: Job, step: int) -> dict[str, np.ndarray]:
+    tasks = jax.device_get(_tasks_of(job, jnp.int32(step)))
+    leaves = jax.tree_util.tree_leaves_with_path(tasks)
+    return {jax.tree_util.keystr(path).lstrip("."): leaf for path, leaf in leaves}
+
+
+def _not_finite(leaves: dict[str, np.ndarray]) -> list[str]:
+    return [
+        f"`tasks.{name}`"
+        for name, x in leaves.items()
+        if jnp.issubdtype(x.dtype, jnp.inexact) and not np.isfinite(x).all()
+    ]

@@ -1,0 +1,1 @@
+"""The inner loop, and the derivatives through it."""

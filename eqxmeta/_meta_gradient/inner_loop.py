@@ -1,0 +1,238 @@
+"""The inner loop: gradient descent on the support set of one task."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from .._arguments import check_int, check_optimizer
+from .._errors import explain
+from .._jaxpr.hoist import hoist
+from .._jaxpr.safe_sqrt import with_safe_sqrt
+from .._model.state import strong
+from .._model.support_statistics import without_statistics
+from .._types import Loss
+from .modes import GRADIENT_MODES, GradientMode, uphill, value_and_grad
+from .select import select
+
+
+class Adaptation(eqx.Module):
+    """What an inner loop of K steps did.
+
+    - `model`: after K steps.
+    - `losses`: the loss that each step descended, before the step, `[K]`. Not differentiable.
+    - `observed`: `observe(model)` before the first and after every step, stacked `[K + 1, ...]`.
+    - `opt_state`: state of the inner optimizer after K steps.
+    """
+
+    model: PyTree
+    losses: Float[Array, " steps"]
+    observed: PyTree
+    opt_state: PyTree
+
+
+class InnerLoop(eqx.Module):
+    """Gradient descent on one task: `steps` steps of an optax `optimizer`.
+
+    - `gradient` says how the loop is differentiated by the outer loop: `"mixed"` (exact, least
+      memory), `"reverse"` (what JAX does by itself; for losses in which a `jax.custom_vjp` or
+      `jax.custom_jvp` has a rule that is not the derivative, as of a straight-through estimator;
+      `stop_gradient` is no such case) or `"first_order"`. `eqxmeta.check_meta_gradient` compares
+      them on your own loss. (Of a single step `"mixed"` would keep as much as `"reverse"` and take
+      longer, so that one is differentiated in reverse.)
+    - `remat`: for long loops. The outer loop needs the fast weights, and the optimizer's state, of
+      every inner step (in reverse mode also the activations). With `remat=True` only those of about
+      every `sqrt(steps)`-th step are kept and the others computed again when they are needed:
+      memory that grows with the square root of `steps`, for one more evaluation of each inner
+      gradient (Chen et al. 2016, arXiv 1604.06174, section 4.1). A number is the length of such a
+      block of steps. `trainer.plan` shows what it saves.
+
+    - `adapt`: what adapts, a function from the model to those of its parts that do:
+      `lambda m: m.layers[-1]`, `lambda m: (m.scale, m.shift)`, or all but one part,
+      `lambda m: eqx.tree_at(lambda m: m.head, m, None)`. `None`: every inexact array. Leaves
+      outside of it cost neither an inner gradient nor memory for fast weights, and what the loss,
+      or an evaluation, computes from them alone (the features of a head that adapts by itself) is
+      computed once, not at every step; they are meta-learnt like all others, also through the inner
+      loop.
+
+    Raises `TypeError` or `ValueError` for an argument that is not as above, and `ValueError` when
+    called with a model of which `adapt` chooses no inexact array.
+    """
+
+    optimizer: optax.GradientTransformation
+    steps: int
+    gradient: GradientMode
+    remat: bool | int
+    adapt: Callable[[Any], PyTree] | None
+
+    def __init__(
+        self,
+        optimizer: optax.GradientTransformation,
+        steps: int,
+        gradient: GradientMode = "mixed",
+        *,
+        adapt: Callable[[Any], PyTree] | None = None,
+        remat: bool | int = False,
+    ):
+        check_optimizer(optimizer, "InnerLoop(optimizer=...)")
+        steps = check_int(steps, "InnerLoop(steps=...)", minimum=1, what="inner steps")
+        if gradient not in GRADIENT_MODES:
+            expected = ", ".join(map(repr, GRADIENT_MODES))
+            raise ValueError(
+                explain(
+                    "`InnerLoop(gradient=...)` is invalid.", repr(gradient), f"one of {expected}"
+                )
+            )
+        if not isinstance(remat, bool):
+            what = "inner steps a block, True or False"
+            remat = check_int(remat, "InnerLoop(remat=...)", minimum=1, what=what)
+        if adapt is not None and (not callable(adapt) or isinstance(adapt, type)):
+            expected = "a function from the model to what adapts: `lambda m: m.layers[-1]`; or None"
+            raise TypeError(
+                explain("`InnerLoop(adapt=...)` is not a function.", repr(adapt), expected)
+            )
+        self.optimizer = optimizer
+        self.steps = steps
+        self.gradient = gradient
+        self.remat = remat
+        self.adapt = adapt
+
+    def partition(self, model: PyTree) -> tuple[PyTree, PyTree]:
+        """`(fast, others)`, which `eqx.combine` puts together: the leaves that adapt, the rest."""
+        if self.adapt is None:
+            return eqx.partition(model, eqx.is_inexact_array)
+        # Where a strategy chooses, the argument is the strategy's.
+        argument = getattr(self.adapt, "argument", "InnerLoop(adapt=...)")
+        return select(model, self.adapt, argument)
+
+    def init(self, model: PyTree) -> PyTree:
+        """State of the inner optimizer before the first step."""
+        fast, _ = self.partition(model)
+        return strong(self.optimizer.init(fast))
+
+    def __call__(
+        self,
+        loss: Loss,
+        model: PyTree,
+        data: PyTree,
+        *,
+        key: PRNGKeyArray | None = None,
+        steps: int | None = None,
+        observe: Callable[[PyTree], PyTree] | None = None,
+        minibatches: Int[Array, "steps size"] | None = None,
+        opt_state: PyTree | None = None,
+    ) -> Adaptation:
+        """Adapt `model` to `data`, whose leaves lead with the example axis.
+
+        - `key`: for dropout; step `i` uses `fold_in(key, i)`. `None`: no randomness.
+        - `steps`: overrides `self.steps`; may be 0.
+        - `observe`: evaluated along the way, see `Adaptation`.
+        - `minibatches`: the examples that each step sees, by index; `None`: all.
+        - `opt_state`: continue from this state of the inner optimizer.
+        """
+        steps = self.steps if steps is None else steps
+        mode = "reverse" if self.gradient == "mixed" and steps == 1 else self.gradient
+        # Those of a model that has adapted to other examples.
+        model = without_statistics(model)
+        fast, others = self.partition(model)
+        opt_state = self.init(model) if opt_state is None else opt_state
+        update = with_safe_sqrt(_update_of(self.optimizer))
+        dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
+        xs = (jnp.arange(steps), minibatches)
+
+        def support_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
+            (fast, (index, rows)), (others, data, key) = varying, fixed
+            step_key = None if key is None else jax.random.fold_in(key, index)
+            batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
+            return loss(eqx.combine(fast, others), batch, step_key)[0]
+
+        def observed_of(fast: PyTree, others: PyTree) -> PyTree:
+            return None if observe is None else observe(eqx.combine(fast, others))
+
+        inner_loss, fixed = support_loss, (others, data, key)
+        view, viewed = observed_of, others
+        if self.adapt is not None and steps > 0:
+            first = jax.tree.map(lambda x: x[0], xs)
+            inner_loss, fixed = hoist(support_loss, (fast, first), fixed)
+            view, viewed = hoist(observed_of, fast, others)
+
+        def step(carry: tuple[PyTree, PyTree], x: tuple[Array, Any]):
+            fast, opt_state = carry
+            before = view(fast, viewed)
+            value, grads = value_and_grad(
+                lambda fast, rest: inner_loss((fast, rest[0]), rest[1]), mode, fast, (x, fixed)
+            )
+            updates, opt_state = update(uphill(grads), opt_state, fast, value)
+            new = (optax.apply_updates(fast, updates), opt_state)
+            # Optimizers may compute in a wider type (a schedule's float32 rate on bfloat16
+            # parameters); the model's dtypes are the user's and stay.
+            return jax.tree.map(lambda x, dtype: x.astype(dtype), new, dtypes), (value, before)
+
+        (fast, opt_state), (losses, path) = _scan(step, (fast, opt_state), xs, steps, self.remat)
+        end = view(fast, viewed)
+        observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), path, end)
+        return Adaptation(eqx.combine(fast, others), losses, observed, opt_state)
+
+
+def _update_of(optimizer: optax.GradientTransformation) -> Callable[..., tuple[PyTree, PyTree]]:
+    """`optimizer.update`, given also the loss if it wants that, as `reduce_on_plateau` does."""
+    update = optax.with_extra_args_support(optimizer).update
+
+    def with_value(grads: PyTree, state: PyTree, params: PyTree, value: Array):
+        try:
+            return update(grads, state, params, value=value)
+        except TypeError as error:
+            if "required keyword-only argument" not in str(error):
+                raise
+            raise TypeError(
+                explain(
+                    "`InnerLoop(optimizer=...)` wants more than an inner step has.",
+                    error,
+                    "an optimizer that needs gradients, parameters and `value`, the loss, at most; "
+                    "no line search, such as `optax.lbfgs` makes",
+                )
+            ) from error
+
+    return with_value
+
+
+def _scan(
+    step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    xs: PyTree,
+    steps: int,
+    remat: bool | int,
+) -> tuple[PyTree, PyTree]:
+    """`lax.scan(step, carry, xs)` of `steps` steps, with the first one outside of the loop.
+
+    Before it all tasks have the same weights, which under `vmap` therefore have no task axis: the
+    forward pass is one product of the shared weights with the examples of all tasks. A loop's
+    carry would have that axis from the start.
+    """
+    if steps == 0:
+        return jax.lax.scan(step, carry, xs, length=0)
+    carry, first = step(carry, jax.tree.map(lambda x: x[0], xs))
+    parts = [jax.tree.map(lambda y: y[None], first)]
+    rest = steps - 1
+    length = rest if remat is False else math.isqrt(rest) if remat is True else min(remat, rest)
+    whole = rest // length * length if length else 0
+
+    def block(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.lax.scan(step, carry, xs)
+
+    if length < rest:
+        blocks = jax.tree.map(lambda x: x[1 : 1 + whole].reshape(-1, length, *x.shape[1:]), xs)
+        # Inside of a loop there is nothing that XLA could merge the second evaluation with.
+        remembered = jax.checkpoint(block, prevent_cse=False)  # pyright: ignore
+        carry, ys = jax.lax.scan(remembered, carry, blocks)
+        parts.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys))
+        rest -= whole
+    if rest:
+        carry, ys = block(carry, jax.tree.map(lambda x: x[steps - rest :], xs))
+        parts.append(ys)
+    return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)

@@ -1,0 +1,93 @@
+"""Parts of a model, said by a function of it."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from .._errors import explain, tracing
+
+_EXPECTED = "a function from the model to parts that it has, such as `lambda m: m.layers[-1]`"
+
+
+def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tuple[PyTree, PyTree]:
+    """`(chosen, others)`, as `eqx.partition`: `chosen` are the inexact arrays in `where(model)`.
+
+    `where` returns a part of the model or any pytree of such parts. A part is known by its place:
+    of two leaves that happen to be the same array, only the one that was named is chosen.
+
+    Raises `ValueError` if `where(model)` holds no inexact array, one that is not the model's, or a
+    method of the model; `argument` names `where` in the message.
+    """
+    params, others = eqx.partition(model, eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(params)
+    chosen = [False] * len(leaves)
+    returned: list[type] = []
+
+    def mark(leaves: list[Any]) -> None:
+        # Traced, because there every leaf is an object of its own.
+        index = {id(leaf): i for i, leaf in enumerate(leaves)}
+        whole = eqx.combine(jax.tree.unflatten(structure, leaves), others)
+        with tracing(f"`{argument}`", f"a `{type(model).__name__}`", _EXPECTED):
+            parts = where(whole)
+
+        def bound(x: Any) -> bool:
+            return _is_method(x, whole)
+
+        if any(map(bound, jax.tree.leaves(parts, is_leaf=bound))):
+            raise ValueError(
+                explain(
+                    f"`{argument}` returned a method, which holds all of the model.",
+                    f"a method of `{type(whole).__name__}`",
+                    _EXPECTED,
+                )
+            )
+        returned.extend(type(leaf) for leaf in jax.tree.leaves(parts))
+        for leaf in filter(eqx.is_inexact_array, jax.tree.leaves(parts)):
+            if id(leaf) not in index:
+                raise ValueError(
+                    explain(
+                        f"`{argument}` returned an array that is not the model's.",
+                        f"{leaf.dtype.name}{list(leaf.shape)}",
+                        "parts of the model as they are, such as `lambda m: m.layers[-1]`",
+                    )
+                )
+            chosen[index[id(leaf)]] = True
+
+    jax.eval_shape(mark, leaves)
+    if not any(chosen):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        mask = ". By a mask: `lambda m: eqx.filter(m, mask)`" if set(returned) == {bool} else ""
+        raise ValueError(
+            explain(
+                f"`{argument}` chooses nothing of the model.",
+                "no floating-point array",
+                "one or more of "
+                + (", ".join("model" + jax.tree_util.keystr(path) for path in paths[:20]))
+                + (", ..." if len(paths) > 20 else "")
+                + mask,
+            )
+        )
+    where_chosen = jax.tree.unflatten(structure, chosen)
+    fast, rest = eqx.partition(params, where_chosen)
+    return fast, eqx.combine(rest, others)
+
+
+class _Bound(eqx.Module):
+    """Equinox has no public name for the class of its bound methods."""
+
+    def method(self) -> None: ...
+
+
+_BoundMethod = type(_Bound().method)
+
+
+def _is_method(x: Any, model: PyTree) -> bool:
+    """Whether `x` is bound to a model, as `model.features` is: to JAX a tree with `model` in it.
+    (A method under `eqx.filter_jit` is a `Partial` of the model.)"""
+    if isinstance(x, eqx.Partial):
+        return any(arg is model for arg in x.args)
+    return inspect.ismethod(x) or isinstance(x, _BoundMethod)

@@ -1,0 +1,1 @@
+"""States, and what the library asks of the user's model."""

@@ -1,0 +1,86 @@
+"""What can be wrong with a user's model before it is traced."""
+
+import inspect
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from .._errors import explain
+from .state import TrainState
+
+
+def check_model(model: PyTree, argument: str) -> None:
+    """Refuse what cannot be meta-learnt correctly. Raises `TypeError` or `ValueError`."""
+    if isinstance(model, type):
+        raise TypeError(
+            explain(
+                f"`{argument}` is not a model.",
+                f"the class {model!r}",
+                "an instance of an Equinox module",
+            )
+        )
+    if isinstance(model, TrainState):
+        raise TypeError(
+            explain(
+                f"`{argument}` is not a model.",
+                "a `TrainState`",
+                "the model in it, `state.model`; to go on with a run `fit(..., resume=)`",
+            )
+        )
+    if hasattr(model, "sample") and not callable(model):
+        raise ValueError(
+            explain(
+                f"`{argument}` is a task source, not a model.",
+                repr(model)[:200],
+                "an instance of an Equinox module first, the tasks second: `fit(model, tasks)`",
+            )
+        )
+    stateful = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_state)
+        if _is_state(leaf)
+    ]
+    if stateful:
+        # Running statistics would need a policy for whose they are: one task's, or the run's.
+        # Without one they would silently leak between tasks.
+        raise ValueError(
+            explain(
+                f"`{argument}` has layers with state (such as `eqx.nn.BatchNorm`).",
+                f"state at {', '.join('model' + path for path in stateful)}",
+                "a model without state: `eqxmeta.nn.SupportNorm` or `eqxmeta.nn.BatchNorm`, which "
+                "keep no averages, `eqx.nn.LayerNorm` or `eqx.nn.GroupNorm` instead",
+            )
+        )
+    if not any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(model)):
+        raise ValueError(
+            explain(
+                f"`{argument}` has no parameters.",
+                repr(model)[:200],
+                "at least one floating-point array"
+                + ". A function such as `jax.vmap(model)` hides them, and there is no batch axis: "
+                "pass the model itself, one example in, one output out" * inspect.isroutine(model),
+            )
+        )
+
+
+def check_no_nan(model: PyTree, argument: str) -> None:
+    """NaN in a parameter is never meant; infinity may be, as in a mask. Raises `ValueError`."""
+    bad = [
+        f"model{jax.tree_util.keystr(path)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+        if eqx.is_inexact_array(leaf) and np.isnan(np.asarray(leaf)).any()
+    ]
+    if bad:
+        raise ValueError(
+            explain(f"`{argument}` has NaN among its parameters.", ", ".join(bad), "finite numbers")
+        )
+
+
+def _is_state(x: object) -> bool:
+    return isinstance(x, eqx.nn.State | eqx.nn.StateIndex)
+
+
+def count_parameters(tree: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf))

@@ -1,0 +1,41 @@
+"""Models map one example to one output; here they are applied to many."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
+
+from .support_statistics import map_examples
+
+
+def predict(model: Callable, x: PyTree, key: PRNGKeyArray | None = None) -> Any:
+    """The model's output for each example of `x: [n, ...]`.
+
+    A model whose `__call__` takes `key=` is given one per example, unless `key` is `None`: then,
+    and for other models, it is called with the example alone. Layers that normalise with the
+    statistics of a batch (`eqxmeta.nn.SupportNorm`, `eqxmeta.nn.BatchNorm`) take `x` for it.
+    """
+    if key is None or not takes_key(model):
+        return map_examples(lambda example: model(example), x)
+    keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+    return map_examples(lambda example, key: model(example, key=key), x, keys)
+
+
+def predicted_class(logits: Shaped[Array, "... classes"]) -> Int[Array, "..."]:
+    """The class of the largest logit, the first of equal ones; -1, which is no class, where any of
+    the logits is NaN. (`argmax` takes NaN for the largest.)"""
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jnp.where(jnp.isnan(logits).any(axis=-1), -1, best)
+
+
+def takes_key(model: Callable) -> bool:
+    try:
+        parameters = inspect.signature(model).parameters
+    except ValueError:  # Some built-in callables have no signature.
+        return False
+    kinds = {p.kind for p in parameters.values()}
+    named = "key" in parameters and parameters["key"].kind is not inspect.Parameter.POSITIONAL_ONLY
+    return named or inspect.Parameter.VAR_KEYWORD in kinds

@@ -1,0 +1,1 @@
+"""What can be found wrong, or counted, before a run."""

@@ -1,0 +1,173 @@
+"""A check of the meta-gradient against finite differences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .._errors import explain, tracing
+from .._meta_gradient.inner_loop import InnerLoop
+from .._meta_gradient.modes import refuses_mixed
+from .._model.check import check_model
+from .._model.support_statistics import with_support_statistics
+from .._strategy.strategy import GradientStrategy, Strategy
+from .._task.task import Task, shapes_of
+
+# Central differences in float64: the truncation error is of order eps**2, rounding of order
+# 1e-16 / eps, and both are far below the tolerance.
+_EPS = 1e-5
+_DIRECTIONS = 3
+# Relative; a kink near the parameters makes less of a difference, noise in float64 far less.
+_FAR_OFF = 1e-2
+_OWN_STEP = (
+    "\n(for MAML's objective: the outer step of `{}` is its own, and `gradient` plays no part in "
+    "it unless it differentiates `inner_adapt`)"
+)
+
+
+@dataclass(frozen=True)
+class MetaGradientCheck:
+    """Relative errors between three ways to the same meta-gradient, in float64.
+
+    - `mixed_vs_reverse`: `"mixed"` against `"reverse"`, over the whole gradient; infinite if the
+      loss cannot be differentiated in mixed mode at all.
+    - `mixed_vs_finite_differences`, `reverse_vs_finite_differences`: the largest over some random
+      directions. These also fail where the loss hides a dependence (`stop_gradient`) on purpose,
+      or has a kink at the very parameters.
+    """
+
+    mixed_vs_reverse: float
+    mixed_vs_finite_differences: float
+    reverse_vs_finite_differences: float
+    tolerance: float
+    caution: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether `"mixed"` may be used: it agrees with `"reverse"`."""
+        return self.mixed_vs_reverse <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = (
+            "use gradient='mixed'"
+            if self.ok
+            else "use gradient='reverse': a derivative rule in the inner loss is not the derivative"
+        )
+        if min(self.mixed_vs_finite_differences, self.reverse_vs_finite_differences) > _FAR_OFF:
+            verdict += (
+                "\nNeither mode is the derivative of what is evaluated: something in it is hidden "
+                "(`stop_gradient`), has a derivative rule of its own, or jumps"
+            )
+        return (
+            f"mixed vs reverse               {self.mixed_vs_reverse:.1e}\n"
+            f"mixed vs finite differences    {self.mixed_vs_finite_differences:.1e}\n"
+            f"reverse vs finite differences  {self.reverse_vs_finite_differences:.1e}\n"
+            f"{verdict}{self.caution}"
+        )
+
+
+def check_meta_gradient(
+    strategy: Strategy,
+    model: PyTree,
+    task: Task,
+    *,
+    key: PRNGKeyArray | None = None,
+    tolerance: float = 1e-4,
+) -> MetaGradientCheck:
+    """Compare the modes of the meta-gradient with each other and with finite differences, on
+    your own model, loss, inner loop and one `task`.
+
+    The objective is MAML's, `loss(inner_adapt(model, support), query)`, in float64 whatever the
+    dtypes of `model` (what `TrainState.model` holds) and `task`. Print the result, or assert its
+    `.ok`.
+
+    Raises `TypeError` if `strategy` has no `InnerLoop` in its field `inner`.
+    """
+    if not isinstance(getattr(strategy, "inner", None), InnerLoop):
+        raise TypeError(
+            explain(
+                "`check_meta_gradient(strategy=...)` has no inner loop to differentiate.",
+                repr(strategy)[:200],
+                "a strategy with an `InnerLoop` in its field `inner`",
+            )
+        )
+    _check_task(strategy, model, task)
+    with jax.enable_x64(True):
+        model, task = _to_float64((model, task))
+        params, static = eqx.partition(model, eqx.is_inexact_array)
+
+        def objective(params: PyTree, mode: str):
+            chosen: Any = eqx.tree_at(lambda s: s.inner.gradient, strategy, mode)
+            adapted = chosen.inner_adapt(eqx.combine(params, static), task.support, key=key)
+            adapted = with_support_statistics(chosen.loss, adapted, task.support, key=key)
+            return chosen.loss(adapted, task.query, key)[0]
+
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        value = jax.jit(lambda x: objective(unravel(x), "reverse"))
+        gradients = {}
+        for mode in ("mixed", "reverse"):
+            gradient = jax.jit(jax.grad(lambda x, m=mode: objective(unravel(x), m)))
+            try:
+                gradients[mode] = np.asarray(gradient(flat))
+            except TypeError as error:
+                if not refuses_mixed(error):
+                    raise
+                gradients[mode] = np.full(flat.shape, np.inf)
+        directions = np.random.default_rng(0).standard_normal((_DIRECTIONS, flat.size))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        slopes = np.array(
+            [(value(flat + _EPS * d) - value(flat - _EPS * d)) / (2 * _EPS) for d in directions]
+        )
+        with np.errstate(invalid="ignore"):  # infinite where there is no gradient
+            # Of complex parameters the real part: JAX's gradient is that of a real function of two.
+            along = {mode: np.real(directions @ g) for mode, g in gradients.items()}
+    return MetaGradientCheck(
+        _relative(gradients["mixed"], gradients["reverse"]),
+        _relative(along["mixed"], slopes),
+        _relative(along["reverse"], slopes),
+        tolerance,
+        "" if isinstance(strategy, GradientStrategy) else _OWN_STEP.format(type(strategy).__name__),
+    )
+
+
+def _check_task(strategy: Any, model: PyTree, task: Any) -> None:
+    """That the objective can be traced for `task`, one and not a batch. Compiles nothing."""
+    argument = "check_meta_gradient(task=...)"
+    check_model(model, "check_meta_gradient(model=...)")
+    if not isinstance(task, Task):
+        raise TypeError(
+            explain(
+                f"`{argument}` is not a task.",
+                repr(task)[:200],
+                "an `eqxmeta.Task`; of a source `tasks.sample(key)`",
+            )
+        )
+    received = f"support {shapes_of(task.support)}, query {shapes_of(task.query)}"
+    expected = "one task, `x: [examples, ...]`; of a batch `jax.tree.map(lambda x: x[0], tasks)`"
+    with tracing(f"`inner_adapt` and `loss`, for `{argument}`", received, expected):
+        eqx.filter_eval_shape(
+            lambda m, t: strategy.loss(strategy.inner_adapt(m, t.support), t.query, None),
+            model,
+            task,
+        )
+
+
+def _relative(a: np.ndarray, b: np.ndarray) -> float:
+    difference, size = np.linalg.norm(a - b), np.linalg.norm(b)
+    if difference == 0:  # also where both are zero
+        return 0.0
+    return float(difference / size) if size > 0 else np.inf
+
+
+def _to_float64(tree: PyTree) -> PyTree:
+    def wide(x: Any) -> Any:
+        if not eqx.is_inexact_array(x):
+            return x
+        return jnp.asarray(x, jnp.complex128 if jnp.iscomplexobj(x) else jnp.float64)
+
+    return jax.tree.map(wide, tree)

@@ -1,0 +1,1 @@
+"""The contract of strategies, and what several of them share."""

@@ -1,0 +1,126 @@
+"""Where the tasks of an outer step come from: sampled on the device, or loaded from the host."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .._errors import explain, tracing
+from .._jaxpr.flops import count_flops
+from .task import Task
+
+# What sources are asked for: `body(step, tasks, key, carry)` for every outer step of a range, with
+# `key_of(step)`.
+KeyOf: TypeAlias = Callable[[Any], PRNGKeyArray]
+Body: TypeAlias = Callable[[Any, Task, PRNGKeyArray, PyTree], PyTree]
+
+# The tasks of several outer steps are drawn at once: a few large kernels in the place of many small
+# ones, of which hashing keys alone takes a good part of a step on a small model. But not so many
+# that they fill the caches, or that it matters if a chunk ends before they are used up.
+_MAX_BLOCK = 32
+_BLOCK_BYTES = 2**18
+_BLOCK_FLOPS = 2**22
+
+
+class Sampled(eqx.Module):
+    """Tasks sampled inside the compiled loop, for `block` outer steps at a time."""
+
+    tasks: Any
+    meta_batch_size: int
+    block: int
+
+    def __init__(self, tasks: Any, meta_batch_size: int):
+        self.tasks = tasks
+        self.meta_batch_size = meta_batch_size
+        batch = eqx.filter_eval_shape(self.first, jax.random.key(0))
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch))
+        flops = count_flops(self.first, jax.random.key(0))
+        fits = min(_BLOCK_BYTES // max(size, 1), _BLOCK_FLOPS // max(flops, 1))
+        self.block = max(1, min(_MAX_BLOCK, fits))
+
+    def first(self, key: PRNGKeyArray) -> Task:
+        """The tasks of an outer step whose key is `key`."""
+        return jax.vmap(self.tasks.sample)(jax.random.split(key, self.meta_batch_size))
+
+    def for_each_step(self, start: Any, stop: Any, key_of: KeyOf, body: Body, carry: PyTree):
+        # Blocks begin at multiples of their length, wherever the chunk does: a task is computed by
+        # the same instructions, to the same bits, however the steps are cut.
+        def block(number: Any, carry: PyTree) -> PyTree:
+            begin = number * self.block
+            keys = jax.vmap(key_of)(begin + jnp.arange(self.block))
+            drawn = jax.vmap(self.first)(keys), keys
+
+            def step(index: Any, carry: PyTree) -> PyTree:
+                tasks, key = jax.tree.map(lambda x: x[index - begin], drawn)
+                return body(index, tasks, key, carry)
+
+            first, last = jnp.maximum(start, begin), jnp.minimum(stop, begin + self.block)
+            return jax.lax.fori_loop(first, last, step, carry)
+
+        return jax.lax.fori_loop(start // self.block, -(-stop // self.block), block, carry)
+
+
+class Loaded(eqx.Module):
+    """Batches of tasks from the host, for up to as many steps as the leading axis is long."""
+
+    batches: PyTree
+
+    def first(self, key: PRNGKeyArray) -> Task:
+        return jax.tree.map(lambda x: x[0], self.batches)
+
+    def for_each_step(self, start: Any, stop: Any, key_of: KeyOf, body: Body, carry: PyTree):
+        def step(index: Any, carry: PyTree) -> PyTree:
+            tasks = jax.tree.map(lambda x: x[index - start], self.batches)
+            return body(index, tasks, key_of(index), carry)
+
+        return jax.lax.fori_loop(start, stop, step, carry)
+
+
+def is_device_source(tasks: object) -> bool:
+    return hasattr(tasks, "sample")
+
+
+def check_device_source(tasks: Any, argument: str) -> Task:
+    """The shapes of one sampled task. Raises `TypeError` or `ValueError`; compiles nothing."""
+    if isinstance(tasks, type) or not isinstance(tasks, eqx.Module) or not is_device_source(tasks):
+        raise TypeError(
+            explain(
+                f"`{argument}` is not a task source.",
+                repr(tasks)[:200],
+                "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`",
+            )
+        )
+    with tracing(f"`{argument}.sample(key)`", f"a key, and {repr(tasks)[:200]}"):
+        task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
+    check_task(task, f"{argument}.sample(key)")
+    return task
+
+
+def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
+    if not isinstance(task, Task):
+        raise TypeError(
+            explain(f"`{argument}` is not a task.", type(task).__name__, "an `eqxmeta.Task`")
+        )
+    for name, field in (("support", task.support), ("query", task.query)):
+        leaves = jax.tree.leaves(field)
+        if not leaves:
+            raise ValueError(
+                explain(
+                    f"`{argument}` has no {name} set.",
+                    repr(field),
+                    "a pytree of arrays, such as (x, y)",
+                )
+            )
+        sizes = {getattr(leaf, "shape", ())[:1] for leaf in leaves}
+        if len(sizes) != 1 or () in sizes or (0,) in sizes:
+            raise ValueError(
+                explain(
+                    f"`{argument}.{name}` does not lead with one {leading} axis.",
+                    f"shapes {[tuple(getattr(leaf, 'shape', ())) for leaf in leaves]}",
+                    f"the same leading {leading} axis, 1 or longer, in every array",
+                )
+            )

@@ -1,0 +1,107 @@
+"""How the tasks of an outer step are laid out: all at once, or a few at a time."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .._arguments import check_int
+from .._errors import explain
+from .._jaxpr.flops import count_flops, flops_of
+from .task import Task, count_tasks
+
+TaskChunk: TypeAlias = int | Literal["auto"] | None
+
+# `over(one)` is `one(task, key)` for every task, results stacked along a leading task axis.
+OverTasks: TypeAlias = Callable[[Callable[[Task, Any], PyTree]], PyTree]
+
+# Operations of one task, loops counted once. On a CPU the kernels of a larger task fill caches and
+# cores by themselves, and what it costs to launch them does not show; of smaller ones it does.
+# Measured by `benchmarks/layout.py`.
+_LARGE_TASK = 100_000_000
+
+
+def check_task_chunk(task_chunk: Any, argument: str) -> None:
+    if task_chunk is None or (isinstance(task_chunk, str) and task_chunk == "auto"):
+        return
+    what = "tasks at a time, None (all) or 'auto'"
+    check_int(task_chunk, argument, minimum=1, what=what)
+    if not isinstance(task_chunk, int):  # kept as it is, and NumPy's are arrays to `filter_jit`
+        expected = f"an integer of Python's own, {what}"
+        raise TypeError(explain(f"`{argument}` is NumPy's.", repr(task_chunk), expected))
+
+
+def is_large(fun: Callable[..., Any], *args: Any) -> bool:
+    """Whether tasks that cost what `fun(*args)` does are better done one after another."""
+    return jax.default_backend() == "cpu" and count_flops(fun, *args, loops=False) > _LARGE_TASK
+
+
+def mean_over_tasks(
+    fun: Callable[[OverTasks], PyTree],
+    tasks: Task,
+    key: PRNGKeyArray | None,
+    task_chunk: TaskChunk,
+) -> PyTree:
+    """The mean over all tasks of what `fun(over)` computes as a mean over the tasks of `over`.
+
+    With `task_chunk=c` chunks of `c` tasks (if that does not divide the number of tasks, of the
+    largest number below that does) go through `fun` one after another, in a scan that adds up the
+    results: memory is that of `c` tasks, also of what `fun` differentiates. Of results that are
+    not floating point, such as counters, those of the last chunk are returned.
+    """
+    total = count_tasks(tasks)
+    keys = None if key is None else jax.random.split(key, total)
+    batch = tasks, keys
+    size, shapes = total if task_chunk is None else task_chunk, None
+    if size == "auto":
+        size = total
+        if total > 1 and jax.default_backend() == "cpu":
+            alone = jax.make_jaxpr(lambda: fun(_over(_cut(batch, 0, 1))), return_shape=True)
+            closed, of_one = alone()
+            if flops_of(closed, loops=False) > _LARGE_TASK:
+                size, shapes = 1, of_one  # a trace tells both, and takes long
+    if size >= total:
+        return fun(_over(batch))
+
+    # Chunks of one size, so that there is one program for all of them and no memory for another.
+    size = max(n for n in range(1, size + 1) if total % n == 0)
+
+    def accumulate(sums: PyTree, chunk: tuple[Task, Any]) -> tuple[PyTree, None]:
+        share = size / total
+        new = fun(_over(chunk))
+        return jax.tree.map(lambda s, x: s + share * x if _adds(s) else x, sums, new), None
+
+    chunks = jax.tree.map(lambda x: x.reshape(total // size, size, *x.shape[1:]), batch)
+    if shapes is None:
+        shapes = jax.eval_shape(lambda: fun(_over(_cut(batch, 0, size))))
+    sums = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), shapes)
+    sums, _ = jax.lax.scan(accumulate, sums, chunks)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), sums, shapes)
+
+
+def _over(batch: tuple[Task, Any]) -> OverTasks:
+    tasks, keys = batch
+
+    def over(one: Callable[[Task, Any], PyTree]) -> PyTree:
+        if count_tasks(tasks) > 1:
+            return jax.vmap(one)(tasks, keys)
+        # Without the axis: a convolution whose weights have one is another, slower, operation.
+        alone = jax.tree.map(lambda x: x[0], batch)
+        return jax.tree.map(lambda x: x[None], one(*alone))
+
+    return over
+
+
+def _cut(batch: PyTree, start: int, stop: int) -> PyTree:
+    return jax.tree.map(lambda x: x[start:stop], batch)
+
+
+def _adds(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _wide(dtype: Any) -> Any:
+    # In half precision a sum loses the small addends.
+    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype

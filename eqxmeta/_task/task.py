@@ -1,0 +1,68 @@
+"""A few-shot task, or a batch of them."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from .._errors import explain
+
+
+class Task(eqx.Module):
+    """One few-shot task, or a batch of them.
+
+    Each field is a pytree of arrays that lead with the example axis: `(x, y)` for the built-in
+    losses, with `x: [examples, ...]` and `y: [examples, ...]`. A batch of tasks has one more
+    leading axis, the task axis: `x: [tasks, examples, ...]`.
+    """
+
+    support: PyTree
+    query: PyTree
+
+    @property
+    def pooled(self) -> PyTree:
+        """Support and query examples together, for algorithms that do not split a task."""
+        support, query = jax.tree.structure(self.support), jax.tree.structure(self.query)
+        if support != query:
+            raise ValueError(
+                explain(
+                    "`task.support` and `task.query` cannot be pooled.",
+                    f"support {support}, query {query}",
+                    "the same pytree structure in both",
+                )
+            )
+        return jax.tree.map(lambda s, q: jnp.concatenate([s, q]), self.support, self.query)
+
+
+def shapes_of(tree: PyTree) -> str:
+    """`(float32[4,3], int32[4])`"""
+
+    def show(x: Any) -> Any:
+        return f"{x.dtype.name}[{','.join(map(str, x.shape))}]" if hasattr(x, "dtype") else x
+
+    return str(jax.tree.map(show, tree)).replace("'", "")
+
+
+def check_batch(tasks: Any, argument: str) -> None:
+    """Raises `TypeError` or `ValueError` if `tasks` are not a batch of tasks."""
+    expected = (
+        "an `eqxmeta.Task` whose arrays have a leading task axis and then the example axis, "
+        "`x: [tasks, examples, ...]`"
+    )
+    message = f"`{argument}` is not a batch of tasks."
+    if not isinstance(tasks, Task):
+        raise TypeError(explain(message, type(tasks).__name__, expected))
+    leading = [
+        {x.shape[:2] for x in jax.tree.leaves(field)} for field in (tasks.support, tasks.query)
+    ]
+    sizes = {shape[0] for shapes in leading for shape in shapes if len(shape) == 2}
+    if len(sizes) != 1 or any(len(shapes) != 1 or () in shapes for shapes in leading):
+        shapes = [x.shape for x in jax.tree.leaves(tasks)]
+        raise ValueError(explain(message, f"arrays of shapes {shapes}", expected))
+
+
+def count_tasks(tasks: Task) -> int:
+    """The number of tasks of a batch."""
+    return jax.tree.leaves(tasks)[0].shape[0]

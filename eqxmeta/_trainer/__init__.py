@@ -1,0 +1,1 @@
+"""Training runs: start, resume, several seeds at once."""

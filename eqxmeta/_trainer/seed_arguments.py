@@ -1,0 +1,86 @@
+"""What `fit_seeds` accepts: seeds, models that differ in values only, a source on the device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from .._arguments import check_int, check_seed
+from .._errors import explain
+from .._model.check import check_model
+from .._model.state import TrainState
+from .._task.device_source import check_device_source, is_device_source
+
+
+def check_seeds(seeds: Any, first: int) -> tuple[int, ...]:
+    argument = "fit_seeds(seeds=...)"
+    if isinstance(seeds, np.ndarray) and seeds.ndim == 1:
+        seeds = list(seeds)
+    if isinstance(seeds, str) or not isinstance(seeds, Sequence):
+        seeds = check_int(seeds, argument, minimum=1, what="seeds, or a sequence of distinct seeds")
+        seeds = range(first, first + seeds)
+    seeds = [check_seed(seed, argument) for seed in seeds]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            explain(f"`{argument}` is empty or repeats a seed.", seeds, "1 or more distinct seeds")
+        )
+    return tuple(seeds)
+
+
+def check_models(model: Any, n: int) -> list[Any]:
+    argument = "fit_seeds(model=...)"
+    if not isinstance(model, list | tuple):
+        check_model(model, argument)
+        return [model]
+    if len(model) != n:
+        raise ValueError(
+            explain(
+                f"`{argument}` is not one model per seed.",
+                f"{len(model)} models for {n} seeds",
+                "a list as long as `seeds`, or one model for all",
+            )
+        )
+    for index, one in enumerate(model):
+        check_model(one, f"fit_seeds(model=...)[{index}]")
+    return list(model)
+
+
+def check_source(tasks: Any) -> None:
+    if not is_device_source(tasks) and hasattr(tasks, "__getitem__"):
+        raise ValueError(
+            explain(
+                "`fit_seeds(tasks=...)` is read by the host.",
+                f"{type(tasks).__name__}, with `tasks[step]`",
+                "an `eqx.Module` with `sample(key) -> Task`: each seed draws tasks of its own",
+            )
+        )
+    check_device_source(tasks, "fit_seeds(tasks=...)")
+
+
+def check_alike(states: list[TrainState]) -> None:
+    """Only arrays may differ from run to run, and only in their values."""
+    structure, before = jax.tree.structure(states[0]), _layout(states[0])
+    for index, state in enumerate(states[1:], start=1):
+        after = _layout(state)
+        paths = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+        if paths or jax.tree.structure(state) != structure:
+            shown = [f"{path[1:]}: {before.get(path)} and {after.get(path)}" for path in paths]
+            raise ValueError(
+                explain(
+                    f"`fit_seeds(model=...)` differs between models 0 and {index}.",
+                    "; ".join(shown)[:500] or "another structure, or another static field",
+                    "models that differ in the values of their arrays only",
+                )
+            )
+
+
+def _layout(state: TrainState) -> dict[str, str]:
+    def show(x: Any) -> str:
+        if isinstance(x, np.ndarray):  # not trained: a constant, of which one serves all runs
+            return f"numpy {x.dtype.name}{list(x.shape)} of hash {hash(x.tobytes())}"
+        return f"{x.dtype.name}{list(x.shape)}" if eqx.is_array(x) else repr(x)
+
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): show(x) for path, x in leaves}

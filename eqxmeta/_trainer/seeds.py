@@ -1,0 +1,190 @@
+"""Several seeds of a run as one compiled program."""
+
+import inspect
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
+
+from .._arguments import check_int
+from .._errors import explain
+from .._loop.chunk import CAPACITY, Job, Report, count_non_finite, train_chunk
+from .._loop.pace import Pace
+from .._loop.signals import on_interrupt
+from .._model.state import TrainState
+from .._preflight.loss import check_loss, with_labels
+from .._preflight.outer_update import check_outer_update
+from .._strategy.strategy import Strategy
+from .._task.device_source import Sampled
+from .seed_arguments import check_alike, check_models, check_seeds, check_source
+from .seed_runs import SeedRuns
+from .trainer import Trainer
+
+
+def fit_seeds(
+    trainer: Trainer,
+    model: PyTree,
+    tasks: Any,
+    steps: int,
+    *,
+    seeds: int | Sequence[int] | np.ndarray,
+) -> SeedRuns:
+    """What `trainer.fit(model, tasks, steps)` computes, for several seeds in one compiled program.
+
+    - `trainer`: without callbacks. Its own seed matters only if `seeds` is a number of them.
+    - `model`: one from which every run starts, or a list of one per seed.
+    - `tasks`: an `eqx.Module` with `sample(key) -> Task`.
+    - `seeds`: distinct seeds; or how many: `trainer.seed`, `trainer.seed + 1`, ...
+
+    Run `i` is that of a trainer with `seed=seeds[i]`, up to rounding. Memory is that of all runs
+    together. A run that diverges does not stop the others: a `RuntimeWarning` at the end tells of
+    it. The first Ctrl-C and `max_time` end all runs after the current chunk.
+
+    Raises `TypeError` or `ValueError` for invalid arguments.
+    """
+    if not isinstance(trainer, Trainer):
+        expected = "an instance of `eqxmeta.Trainer`"
+        raise TypeError(
+            explain("`fit_seeds(trainer=...)` is not a trainer.", repr(trainer), expected)
+        )
+    if trainer.callbacks:
+        raise ValueError(
+            explain(
+                "`fit_seeds(trainer=...)` has callbacks, which watch a single run.",
+                ", ".join(type(callback).__name__ for callback in trainer.callbacks),
+                "`Trainer(callbacks=[])`; evaluate `runs.state(i).model` afterwards",
+            )
+        )
+    if trainer.on_non_finite != "raise":
+        raise ValueError(
+            explain(
+                "`fit_seeds(trainer=...)` has a policy for NaN and infinity.",
+                f"on_non_finite={trainer.on_non_finite!r}",
+                "the default: a run that diverges stops no other, and `SeedRuns.finite` tells",
+            )
+        )
+    steps = check_int(steps, "fit_seeds(steps=...)", minimum=1, what="outer steps")
+    chosen = check_seeds(seeds, trainer.seed)
+    models = check_models(model, len(chosen))
+    check_source(tasks)
+    steps = min(steps, trainer.fast_dev_run or steps)
+    deadline = time.monotonic() + trainer.max_time
+
+    inits = [trainer._init(m, "fit_seeds(model=...)") for m in models]
+    check_alike(inits)
+    source = Sampled(tasks, trainer.meta_batch_size)
+    task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
+    check_loss(trainer.strategy, inits[0].model, with_labels(tasks, task))
+    example = eqx.filter_eval_shape(source.first, jax.random.key(0))
+    check_outer_update(trainer.strategy, inits[0], example)
+
+    states = _stack(inits * len(chosen) if len(inits) == 1 else inits)
+    return _run(trainer, source, states, chosen, steps, deadline)
+
+
+def _run(
+    trainer: Trainer,
+    source: Sampled,
+    states: TrainState,
+    seeds: tuple[int, ...],
+    steps: int,
+    deadline: float,
+) -> SeedRuns:
+    roots = jnp.stack([jax.random.key(seed) for seed in seeds])
+    # What was not finite to begin with, such as a mask of -inf, is meant to be so.
+    meant = jax.device_get(eqx.filter_jit(eqx.filter_vmap(count_non_finite))(states))
+    pace = Pace(trainer.steps_per_execution, CAPACITY)
+    stopped: list[str] = []
+    bad: dict[int, int] = {}  # the first bad step of a run, by its index
+    rows: list[dict[str, np.ndarray]] = []
+    step, stop = 0, 0  # the first dispatch takes no step: compiles, so that the pace is not misled
+    with on_interrupt(lambda: stopped.append("interrupted")):
+        while True:
+            began = time.monotonic()
+            states, report = train_seeds(
+                Batch(trainer.strategy, source, roots, jnp.int32(step), jnp.int32(stop)), states
+            )
+            report = jax.device_get(report)
+            taken = stop - step
+            metrics = report.metrics.unpacked()
+            rows.append({name: values[:, :taken] for name, values in metrics.items()})
+            if taken:
+                pace.measured(taken, time.monotonic() - began)
+                for index, first in _non_finite(rows[-1], report.non_finite, meant).items():
+                    bad.setdefault(index, step + first)
+            step = stop
+            if time.monotonic() > deadline:
+                stopped.append("time limit")
+            if stopped or step == steps:
+                break
+            stop = min(steps, step + pace.limit)
+    stop_reason = stopped[0] if stopped and step < steps else None
+    if stop_reason is not None and trainer.summary:
+        print(f"stopped at step {step:,} of {steps:,}: {stop_reason}", flush=True)
+    if bad:
+        which = ", ".join(f"seed {seeds[i]} at step {bad[i]:,}" for i in sorted(bad))
+        message = explain(
+            "Runs of `fit_seeds` became NaN or infinite.",
+            f"{which} ({len(bad)} of {len(seeds)} runs)",
+            "finite metrics and parameters; see `SeedRuns.finite`. The other runs are not affected",
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    metrics = {name: np.concatenate([row[name] for row in rows], axis=1) for name in rows[0]}
+    finite = np.array([index not in bad for index in range(len(seeds))])
+    return SeedRuns(seeds, states, metrics, finite, steps, stop_reason)
+
+
+# Bare: to donate is for the outermost program, which is `train_seeds`.
+_train_chunk = cast(
+    Callable[[Job, TrainState], tuple[TrainState, Report]], inspect.unwrap(train_chunk)
+)
+
+
+class Batch(eqx.Module):
+    """What a dispatch reads and keeps; as `_chunk.Job`, with a root key per seed."""
+
+    strategy: Strategy
+    source: Sampled
+    roots: Key[Array, " n"]
+    start: Int[Array, ""]
+    stop: Int[Array, ""]
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_seeds(batch: Batch, states: TrainState) -> tuple[TrainState, Report]:
+    """`train_chunk` of every seed: `states` and the report lead with the axis of seeds."""
+    dynamic, static = eqx.partition(states, eqx.is_array)
+
+    # The trip count has no axis of seeds, so that the loop over steps remains one loop.
+    def one(root: PRNGKeyArray, dynamic: PyTree) -> tuple[PyTree, Report]:
+        job = Job(batch.strategy, batch.source, root, batch.start, batch.stop)
+        state, report = _train_chunk(job, eqx.combine(dynamic, static))
+        return eqx.filter(state, eqx.is_array), report
+
+    dynamic, report = jax.vmap(one)(batch.roots, dynamic)
+    return eqx.combine(dynamic, static), report
+
+
+def _non_finite(
+    metrics: dict[str, np.ndarray], counts: list[np.ndarray], meant: list[np.ndarray]
+) -> dict[int, int]:
+    """The first bad of the steps `1, 2, ...` of a chunk, for the runs `[n]` that have one. A
+    parameter is seen at the end of the chunk only."""
+    good = np.logical_and.reduce([np.isfinite(rows) for rows in metrics.values()])  # [n, steps]
+    pairs = zip(counts, meant, strict=True)  # of arrays, each `[n, 2]`
+    sound = np.logical_and.reduce([(now <= then).all(axis=-1) for now, then in pairs])
+    good[:, -1] &= sound
+    return {int(i): int(np.argmin(good[i])) + 1 for i in np.flatnonzero(~good.all(axis=1))}
+
+
+def _stack(states: list[TrainState]) -> TrainState:
+    def stack(*xs: Any) -> Any:
+        return jnp.stack(xs) if eqx.is_array(xs[0]) else xs[0]
+
+    return jax.tree.map(stack, *states)

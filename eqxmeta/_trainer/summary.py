@@ -1,0 +1,121 @@
+"""What a run is, in plain values and in a few lines for the terminal."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from .._callback.callback import Callback, name_of
+from .._checkpoint.fingerprint import fingerprint
+from .._meta_gradient.inner_loop import InnerLoop
+from .._model.check import count_parameters
+from .._model.state import TrainState
+from .._strategy.strategy import Strategy
+
+
+def describe(
+    strategy: Strategy,
+    model: PyTree,
+    state: TrainState,
+    tasks: Any,
+    *,
+    steps: int,
+    seed: int,
+    meta_batch_size: int,
+    saves: bool,
+) -> dict[str, Any]:
+    """The run as plain values: for hyper-parameters, and for a checkpoint to be compared with.
+
+    `saves`: with the fingerprints of the model and the tasks, for which all data is read."""
+    inner = getattr(strategy, "inner", None)
+    return {
+        "strategy": type(strategy).__name__,
+        "options": _options(strategy),
+        "inner_steps": getattr(inner, "steps", None),
+        "gradient": getattr(inner, "gradient", None),
+        "adapts": _adapts(inner, model),
+        "meta_batch_size": meta_batch_size,
+        "seed": seed,
+        "steps": steps,
+        "model": type(model).__name__,
+        "parameters": count_parameters(model),
+        "meta_parameters": count_parameters(state.model),
+        "tasks": _name(tasks),
+        **({"fingerprint": _fingerprints(model, tasks)} if saves else {}),
+    }
+
+
+def render(
+    config: dict[str, Any],
+    callbacks: Iterable[Callback],
+    left_out: Iterable[Callback] = (),
+    *,
+    start: int,
+) -> str:
+    """A few lines for the terminal. `left_out`: the callbacks that a trial run does without."""
+    inner = ""
+    if config["inner_steps"] is not None:
+        inner = f", {config['inner_steps']} inner step{'s' * (config['inner_steps'] != 1)}"
+    resumed = f", resumed at step {start:,}" if start else ""
+    names = ", ".join(name_of(callback) for callback in callbacks) or "none"
+    without = ", ".join(name_of(callback) for callback in left_out)
+    names += f" (left out, for they write files: {without})" if without else ""
+    adapts = [f"adapts      {_shortened(config['adapts'], 80)}"] if config["adapts"] else []
+    return "\n".join(
+        (
+            f"strategy    {config['strategy']}{inner}",
+            f"model       {config['model']}, {config['parameters']:,} parameters",
+            *adapts,
+            f"learns      {config['meta_parameters']:,} meta-parameters",
+            f"meta-batch  {config['meta_batch_size']} tasks a step",
+            f"run         {config['steps']:,} steps, seed {config['seed']}{resumed}",
+            f"callbacks   {names}",
+        )
+    )
+
+
+def _options(strategy: Strategy) -> str:
+    """The fields that are plain values, such as `Reptile(batch_size=...)`; not how tasks are laid
+    out in memory, which is no part of what is computed."""
+    values = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}
+    plain = {
+        name: value
+        for name, value in values.items()
+        if name != "task_chunk" and isinstance(value, bool | int | float | str)
+    }
+    return ", ".join(f"{name}={value!r}" for name, value in plain.items())
+
+
+def _adapts(inner: Any, model: PyTree) -> str | None:
+    """The key paths of what `InnerLoop(adapt=...)` chooses; `None` if everything adapts."""
+    if not isinstance(inner, InnerLoop) or inner.adapt is None:
+        return None
+    fast, _ = inner.partition(model)
+    paths = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(fast))
+    return ", ".join(path.removeprefix(".") for path in paths)
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _fingerprints(model: PyTree, tasks: Any) -> dict[str, dict[str, str]]:
+    # Of a source on the host, which may be larger than any memory, the class.
+    module = isinstance(tasks, eqx.Module)
+    told = fingerprint(tasks, values=True) if module else {"": type(tasks).__name__}
+    return {"model": fingerprint(model, values=False), "tasks": told}
+
+
+def _name(tasks: Any) -> str:
+    if not isinstance(tasks, eqx.Module):
+        return type(tasks).__name__
+    return without_addresses(" ".join(repr(tasks).split())[:500])
+
+
+def without_addresses(text: str) -> str:
+    """What an object prints of itself, without where in memory it is in this process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)

@@ -1,0 +1,288 @@
+"""The trainer."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from .._arguments import check_int, check_seed, known_keywords
+from .._callback.callback import Callback, attach, name_of
+from .._callback.monitor import check_monitors
+from .._errors import explain, tracing, warn
+from .._loop.chunk import CAPACITY
+from .._loop.loop import Loop
+from .._loop.non_finite import POLICIES, OnNonFinite
+from .._loop.pace import Pace
+from .._model.check import check_model, check_no_nan
+from .._model.state import TrainState, strong
+from .._preflight.loss import check_loss, with_labels
+from .._preflight.outer_update import check_init, check_outer_update
+from .._preflight.plan import Plan, make_plan
+from .._strategy.metrics import SKIPPED
+from .._strategy.strategy import Strategy
+from .._task.device_source import Sampled, check_device_source, is_device_source
+from .._task.host_source import HostSource
+from .._task.task import Task
+from .resume import can_resume, restore
+from .summary import describe, render
+
+
+class Trainer:
+    """Meta-trains a model: `Trainer(strategy, ...).fit(model, tasks, steps)`.
+
+    - `strategy`: the meta-algorithm, for example `eqxmeta.MAML(...)`.
+    - `meta_batch_size`: tasks per outer step.
+    - `seed`: of everything random. Step `i` sees tasks and dropout that depend on (seed, i) only.
+    - `callbacks`: see `eqxmeta.callbacks`. The result of a run does not depend on them.
+    - `steps_per_execution`: the most outer steps per dispatch of the compiled loop, at most 1024;
+      `"auto"` aims at half a second. The result does not depend on it.
+    - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to.
+    - `on_non_finite`: what to do at an outer step of which a metric (such as the loss or the
+      gradient's norm), a parameter or a number of the optimizer's state is NaN or infinite. The
+      step is never part of the result, whatever the policy, nor of a checkpoint.
+      `"raise"`: `NonFiniteError`, whose `state` is the one after the step before; `Checkpoint`
+      saves it. `"stop"`: the run ends after the step before, as if it had been asked to.
+      `"skip"`: the step is not taken, and the run goes on with the next one's tasks. The metric
+      `skipped` is 1 there, beside the values that were the reason; 100 such steps in a row raise.
+      Their number is told at the end, in the summary or else by a `RuntimeWarning`.
+      (`"raise"` and `"stop"` cost a run nothing, `"skip"` a look at every number of the state.)
+    - `fast_dev_run`: `True` or a number of steps (`True` is 3): a trial run of so few steps, at
+      the last of which `on_step_end` of every callback is called, whatever its `every`. Callbacks
+      that write files are left out (the summary names them), but what they monitor is checked.
+      Prints the first row of `plan`.
+    - `summary`: print what is about to be trained, and why a run ended early.
+
+    Raises `TypeError` or `ValueError` for invalid arguments.
+    """
+
+    @known_keywords
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        meta_batch_size: int,
+        seed: int = 0,
+        callbacks: Iterable[Callback] = (),
+        steps_per_execution: int | Literal["auto"] = "auto",
+        max_time: int | float | timedelta | None = None,
+        on_non_finite: OnNonFinite = "raise",
+        fast_dev_run: bool | int = False,
+        summary: bool = True,
+    ):
+        if not isinstance(strategy, Strategy):
+            raise TypeError(
+                explain(
+                    "`Trainer(strategy=...)` is not a strategy.",
+                    repr(strategy),
+                    "an instance of `Strategy`, such as `eqxmeta.MAML(...)`",
+                )
+            )
+        meta_batch_size = check_int(
+            meta_batch_size, "Trainer(meta_batch_size=...)", minimum=1, what="tasks"
+        )
+        seed = check_seed(seed, "Trainer(seed=...)")
+        if steps_per_execution != "auto":
+            steps_per_execution = check_int(
+                steps_per_execution,
+                "Trainer(steps_per_execution=...)",
+                minimum=1,
+                what="steps, or 'auto'",
+            )
+        if on_non_finite not in POLICIES:
+            expected = "'raise', 'skip' or 'stop'"
+            received = repr(on_non_finite)
+            raise ValueError(
+                explain("`Trainer(on_non_finite=...)` is invalid.", received, expected)
+            )
+        if not isinstance(fast_dev_run, bool):
+            fast_dev_run = check_int(
+                fast_dev_run, "Trainer(fast_dev_run=...)", minimum=1, what="steps, or a bool"
+            )
+        self.strategy = strategy
+        self.meta_batch_size = meta_batch_size
+        self.seed = seed
+        self.callbacks = attach(callbacks)
+        self.steps_per_execution: int | Literal["auto"] = steps_per_execution
+        self.max_time = _seconds(max_time)
+        self.on_non_finite: OnNonFinite = on_non_finite
+        self.fast_dev_run = 3 if fast_dev_run is True else int(fast_dev_run)
+        self.summary = summary
+        self.stop_reason: str | None = None
+
+    @known_keywords
+    def fit(
+        self,
+        model: PyTree,
+        tasks: Any,
+        steps: int,
+        *,
+        resume: Literal["auto"] | str | Path | None = None,
+    ) -> TrainState:
+        """Train until outer step `steps`, and return the state reached.
+
+        - `model`: an Equinox module, one example in, one output out. It is left as it is.
+        - `tasks`: an `eqx.Module` with `sample(key) -> Task`, or a host source:
+          `tasks[step]` is a batch of `meta_batch_size` tasks in NumPy.
+        - `steps`: counted from the very first, also when resuming.
+        - `resume`: `"auto"` continues from the newest sound checkpoint of an attached
+          `Checkpoint`, or starts if there is none; a path continues from that file; `None` starts.
+
+        The first Ctrl-C ends the run after the current chunk, with the hooks of a run's end (so
+        that `Checkpoint` saves), and the state is returned; a second one raises. The attribute
+        `stop_reason` is then "interrupted": a script may `sys.exit(130)`, as the shell expects.
+        SIGTERM ends the run in the same way, and after it the process: `SystemExit(143)`, or the
+        handler that was there before.
+
+        Raises `NonFiniteError` if a metric or parameter becomes NaN or infinite, `CheckpointError`
+        if a run cannot be resumed, `TypeError` or `ValueError` for invalid arguments.
+        """
+        steps = check_int(steps, "fit(steps=...)", minimum=1, what="outer steps")
+        check_model(model, "fit(model=...)")
+        callbacks = self.callbacks
+        if self.fast_dev_run:
+            steps, resume = min(steps, self.fast_dev_run), None
+            callbacks = tuple(callback for callback in callbacks if not callback.writes)
+            everys = {name_of(c): steps for c in callbacks if c.every is not None}
+        else:
+            everys = {name_of(c): c.every for c in callbacks if c.every is not None}
+        deadline = time.monotonic() + self.max_time
+        self.stop_reason = None
+
+        state = self._init(model, "fit(model=...)")
+        config = describe(
+            self.strategy, model, state, tasks,
+            steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
+            saves=resume is not None or any(map(can_resume, callbacks)),
+        )  # fmt: skip
+        with contextlib.ExitStack() as held:
+            for callback in callbacks:
+                held.enter_context(callback.exclusive())
+            restored = restore(resume, state, callbacks, config)
+            start = 0 if restored is None else int(restored.state.step)
+            if start > steps:
+                expected = f"{start} or more"
+                raise ValueError(
+                    explain("`fit(steps=...)` is before the checkpoint.", steps, expected)
+                )
+            opened = held.enter_context(self._open(tasks, start, steps, state.model))
+            source, example, capacity = opened
+            metrics = check_outer_update(self.strategy, state, example)
+            loop = Loop(
+                self.strategy,
+                state if restored is None else restored.state,
+                source=source,
+                root=jax.random.key(self.seed),
+                pace=Pace(self.steps_per_execution, capacity),
+                callbacks=callbacks,
+                everys=everys,
+                deadline=deadline,
+                on_non_finite=self.on_non_finite,
+                steps=steps,
+                config=config,
+                resuming=resume is not None,
+                resumed_from=None if restored is None else restored.path,
+            )
+            loop.refuse()
+            # Of those too that a trial run leaves out.
+            skipped = {SKIPPED} if self.on_non_finite == "skip" else set()
+            check_monitors(self.callbacks, metrics | skipped)
+            if self.summary:
+                left_out = [callback for callback in self.callbacks if callback not in callbacks]
+                print(render(config, callbacks, left_out, start=start), flush=True)
+                if self.fast_dev_run:
+                    print(make_plan(self.strategy, state, example, alone=True), flush=True)
+            # Not before: a run that is refused leaves the callbacks as they were.
+            for callback in callbacks:
+                if restored is not None and name_of(callback) in restored.callback_states:
+                    callback.load_state_dict(restored.callback_states[name_of(callback)])
+            try:
+                state = loop.run()
+            except BaseException as error:
+                loop.termination.pass_on(error)
+                raise
+        self.stop_reason = loop.view.stop_reason
+        if self.summary and self.stop_reason is not None:
+            reached = f"{loop.view.step:,} of {steps:,}"
+            print(f"stopped at step {reached}: {self.stop_reason}", flush=True)
+        if loop.view.skipped:
+            told = f"skipped {loop.view.skipped:,} steps that were not finite"
+            if self.summary:
+                print(told, flush=True)
+            else:
+                warn(f"The run {told}.")
+        loop.termination.pass_on()
+        return state
+
+    def plan(self, model: PyTree, tasks: Any) -> Plan:
+        """What an outer step will cost: memory, operations and compile time, as it is and with
+        another `gradient`, `remat` or `task_chunk`, as a table to print; and which to take.
+
+        `model` and `tasks` as for `fit`. Every row is compiled, none is run.
+        Raises `TypeError` or `ValueError` for invalid arguments.
+        """
+        check_model(model, "plan(model=...)")
+        state = self._init(model, "plan(model=...)")
+        with self._open(tasks, 0, 1, state.model) as (_, example, _):
+            check_outer_update(self.strategy, state, example)
+            return make_plan(self.strategy, state, example)
+
+    def _init(self, model: PyTree, argument: str) -> TrainState:
+        check_no_nan(model, argument)
+        with tracing(f"`{type(self.strategy).__name__}.init(model)`", type(model).__name__):
+            state = self.strategy.init(model)
+        check_init(self.strategy, state)
+        # The step is the trainer's; weak types would make a second program after the first step.
+        return strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
+
+    @contextlib.contextmanager
+    def _open(
+        self, tasks: Any, start: int, steps: int, model: PyTree
+    ) -> Iterator[tuple[Any, Task, int]]:
+        """The source as `steps -> Sampled | Loaded`, the shapes of a batch of its tasks, and the
+        most steps it can serve at once. Its tasks are checked against the loss of `model`."""
+        check = partial(check_loss, self.strategy, model)
+        if is_device_source(tasks):
+            check(with_labels(tasks, check_device_source(tasks, "fit(tasks=...)")))
+            sampled = Sampled(tasks, self.meta_batch_size)
+            example = eqx.filter_eval_shape(sampled.first, jax.random.key(0))
+            yield (lambda steps: sampled), example, CAPACITY
+        elif hasattr(tasks, "__getitem__"):
+            with HostSource(
+                tasks,
+                start=min(start, steps - 1),
+                steps=steps,
+                meta_batch_size=self.meta_batch_size,
+                check=check,
+            ) as host:
+                yield host.take, host.example, host.capacity
+        else:
+            raise TypeError(
+                explain(
+                    "`fit(tasks=...)` is not a task source.",
+                    repr(tasks)[:200],
+                    "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch`",
+                )
+            )
+
+
+def _seconds(max_time: int | float | timedelta | None) -> float:
+    if max_time is None:
+        return float("inf")
+    seconds = max_time.total_seconds() if isinstance(max_time, timedelta) else max_time
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ValueError(
+            explain(
+                "`Trainer(max_time=...)` is invalid.",
+                repr(max_time),
+                "a positive number of seconds, or a `timedelta`",
+            )
+        )
+    return float(seconds)

@@ -1,0 +1,54 @@
+"""A monitor of which nobody could know before the run that it has no value."""
+
+import pytest
+
+from eqxmeta.callbacks import Callback, Checkpoint, EarlyStopping, Evaluate, Lambda
+
+from ..boring import BoringTasks, boring_fit
+
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
+
+
+class Publishes(Callback):
+    """Publishes `late` at step 10, that is the first multiple of `every`."""
+
+    every = 10
+
+    def on_step_end(self, run):
+        run.log({"late": float(run.step)})
+
+
+class MoreOfEvaluate(Evaluate):
+    def on_step_end(self, run):
+        super().on_step_end(run)
+        run.log({"late": float(run.step)})
+
+
+@pytest.mark.parametrize("own", [Publishes(), MoreOfEvaluate(BoringTasks(), every=10, num_tasks=2)])
+def test_what_is_published_later_is_not_refused(own, tmp_path):
+    checkpoint = Checkpoint(tmp_path, every=2, keep=1, monitor="late")
+    boring_fit(12, callbacks=[own, checkpoint, EarlyStopping("late", patience=9)])
+    assert checkpoint.best_path == tmp_path / "step-000000010.ckpt"
+
+
+@pytest.mark.parametrize("what", ["Checkpoint", "EarlyStopping"])
+def test_the_first_miss_is_told_at_the_users_line(what, tmp_path):
+    steps = []
+    monitoring = {
+        "Checkpoint": Checkpoint(tmp_path, every=2, keep=1, monitor="lat"),
+        "EarlyStopping": EarlyStopping("lat", patience=9),
+    }[what]
+    watch = Lambda(on_chunk_end=lambda run, metrics: steps.append((run.step, len(caught))))
+    with pytest.warns(RuntimeWarning, match=rf"`{what}\(monitor=(.|\n)*'lat'(.|\n)*late") as caught:
+        boring_fit(16, callbacks=[watch, Publishes(), monitoring])
+    assert len(caught) == 1 and "eqxmeta" not in caught[0].filename
+    # Told before the hooks of step 12, the second of the three at which a checkpoint is due.
+    assert {count for step, count in steps if step <= 10} == {0}
+    assert steps[-1][0] == 16  # and the run goes on
+
+
+def test_a_point_of_a_curve_is_a_name(tmp_path):
+    evaluate = Evaluate(BoringTasks(), every=2, num_tasks=2)
+    checkpoint = Checkpoint(tmp_path, every=2, monitor="eval/loss/after_0")
+    boring_fit(2, callbacks=[evaluate, checkpoint])
+    assert checkpoint.best_path == checkpoint.last_path

@@ -1,0 +1,212 @@
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eqxmeta._callback.published import Curve, Image
+from eqxmeta.callbacks import JSONL
+
+from ..fake_run import chunk, fake_run, loss
+
+
+def rows(path):
+    text = path.read_text()
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+
+
+def steps_of(path):
+    return [row["step"] for row in rows(path)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "logs" / "run.jsonl"
+
+
+CURVE = Curve(np.array([4.0, 1.0]), np.array([0.5, 0.25]))
+
+
+def start(path, **kwargs):
+    callback = JSONL(path, every=kwargs.pop("every", 1))
+    run = fake_run(callback, **kwargs)
+    if run.resuming:
+        callback.load_state_dict({})  # from a checkpoint that it was part of
+    callback.on_fit_start(run)
+    return callback, run
+
+
+def test_numbers_read_back_exactly(path):
+    callback, run = start(path)
+    values = np.random.default_rng(0).normal(size=7).astype(np.float32)
+    half = np.asarray(jnp.asarray(values, jnp.bfloat16))
+    chunk(run, callback, 1, 7, value=values, half=half, count=np.arange(7))
+    callback.on_fit_end(run)
+    assert np.array_equal(np.array([row["value"] for row in rows(path)], np.float32), values)
+    assert [row["half"] for row in rows(path)] == [float(x) for x in half]
+    assert [row["count"] for row in rows(path)] == list(range(7))
+    assert list(rows(path)[0]) == ["step", "loss", "value", "half", "count"]
+
+
+def test_one_line_a_step_with_what_was_published_at_it(path):
+    callback, run = start(path)
+    chunk(run, callback, 1, 10)
+    run.log({"eval/loss": CURVE, "figure": Image(np.zeros((1, 1, 3), np.uint8))})
+    run.log({"rate": 0.5})
+    assert steps_of(path) == list(range(1, 10))  # the newest is held back
+    chunk(run, callback, 11, 11)
+    callback.on_fit_end(run)
+    assert steps_of(path) == list(range(1, 12))
+    eval_loss = {"mean": [4.0, 1.0], "ci95": [0.5, 0.25]}
+    assert rows(path)[9] == {
+        "step": 10,
+        "loss": float(loss(10)),
+        "eval/loss": eval_loss,
+        "rate": 0.5,
+    }
+
+
+def test_thinned_out_steps_keep_what_was_published(path):
+    callback, run = start(path, every=4)
+    assert callback.every is None
+    chunk(run, callback, 1, 6)
+    run.log({"rate": 0.5})
+    chunk(run, callback, 7, 9)
+    callback.on_fit_end(run)
+    expected = [{"step": 4, "loss": 0.25}, {"step": 6, "rate": 0.5}, {"step": 8, "loss": 0.125}]
+    assert rows(path) == expected
+
+
+def test_images_alone_make_no_line(path):
+    callback, run = start(path, every=4)
+    run.step = 3
+    run.log({"figure": Image(np.zeros((1, 1, 3), np.uint8))})
+    callback.on_fit_end(run)
+    assert rows(path) == []
+
+
+def test_what_is_published_after_the_end_joins_its_line(path):
+    callback, run = start(path)
+    chunk(run, callback, 1, 2)
+    callback.on_fit_end(run)
+    run.log({"last": 1.0})
+    assert rows(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "last": 1.0}]
+
+
+def test_a_checkpoint_has_the_whole_row_and_a_later_value_does_not_double_it(path):
+    callback, run = start(path)
+    chunk(run, callback, 1, 2)
+    run.log({"a": 1.0})
+    callback.state_dict()
+    assert rows(path)[-1] == {"step": 2, "loss": 0.5, "a": 1.0}
+    run.log({"b": 2.0})
+    callback.on_exception(run, RuntimeError())
+    assert rows(path)[-1] == {"step": 2, "loss": 0.5, "a": 1.0, "b": 2.0}
+    assert steps_of(path) == [1, 2]
+
+
+def test_not_finite_values_are_valid_json(path):
+    callback, run = start(path)
+    chunk(run, callback, 1, 3, bad=np.array([np.nan, np.inf, -np.inf], np.float32))
+    run.log({"curve": Curve(np.array([math.nan]), np.array([0.0]))})
+    callback.on_fit_end(run)
+    assert [row["bad"] for row in rows(path)] == ["NaN", "Infinity", "-Infinity"]
+    assert rows(path)[-1]["curve"] == {"mean": ["NaN"], "ci95": [0.0]}
+    assert float(rows(path)[2]["bad"]) == -math.inf
+
+
+def train(callback, run, last, *, sizes, save=None):
+    """Steps in chunks, an evaluation at multiples of 5, a checkpoint at step `save`."""
+    step = run.start
+    sizes = iter(sizes)
+    while step < last:
+        stop = min(step + next(sizes), last, (step // 5 + 1) * 5)
+        chunk(run, callback, step + 1, stop)
+        step = stop
+        if step % 5 == 0:
+            run.log({"eval/loss": CURVE})
+        if step == save:
+            callback.state_dict()
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("tear", [None, b'{"step": 20, "lo', b"\xff\x00\n", b"{}\n3\n"])
+def test_resumed_run_leaves_the_same_file(tmp_path, every, tear):
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    callback, run = start(whole, every=every)
+    train(callback, run, 24, sizes=[7, 1] * 20)
+    callback.on_fit_end(run)
+
+    callback, run = start(broken, every=every)
+    train(callback, run, 19, sizes=[2] * 20, save=10)  # killed at step 19
+    if tear is not None:
+        broken.write_bytes(broken.read_bytes() + tear)
+    callback, run = start(broken, every=every, start=10, resuming=True)
+    train(callback, run, 24, sizes=[3] * 20)
+    callback.on_fit_end(run)
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_resuming_at_a_row_that_hears_more(path):
+    callback, run = start(path)
+    chunk(run, callback, 1, 2)
+    callback.on_fit_end(run)
+    callback, run = start(path, start=2, resuming=True)
+    run.log({"more": 1.0})
+    callback.on_fit_end(run)
+    assert rows(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "more": 1.0}]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_damage_in_the_middle_and_a_lost_end_are_told_of(path, every):
+    callback, run = start(path, every=every)
+    chunk(run, callback, 1, 20)
+    callback.on_fit_end(run)
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[whole.index(b'"step": 6,')] ^= 0x80
+    path.write_bytes(damaged)
+    with pytest.warns(RuntimeWarning, match=r"(?s)is damaged.*run\.jsonl\.stale"):
+        start(path, start=20, every=every, resuming=True)
+    assert path.with_name("run.jsonl.stale").read_bytes() == damaged
+    assert steps_of(path) == [s for s in range(every, 21, every) if s != 6]
+
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    newest = steps_of(path)[-1]
+    with pytest.warns(RuntimeWarning, match=f"(?s)is short.*step {newest} as the newest"):
+        start(path, start=20, every=every, resuming=True)
+
+
+def test_what_a_killed_run_left_is_removed(path):
+    callback, run = start(path)
+    chunk(run, callback, 1, 3)
+    callback.on_fit_end(run)
+    path.with_name(f".{path.name}.0123abcd.tmp").touch()
+    start(path, start=2, resuming=True)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_resuming_without_a_file_starts_one(path):
+    callback, run = start(path, start=5, resuming=True)
+    chunk(run, callback, 6, 7)
+    callback.on_fit_end(run)
+    assert steps_of(path) == [6, 7]
+
+
+def test_another_run_is_not_touched(path):
+    callback, run = start(path)
+    chunk(run, callback, 1, 3)
+    callback.on_fit_end(run)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"(?s)holds a run.*Received:.*resume='auto'"):
+        callback.on_fit_start(fake_run())
+    callback.on_exception(run, RuntimeError())
+    assert path.read_bytes() == before
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="every"):
+        JSONL("run.jsonl", every=0)
+    assert JSONL("run.jsonl").writes

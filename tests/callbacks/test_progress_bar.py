@@ -1,0 +1,102 @@
+import io
+import re
+
+import numpy as np
+import pytest
+from tqdm import tqdm
+
+from eqxmeta._callback.published import Curve, Image
+from eqxmeta.callbacks import ProgressBar
+
+from ..fake_run import chunk, fake_run
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def use(monkeypatch, stderr):
+    # Not in a fixture: pytest puts its own back between the set-up of a test and the test.
+    monkeypatch.setattr("sys.stderr", stderr)
+    return stderr
+
+
+def last_frame(terminal):
+    return terminal.getvalue().rstrip("\n").split("\r")[-1]
+
+
+def finish(callback, run, last=40):
+    for step in range(run.start + 10, last + 1, 10):
+        chunk(run, callback, step - 9, step)
+
+
+def test_shows_progress_speed_loss_and_published_values(monkeypatch):
+    stderr = use(monkeypatch, Terminal())
+    callback = ProgressBar()
+    run = fake_run(callback, steps=40)
+    callback.on_fit_start(run)
+    finish(callback, run)
+    run.log(
+        {
+            "eval/loss": Curve(np.array([9.0, 0.375]), np.zeros(2)),
+            "x": Image(np.zeros((1, 1, 3), np.uint8)),
+        }
+    )
+    callback.on_fit_end(run)
+    frame = last_frame(stderr)
+    assert "100%" in frame and "40/40" in frame and "loss 0.025, eval/loss 0.375" in frame
+    assert re.search(r"00:00 left, \S+ steps/s, \S+ tasks/s", frame)
+
+
+def test_resumed_run_starts_where_it_starts(monkeypatch):
+    stderr = use(monkeypatch, Terminal())
+    callback = ProgressBar()
+    run = fake_run(callback, start=20, steps=40)
+    callback.on_fit_start(run)
+    assert "20/40" in last_frame(stderr)
+    finish(callback, run, last=30)
+    callback.on_fit_end(run)
+    assert "75%" in last_frame(stderr) and "30/40" in last_frame(stderr)
+
+
+def test_speed_comes_from_the_clock(monkeypatch):
+    stderr = use(monkeypatch, Terminal())
+    callback = ProgressBar()
+    run = fake_run(callback, steps=80)
+    clock = iter([100.0, 102.0, 104.0])  # 10 steps in 2 s, 25 tasks a step
+    callback.on_fit_start(run)
+    with monkeypatch.context() as patch:
+        patch.setattr("time.perf_counter", lambda: next(clock))
+        finish(callback, run, last=30)
+    callback.on_fit_end(run)
+    assert "00:10 left, 5.00 steps/s, 125 tasks/s" in last_frame(stderr)
+
+
+@pytest.mark.parametrize("hook", ["on_fit_end", "on_exception"])
+def test_leaves_the_cursor_on_a_line_of_its_own(monkeypatch, hook):
+    stderr = use(monkeypatch, Terminal())
+    callback = ProgressBar()
+    run = fake_run(callback)
+    callback.on_fit_start(run)
+    finish(callback, run, last=20)
+    assert not stderr.getvalue().endswith("\n")
+    getattr(callback, hook)(run, *([KeyError()] if hook == "on_exception" else []))
+    assert stderr.getvalue().endswith("\n")
+    written = stderr.getvalue()
+    run.log({"late": 1.0})
+    callback.on_fit_end(run)
+    assert stderr.getvalue() == written
+    assert not tqdm._instances
+
+
+@pytest.mark.parametrize("terminal, disable", [(False, None), (True, True)])
+def test_quiet(monkeypatch, terminal, disable):
+    stderr = use(monkeypatch, Terminal() if terminal else io.StringIO())
+    callback = ProgressBar(disable=disable)
+    run = fake_run(callback)
+    callback.on_fit_start(run)
+    finish(callback, run)
+    run.log({"x": 1.0})
+    callback.on_fit_end(run)
+    assert stderr.getvalue() == ""

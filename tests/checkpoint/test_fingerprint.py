@@ -1,0 +1,193 @@
+"""By what a resumed run knows its own, beyond the shapes of its arrays."""
+
+import enum
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import eqxmeta as em
+from eqxmeta._checkpoint.fingerprint import agree, fingerprint
+from eqxmeta.callbacks import Checkpoint
+
+from ..boring import boring_fit, host_batch
+
+ROOT = Path(__file__).parents[2]
+
+
+def crop(image, *, key):
+    return image
+
+
+class Scaled(eqx.Module):
+    """A model with all that a checkpoint's arrays say nothing of."""
+
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+    scale: float
+    activation: Callable
+
+    def __init__(self, *, rate=0.1, scale=1.0, activation=jax.nn.relu):
+        self.linear = eqx.nn.Linear(4, 2, key=jax.random.key(0))
+        self.dropout = eqx.nn.Dropout(rate)
+        self.scale = scale
+        self.activation = activation
+
+    def __call__(self, x, *, key=None):
+        return self.activation(self.scale * self.dropout(self.linear(x), key=key))
+
+
+CROPS = jax.jit(crop), functools.partial(crop)
+
+
+def _episodes(*, first=0.0, augment=CROPS, queries=2):
+    images = np.zeros((12, 4), np.float32)
+    images[0, 0] = first
+    labels = np.repeat(np.arange(3), 4)
+    return em.tasks.Episodes(images, labels, 2, 1, queries, augment=list(augment))
+
+
+def _fit_scaled(folder, model, tasks, steps):
+    inner = em.InnerLoop(optax.sgd(0.1), 1)
+    strategy = em.MAML(em.losses.cross_entropy, inner, optax.adam(0.1))
+    options = {"meta_batch_size": 2, "callbacks": [Checkpoint(folder, every=2)], "summary": False}
+    return em.Trainer(strategy, **options).fit(model, tasks, steps, resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("model", "tasks", "named"),
+    [
+        (Scaled(rate=0.2), _episodes(), r"model\.dropout\.p=0\.1.*model\.dropout\.p=0\.2"),
+        (Scaled(scale=2.0), _episodes(), r"model\.scale=1\.0.*model\.scale=2\.0"),
+        (Scaled(activation=jnp.tanh), _episodes(), r"model\.activation=relu.*activation=tanh"),
+        (Scaled(), _episodes(first=1.0), r"tasks\.images=float32\[12, 4\] about.*tasks\.images="),
+        (Scaled(), _episodes(augment=[jax.jit(crop)]), r"tasks\.augment\[1\]=partial.*=nothing"),
+        (Scaled(), _episodes(queries=3), r"tasks\.queries=2.*tasks\.queries=3"),
+    ],
+)
+def test_a_model_or_tasks_with_the_same_arrays_but_other_parts(tmp_path, model, tasks, named):
+    _fit_scaled(tmp_path, Scaled(), _episodes(), 2)
+    with pytest.raises(em.CheckpointMismatch, match=f"(?s)is of another run.*{named}"):
+        _fit_scaled(tmp_path, model, tasks, 4)
+    assert int(_fit_scaled(tmp_path, Scaled(), _episodes(), 4).step) == 4
+
+
+def test_functions_are_known_again_in_another_process(tmp_path):
+    # What a jitted function, a bound method or an object prints of itself is where in memory it is.
+    program = """
+import sys; sys.path.insert(0, sys.argv[1])
+from tests.checkpoint import test_fingerprint as t
+class Turn:
+    def __call__(self, image, *, key): return image
+    def turned(self, image, *, key): return image
+augment = [t.jax.jit(t.crop), Turn(), Turn().turned]
+state = t._fit_scaled(sys.argv[2], t.Scaled(), t._episodes(augment=augment), int(sys.argv[3]))
+print(int(state.step))
+"""
+    for steps in ("2", "4"):
+        command = [sys.executable, "-c", program, str(ROOT), str(tmp_path), steps]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.stdout.strip().endswith(steps), done.stderr
+
+
+class Act(enum.Enum):
+    RELU = "relu", jax.nn.relu
+
+
+def test_a_fingerprint_reads_the_same_in_every_process():
+    tree = {
+        "names": frozenset("abcdefgh"),
+        "many": list(range(99)),
+        "layers": [eqx.nn.Linear(2, 2, key=jax.random.key(0))] * 60,
+        "act": Act.RELU,
+        crop: eqx.filter_jit(crop),
+        "lazy": mock.MagicMock(),
+    }
+    found = fingerprint(tree, values=True)
+    assert found["['names']"] == "{'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}"
+    assert found["['act']"] == "Act.RELU"
+    assert found["[crop]"] == "crop"
+    assert found["['lazy']"] == "MagicMock"
+    assert "['many'][...]" in found and "['layers'][...]" not in found
+    assert found["['layers'][59].use_bias"] == "True"
+    assert not any("0x" in fact for fact in (*found, *found.values()))
+    # Of equal dicts the order tells nothing.
+    forwards, backwards = ({str(i): i for i in order} for order in (range(60), range(59, -1, -1)))
+    assert fingerprint(forwards, values=True) == fingerprint(backwards, values=True)
+
+
+@pytest.mark.parametrize(
+    ("array", "wanted"),
+    [
+        (np.zeros((0, 3), np.float32), "float32[0, 3] about 0 ± 0"),
+        (np.array([1.0, np.nan, 3.0]), "float64[3] about 2 ± 1"),
+        (np.array([object()]), "object[1]"),
+        (np.array(["a"], np.dtypes.StringDType()), "StringDType()[1]"),
+        (jax.random.key(0), "uint32[2] "),
+    ],
+)
+def test_what_is_told_of_arrays(array, wanted):
+    assert fingerprint(array, values=True)[""].startswith(wanted)
+
+
+def test_data_that_another_processor_computed_is_the_same_data():
+    x = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    facts = [fingerprint(y, values=True)[""] for y in (x, x * np.float32(1 + 3e-7), x * 1.1)]
+    assert agree(facts[0], facts[1])
+    assert not agree(facts[0], facts[2])
+    whole = [fingerprint(y, values=True)[""] for y in (np.arange(9), np.arange(9)[::-1])]
+    assert not agree(*whole)
+
+
+class HostA(dict):
+    """Batches from the host."""
+
+
+class HostB(HostA):
+    """Others."""
+
+
+def test_another_source_on_the_host(tmp_path):
+    def fit(source, steps):
+        tasks = source({step: host_batch(step) for step in range(4)})
+        return boring_fit(
+            steps, tasks=tasks, callbacks=[Checkpoint(tmp_path, every=2)], resume="auto"
+        )
+
+    fit(HostA, 2)
+    with pytest.raises(em.CheckpointMismatch, match=r"(?s)tasks=HostA.*tasks=HostB"):
+        fit(HostB, 4)
+
+
+def test_a_later_library_may_have_more_fields(tmp_path):
+    _fit_scaled(tmp_path, Scaled(), _episodes(), 2)
+    describe = "eqxmeta._trainer.trainer.describe"
+
+    def later(*args, **kwargs):
+        config = real(*args, **kwargs)
+        config["fingerprint"]["tasks"][".novel"] = "False"
+        return config
+
+    real = em._trainer.describe
+    with mock.patch(describe, later):
+        with pytest.raises(em.CheckpointMismatch, match=r"(?s)tasks\.novel=nothing.*=False"):
+            _fit_scaled(tmp_path, Scaled(), _episodes(), 4)
+        with mock.patch("eqxmeta._trainer.resume.library_versions", lambda: {"eqxmeta": "9.9"}):
+            assert int(_fit_scaled(tmp_path, Scaled(), _episodes(), 4).step) == 4
+
+
+def test_data_is_read_only_by_runs_that_save(monkeypatch):
+    def read(*args, **kwargs):
+        raise AssertionError("the data was read")
+
+    monkeypatch.setattr("eqxmeta._trainer.summary.fingerprint", read)
+    assert int(boring_fit(2).step) == 2

@@ -1,0 +1,181 @@
+"""Prototypical networks, against the paper's equations in NumPy."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import eqxmeta as em
+
+from ..helpers import tree_allclose
+
+KEY = jax.random.key(0)
+THREE_PARTS = r"[^\n]+\nReceived: (.|\n)+\nExpected: (.|\n)+"
+
+
+def embedding() -> eqx.nn.MLP:
+    return eqx.nn.MLP(4, 3, 8, 1, key=KEY)
+
+
+def proto_net(outer=None, **options) -> em.ProtoNet:
+    return em.ProtoNet(em.losses.cross_entropy, outer or optax.sgd(1.0), **options)
+
+
+def blobs(ways: int, shots: int, queries: int = 2, classes: int = 12) -> em.tasks.Episodes:
+    rng = np.random.default_rng(0)
+    centres = 2 * rng.standard_normal((classes, 1, 4))
+    x = (centres + rng.standard_normal((classes, 10, 4))).reshape(-1, 4).astype(np.float32)
+    return em.tasks.Episodes(x, np.repeat(np.arange(classes), 10), ways, shots, queries)
+
+
+def by_hand(embed, support, x) -> np.ndarray:
+    """Equation 1 and the exponent of equation 2, class by class: `[examples, ways]`."""
+    features, labels = np.asarray(jax.vmap(embed)(support[0]), np.float64), np.asarray(support[1])
+    queries = np.asarray(jax.vmap(embed)(x), np.float64)
+    columns = []
+    for k in range(labels.max() + 1):
+        of_class = features[labels == k]
+        if not len(of_class):
+            columns.append(np.full(len(queries), -np.inf))
+            continue
+        columns.append(-((queries - of_class.mean(axis=0)) ** 2).sum(axis=1))
+    return np.stack(columns, axis=1)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [2, 0, 2, 1, 2, 2], [0, 3, 3, 0, 0, 3]])
+def test_logits_against_the_equations(labels):
+    """Sorted and balanced; neither; and with classes that are not there."""
+    x, query = jax.random.normal(KEY, (6, 4)), jax.random.normal(jax.random.key(1), (5, 4))
+    support = (x, jnp.array(labels))
+    model = embedding()
+    classifier = proto_net().inner_adapt(model, support)
+    logits = classifier(query[0])  # one example
+    assert logits.shape == (max(labels) + 1,)
+    expected = by_hand(model, support, query)
+    np.testing.assert_allclose(jax.vmap(classifier)(query), expected, rtol=1e-4, atol=1e-5)
+    # In a compiled program the labels are not known: more logits, the same probabilities.
+    traced = jax.jit(lambda s: jax.vmap(proto_net().inner_adapt(model, s))(query))(support)
+    assert traced.shape == (5, 6)
+    padded = np.pad(np.exp(expected), ((0, 0), (0, 6 - expected.shape[1])))
+    np.testing.assert_allclose(np.exp(traced), padded, rtol=1e-3, atol=1e-6)
+    fixed = proto_net(ways=5).inner_adapt(model, support)
+    assert fixed(query[0]).shape == (5,)
+
+
+def test_the_outer_step_is_that_of_plain_jax():
+    tasks = jax.vmap(blobs(3, 2).sample)(jax.random.split(KEY, 2))
+    strategy, model = proto_net(), embedding()
+
+    def task_loss(model, task):
+        (x, _), (xq, yq) = task.support, task.query
+        centres = jax.vmap(model)(x).reshape(3, 2, 3).mean(axis=1)  # sorted and balanced
+        distances = ((jax.vmap(model)(xq)[:, None] - centres[None]) ** 2).sum(axis=2)
+        log_p = -distances - jax.nn.logsumexp(-distances, axis=1, keepdims=True)
+        return -jnp.mean(log_p[jnp.arange(6), yq])
+
+    loss, grads = eqx.filter_value_and_grad(
+        lambda m: jnp.mean(jax.vmap(lambda t: task_loss(m, t))(tasks))
+    )(model)
+    state, metrics = strategy.outer_update(strategy.init(model), tasks, key=KEY)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    params, new, grads = (eqx.filter(m, eqx.is_inexact_array) for m in (model, state.model, grads))
+    descended = jax.tree.map(lambda p, q: p - q, params, new)
+    assert tree_allclose(descended, grads, rtol=1e-3, atol=1e-6)
+    # There is no classifier before it has seen a support set.
+    assert metrics.keys() == {"loss", "accuracy", "grad_norm"}
+
+
+def test_more_ways_in_training_than_in_testing():
+    strategy = proto_net(optax.adam(1e-2))
+    trainer = em.Trainer(strategy, meta_batch_size=1, summary=False)
+    state = trainer.fit(embedding(), blobs(10, 1, 3), 60)  # a NaN would stop it
+    assert isinstance(state.model, eqx.nn.MLP)
+    before, after = (
+        em.evaluate(strategy, model, blobs(5, 2), num_tasks=50)
+        for model in (embedding(), state.model)
+    )
+    assert before.values["accuracy"].shape == (50, 2)
+    assert np.isnan(before.mean()[0]) and np.isfinite(after.mean("accuracy")[1])
+    assert after.mean("accuracy")[1] > before.mean("accuracy")[1] + 0.02
+
+
+def test_the_evaluation_is_that_of_the_classifier():
+    tasks = jax.vmap(blobs(3, 2).sample)(jax.random.split(KEY, 3))
+    result = em.evaluate(proto_net(), embedding(), tasks)
+    for i in range(3):
+        task = jax.tree.map(lambda x, i=i: x[i], tasks)
+        guess = by_hand(embedding(), task.support, task.query[0]).argmax(axis=1)
+        accuracy = np.mean(guess == np.asarray(task.query[1]))
+        np.testing.assert_allclose(result.values["accuracy"][i, 1], accuracy)
+
+
+class Pictures(eqx.Module):
+    """Features that are no vector, with dropout."""
+
+    dropout: eqx.nn.Dropout
+    scale: jax.Array
+
+    def __call__(self, x, *, key=None):
+        return self.scale * self.dropout(x, key=key, inference=key is None).reshape(2, 2)
+
+
+def test_features_of_any_shape_and_dropout():
+    model = Pictures(eqx.nn.Dropout(0.5), jnp.ones(()))
+    task = blobs(3, 2).sample(KEY)
+    strategy = proto_net()
+    tasks = jax.tree.map(lambda x: x[None], task)
+    trainer = em.Trainer(strategy, meta_batch_size=1, summary=False)
+    state = trainer.fit(model, blobs(3, 2), 1)
+    assert float(state.model.scale) != 1
+    losses = [
+        float(strategy.outer_update(strategy.init(model), tasks, key=key)[1]["loss"])
+        for key in (None, KEY, jax.random.key(1))
+    ]
+    assert len(set(losses)) == 3
+    classifier = strategy.inner_adapt(model, task.support)
+    expected = by_hand(lambda x: x, task.support, task.query[0])
+    np.testing.assert_allclose(jax.vmap(classifier)(task.query[0]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_wrong_tasks_and_arguments_are_named():
+    x = jnp.zeros((2, 4))
+    for support, error in [
+        (x, TypeError),
+        ((x, jnp.zeros((2, 1), int)), ValueError),
+        ((x, jnp.zeros(2)), TypeError),
+        ((x, jnp.array([0, -1])), ValueError),
+        ((x, jnp.array([0, 1, 0])), ValueError),
+        ((jnp.zeros((4, 4)), jnp.array([0, 1])), ValueError),
+    ]:
+        with pytest.raises(error, match="`support`" + THREE_PARTS):
+            proto_net().inner_adapt(embedding(), support)
+    with pytest.raises(ValueError, match=r"labels up to 2.*ways=2"):
+        proto_net(ways=2).inner_adapt(embedding(), (x, jnp.array([0, 2])))
+    with pytest.raises(ValueError, match=r"`ProtoNet\(ways=...\)`" + THREE_PARTS):
+        proto_net(ways=0)
+    with pytest.raises(TypeError, match=r"`ProtoNet\(loss=...\)`" + THREE_PARTS):
+        em.ProtoNet("cross-entropy", optax.sgd(1.0))
+    with pytest.raises(ValueError, match="inner_steps" + THREE_PARTS):
+        em.evaluate(proto_net(), embedding(), blobs(3, 2), inner_steps=3)
+
+
+def test_queries_are_normalised_by_the_support_set():
+    class Normed(eqx.Module):
+        norm: em.nn.SupportNorm
+
+        def __call__(self, x):
+            return self.norm(x)
+
+    task, model = blobs(3, 2).sample(KEY), Normed(em.nn.SupportNorm(4))
+    classifier = proto_net().inner_adapt(model, task.support)
+    x = np.asarray(task.support[0], np.float64)
+
+    def normalised(q):
+        return (q - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5)
+
+    expected = by_hand(normalised, task.support, task.query[0])
+    one_by_one = [classifier(q) for q in task.query[0]]
+    np.testing.assert_allclose(np.stack(one_by_one), expected, rtol=1e-3, atol=1e-4)

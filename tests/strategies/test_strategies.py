@@ -1,0 +1,495 @@
+"""The strategies by themselves: without a Trainer, their metrics, their extension points."""
+
+from contextlib import suppress
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
+import pytest
+from jax import Array
+
+import eqxmeta as em
+
+from ..helpers import tiny_mlp, tree_allclose
+
+KEY = jax.random.key(0)
+MSE = em.losses.mse
+NAMES = ["MAML", "FOMAML", "Joint", "Reptile"]
+each_strategy = pytest.mark.parametrize("name", NAMES)
+# Of the four, two whose outer updates have nothing in common.
+two_strategies = pytest.mark.parametrize("name", ["MAML", "Reptile"])
+THREE_PARTS = r"[^\n]+\nReceived: (.|\n)+\nExpected: (.|\n)+"
+
+
+def strategy_of(name: str, *, steps: int = 3, loss=MSE, outer=None) -> em.Strategy:
+    return getattr(em, name)(loss, em.InnerLoop(optax.sgd(0.1), steps), outer or optax.sgd(0.05))
+
+
+def sine_tasks(num_tasks: int = 3) -> em.Task:
+    return jax.vmap(em.tasks.Sinusoid(4, 6).sample)(jax.random.split(KEY, num_tasks))
+
+
+def task_of(tasks: em.Task, i: int) -> em.Task:
+    return jax.tree.map(lambda x: x[i], tasks)
+
+
+class Classifier(eqx.Module):
+    linear: eqx.nn.Linear
+
+    def __init__(self):
+        self.linear = eqx.nn.Linear(2, 3, key=KEY)
+
+    def __call__(self, x: Array) -> Array:
+        return self.linear(x)
+
+
+def classification_tasks() -> em.Task:
+    x = jax.random.normal(KEY, (2, 15, 2))
+    y = jnp.argmax(jnp.stack([x[..., 0], x[..., 1], jnp.ones((2, 15)) / 4], -1), -1)
+    return em.Task((x[:, :6], y[:, :6]), (x[:, 6:], y[:, 6:]))
+
+
+# Without a Trainer.
+
+
+@each_strategy
+def test_usable_without_a_trainer(name):
+    # Reptile's own rate is that of its interpolation.
+    outer = optax.sgd(0.5) if name == "Reptile" else optax.adam(0.01)
+    strategy, tasks = strategy_of(name, outer=outer), sine_tasks()
+    state = strategy.init(tiny_mlp())
+    assert isinstance(state, em.TrainState) and int(state.step) == 0
+    losses = []
+    for i in range(30):
+        state, metrics = strategy.outer_update(state, tasks, key=jax.random.key(i))
+        losses.append(float(metrics["pooled_loss" if name == "Joint" else "loss"]))
+    assert int(state.step) == 30
+    assert losses[-1] < 0.9 * losses[0]
+    adapted = strategy.inner_adapt(state.model, task_of(tasks, 0).support)
+    assert type(adapted) is type(state.model)
+
+
+@two_strategies
+def test_inner_adapt_is_gradient_descent_on_the_support_set(name):
+    support = task_of(sine_tasks(), 0).support
+    expected = tiny_mlp()
+    for _ in range(3):
+        expected = one_step(MSE, expected, support)
+    adapted = strategy_of(name).inner_adapt(tiny_mlp(), support)
+    assert tree_allclose(adapted, expected)
+
+
+@two_strategies
+def test_inside_other_transformations(name):
+    """Seeds under `vmap`, steps under `scan`, tasks under `vmap`: as one by one."""
+    strategy, tasks = strategy_of(name), sine_tasks()
+
+    def run(key):
+        first = strategy.init(tiny_mlp(key))
+
+        def step(state, key):
+            state, metrics = strategy.outer_update(state, tasks, key=key)
+            return state, metrics["loss"]
+
+        return jax.lax.scan(step, first, jax.random.split(key, 2))
+
+    keys = jax.random.split(KEY, 2)
+    states, losses = jax.jit(jax.vmap(run))(keys)
+    assert losses.shape == (2, 2) and states.step.tolist() == [2, 2]
+    state = strategy.init(tiny_mlp(keys[1]))
+    for key in jax.random.split(keys[1], 2):
+        state, _ = strategy.outer_update(state, tasks, key=key)
+    assert tree_allclose(jax.tree.map(lambda x: x[1], states), state, rtol=1e-4, atol=1e-6)
+
+    adapted = jax.vmap(lambda support: strategy.inner_adapt(state.model, support))(tasks.support)
+    alone = strategy.inner_adapt(state.model, task_of(tasks, 2).support)
+    assert tree_allclose(jax.tree.map(lambda x: x[2], adapted), alone, rtol=1e-4, atol=1e-6)
+
+
+@two_strategies
+def test_host_arrays_are_tasks(name):
+    """What a host source yields is NumPy; so is what a user has at hand for `inner_adapt`."""
+    strategy, tasks = strategy_of(name), sine_tasks()
+    state = strategy.init(tiny_mlp())
+    expected, _ = strategy.outer_update(state, tasks, key=KEY)
+    host = em.Task(
+        (np.asarray(tasks.support[0]), np.asarray(tasks.support[1])),
+        (np.asarray(tasks.query[0]), np.asarray(tasks.query[1])),
+    )
+    ours, _ = strategy.outer_update(state, host, key=KEY)
+    assert tree_allclose(ours, expected)
+    support = task_of(host, 0).support
+    assert tree_allclose(
+        strategy.inner_adapt(tiny_mlp(), support),
+        strategy.inner_adapt(tiny_mlp(), task_of(tasks, 0).support),
+    )
+
+
+@two_strategies
+def test_batches_may_be_any_pytree(name):
+    def loss(model, batch, key):
+        prediction = jax.vmap(model)(batch["in"]["x"])
+        return jnp.mean(batch["weight"][:, None] * (prediction - batch["y"]) ** 2), {}
+
+    def renamed(examples):
+        x, y = examples
+        return {"in": {"x": x, "nothing": None}, "y": y, "weight": jnp.ones(y.shape[:-1])}
+
+    tasks = sine_tasks()
+    ours, usual = strategy_of(name, loss=loss), strategy_of(name)
+    state, metrics = ours.outer_update(
+        ours.init(tiny_mlp()), em.Task(renamed(tasks.support), renamed(tasks.query)), key=KEY
+    )
+    expected, expected_metrics = usual.outer_update(usual.init(tiny_mlp()), tasks, key=KEY)
+    assert tree_allclose(state.model, expected.model)
+    assert tree_allclose(metrics, expected_metrics)
+
+
+def test_support_and_query_may_differ_in_structure():
+    def loss(model, batch, key):
+        x, y, *weight = batch
+        squared = (jax.vmap(model)(x) - y) ** 2
+        return jnp.mean(squared if not weight else weight[0] * squared), {}
+
+    tasks = sine_tasks()
+    weighted = em.Task((*tasks.support, jnp.ones_like(tasks.support[1])), tasks.query)
+    ours = strategy_of("FOMAML", loss=loss)
+    state, _ = ours.outer_update(ours.init(tiny_mlp()), weighted, key=KEY)
+    expected, _ = ours.outer_update(ours.init(tiny_mlp()), tasks, key=KEY)
+    assert tree_allclose(state.model, expected.model)
+
+
+@pytest.mark.parametrize("name", ["Joint", "Reptile"])
+def test_what_is_not_split_must_be_alike(name):
+    tasks = sine_tasks()
+    weighted = em.Task((*tasks.support, jnp.ones_like(tasks.support[1])), tasks.query)
+    strategy = strategy_of(name, loss=lambda model, batch, key: MSE(model, batch[:2], key))
+    with pytest.raises(ValueError, match="cannot be pooled" + THREE_PARTS):
+        strategy.outer_update(strategy.init(tiny_mlp()), weighted, key=KEY)
+
+
+# Metrics.
+
+
+@eqx.filter_jit
+def one_step(loss, model, data):
+    grads = eqx.filter_grad(lambda m: loss(m, data, None)[0])(model)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, model, grads)
+
+
+measured = eqx.filter_jit(lambda loss, model, batch: loss(model, batch, None))
+
+
+def by_hand(strategy: em.Strategy, model, tasks: em.Task, loss=MSE) -> dict[str, np.ndarray]:
+    """Every metric, from `inner_adapt`s of 0, 1, ... steps, one task after another."""
+    steps = strategy.inner.steps
+    rows = []
+    for i in range(len(tasks.support[0])):
+        task = task_of(tasks, i)
+        data = task.pooled if isinstance(strategy, em.Reptile) else task.support
+        models = [model]
+        for _ in range(steps):
+            models.append(one_step(loss, models[-1], data))
+        before, before_metrics = measured(loss, model, task.query)
+        after, metrics = measured(loss, models[-1], task.query)
+        row = {"loss": after, "loss_before": before, **metrics}
+        row |= {f"{name}_before": value for name, value in before_metrics.items()}
+        row |= {f"support_loss/{k}": measured(loss, models[k], data)[0] for k in range(steps)}
+        if isinstance(strategy, em.Joint):
+            row["pooled_loss"] = measured(loss, model, task.pooled)[0]
+        rows.append(row)
+    return {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+
+
+@each_strategy
+def test_metrics_are_what_they_are_called(name):
+    # The outer step is plain descent at rate 1, so that it shows the gradient.
+    strategy, tasks = strategy_of(name, outer=optax.sgd(1.0)), sine_tasks()
+    state = strategy.init(tiny_mlp())
+    new, metrics = strategy.outer_update(state, tasks, key=KEY)
+    expected = by_hand(strategy, state.model, tasks)
+    step = jax.tree.map(lambda old, new: old - new, state.model, new.model)
+    squares = sum(np.sum(np.asarray(x, np.float64) ** 2) for x in jax.tree.leaves(step))
+    expected["grad_norm"] = np.sqrt(squares)
+    assert metrics.keys() == expected.keys()
+    assert all(value.shape == () for value in metrics.values())
+    for metric, value in expected.items():
+        np.testing.assert_allclose(metrics[metric], value, rtol=1e-4, err_msg=metric)
+
+
+@two_strategies
+def test_classification_adds_accuracy(name):
+    strategy = strategy_of(name, loss=em.losses.cross_entropy)
+    tasks = classification_tasks()
+    assert len(np.unique(tasks.query[1])) > 1
+    state = strategy.init(Classifier())
+    _, metrics = strategy.outer_update(state, tasks, key=KEY)
+    expected = by_hand(strategy, state.model, tasks, em.losses.cross_entropy)
+    assert {"accuracy", "accuracy_before"} < expected.keys()
+    assert metrics.keys() == expected.keys() | {"grad_norm"}
+    for metric, value in expected.items():
+        np.testing.assert_allclose(metrics[metric], value, rtol=1e-4, err_msg=metric)
+
+
+def test_joint_reports_adaptation_but_does_not_learn_from_it():
+    """Whatever the inner loop does, the outer step is the same."""
+    tasks = sine_tasks()
+    results = [
+        strategy.outer_update(strategy.init(tiny_mlp()), tasks, key=None)
+        for strategy in (
+            em.Joint(MSE, em.InnerLoop(optax.sgd(0.1), 3), optax.sgd(0.1)),
+            em.Joint(MSE, em.InnerLoop(optax.adam(0.01), 1), optax.sgd(0.1)),
+        )
+    ]
+    (first, metrics), (second, other_metrics) = results
+    assert tree_allclose(first.model, second.model)
+    assert float(metrics["loss"]) != float(other_metrics["loss"])
+
+
+def reporting(*names: str):
+    """A loss that reports a metric under each of `names`."""
+
+    def loss(model, batch, key):
+        return MSE(model, batch, key)[0], {name: jnp.array(-7.0) for name in names}
+
+    return loss
+
+
+@each_strategy
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["loss"],
+        ["loss_before"],
+        ["grad_norm"],
+        ["step"],
+        # What the strategies themselves report.
+        ["support_loss/0"],
+        ["hit", "hit_before"],
+    ],
+    ids=" ".join,
+)
+def test_reserved_names_of_metrics(name, names):
+    strategy = strategy_of(name, loss=reporting(*names))
+    state, tasks = strategy.init(tiny_mlp()), sine_tasks()
+    with pytest.raises(ValueError, match=rf"reserved name{THREE_PARTS}") as caught:
+        eqx.filter_eval_shape(lambda s, t: strategy.outer_update(s, t, key=KEY), state, tasks)
+    assert repr(names[-1]) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["MAML", "Joint"])
+def test_no_other_name_takes_the_place_of_a_metric(name):
+    """Refused or reported, but never in place of the strategy's own `loss` and `pooled_loss`."""
+    reported = ("loss_after", "pooled_loss")
+    strategy, usual = strategy_of(name, loss=reporting(*reported)), strategy_of(name)
+    state, tasks = usual.init(tiny_mlp()), sine_tasks()
+    _, expected = usual.outer_update(state, tasks, key=KEY)
+    try:
+        _, metrics = strategy.outer_update(state, tasks, key=KEY)
+    except ValueError as error:
+        assert "reserved name" in str(error) and any(word in str(error) for word in reported)
+        return
+    assert all(float(metrics[word]) == -7 for word in reported)
+    for metric, value in expected.items():
+        np.testing.assert_allclose(metrics[metric], value, rtol=1e-5, err_msg=metric)
+
+
+# One's own strategies.
+
+
+class OwnMAML(em.GradientStrategy):
+    """As short as it gets: two fields and `inner_adapt`."""
+
+    loss: em._types.Loss
+    optimizer: optax.GradientTransformation
+
+    @eqx.filter_jit
+    def inner_adapt(self, model, support, *, key=None):
+        for _ in range(3):
+            grads = eqx.filter_grad(lambda m: self.loss(m, support, key)[0])(model)
+            model = jax.tree.map(lambda p, g: p - 0.1 * g, model, grads)
+        return model
+
+
+def test_a_strategy_is_one_method():
+    own, builtin, tasks = (
+        OwnMAML(MSE, optax.adam(0.01)),
+        strategy_of("MAML", outer=optax.adam(0.01)),
+        sine_tasks(),
+    )
+    state, expected = own.init(tiny_mlp()), builtin.init(tiny_mlp())
+    for i in range(2):
+        state, metrics = own.outer_update(state, tasks, key=jax.random.key(i))
+        expected, builtin_metrics = builtin.outer_update(expected, tasks, key=jax.random.key(i))
+    assert tree_allclose(state.model, expected.model, rtol=1e-4, atol=1e-6)
+    # It has no inner loop to report on; the rest is there.
+    assert metrics.keys() == {"loss", "loss_before", "grad_norm"}
+    for metric, value in metrics.items():
+        np.testing.assert_allclose(value, builtin_metrics[metric], rtol=1e-4)
+
+
+class Doubled(em.MAML):
+    """Adapts by a rule of its own, which the inherited `inner_rollout` knows nothing of."""
+
+    @eqx.filter_jit
+    def inner_adapt(self, model, support, *, key=None):
+        return jax.tree.map(lambda p: 2.0 * p, model)
+
+
+class DoubledReptile(em.Reptile):
+    @eqx.filter_jit
+    def inner_adapt(self, model, support, *, key=None):
+        return jax.tree.map(lambda p: 2.0 * p, model)
+
+
+def test_an_overridden_inner_adapt_is_what_is_trained_and_measured():
+    strategy = Doubled(MSE, em.InnerLoop(optax.sgd(0.1), 3), optax.sgd(0.1))
+    tasks, model = sine_tasks(), tiny_mlp()
+    doubled = jax.tree.map(lambda p: 2.0 * p, model)
+    losses = [
+        [MSE(m, task_of(tasks, i).query, None)[0] for m in (model, doubled)] for i in range(3)
+    ]
+    _, metrics = strategy.outer_update(strategy.init(model), tasks, key=KEY)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses, axis=0)[1], rtol=1e-5)
+    assert "support_loss/0" not in metrics  # the inner loop was not run
+    values = em.evaluate(strategy, model, tasks, inner_steps=2).values["loss"]
+    np.testing.assert_allclose(values, np.asarray(losses)[:, [0, 1, 1]], rtol=1e-5)
+
+
+def test_reptile_trains_with_an_overridden_inner_adapt():
+    """What is evaluated must be what is trained: here the way to `2 w` is `w` itself."""
+    strategy = DoubledReptile(MSE, em.InnerLoop(optax.sgd(0.1), 3), optax.sgd(0.5))
+    model = tiny_mlp()
+    state, _ = strategy.outer_update(strategy.init(model), sine_tasks(), key=KEY)
+    assert tree_allclose(state.model, jax.tree.map(lambda p: 1.5 * p, model))
+
+
+# Arguments.
+
+
+@pytest.fixture
+def as_users_run_it():
+    """Without the annotations' check by beartype (see conftest), which would be first to raise."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@each_strategy
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("loss", None),
+        ("loss", "mse"),
+        ("loss", TypeError),
+        ("inner", optax.sgd(0.1)),
+        ("inner", 3),
+        ("inner", em.InnerLoop),
+        ("optimizer", 1e-3),
+        ("optimizer", optax.adam),
+        ("optimizer", em.InnerLoop(optax.sgd(0.1), 1)),
+    ],
+)
+def test_wrong_arguments_are_named(name, argument, value):
+    arguments = {"loss": MSE, "inner": em.InnerLoop(optax.sgd(0.1), 1), "optimizer": optax.sgd(0.1)}
+    strategy = getattr(em, name)
+    strategy(**arguments)
+    with pytest.raises(TypeError, match=rf"`{name}\({argument}=\.\.\.\)`" + THREE_PARTS):
+        strategy(**(arguments | {argument: value}))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("batch_size", 0, ValueError),
+        ("batch_size", 2.0, TypeError),
+        ("batch_size", True, TypeError),
+        ("inner_state", "keep", ValueError),
+        ("inner_state", None, ValueError),
+    ],
+)
+def test_wrong_arguments_of_reptile_are_named(argument, value, error):
+    with pytest.raises(error, match=rf"`Reptile\({argument}=\.\.\.\)`" + THREE_PARTS):
+        em.Reptile(MSE, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1), **{argument: value})
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("optimizer", optax.sgd, TypeError),
+        ("optimizer", 0.1, TypeError),
+        ("steps", 0, ValueError),
+        ("steps", -1, ValueError),
+        ("steps", 1.0, TypeError),
+        ("steps", True, TypeError),
+        ("gradient", "exact", ValueError),
+        ("gradient", None, ValueError),
+    ],
+)
+def test_wrong_arguments_of_the_inner_loop_are_named(argument, value, error):
+    arguments = {"optimizer": optax.sgd(0.1), "steps": 1, "gradient": "mixed"}
+    with pytest.raises(error, match=rf"`InnerLoop\({argument}=\.\.\.\)`" + THREE_PARTS):
+        em.InnerLoop(**(arguments | {argument: value}))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray], ids=["host", "device"])
+def test_labels_that_are_no_class_are_refused_before_anything_adapts(kind):
+    """Compiled, the loss could only make everything NaN: with `N` logits, labels from 1 to N."""
+    model, x = eqx.nn.Linear(2, 3, key=KEY), np.ones((6, 2), np.float32)
+    labels = np.array([0, 1, 2] * 2, np.int32)
+    inner, outer = em.InnerLoop(optax.sgd(0.1), steps=1), optax.sgd(1.0)
+    strategies = [
+        make(em.losses.cross_entropy, inner, outer)
+        for make in (em.MAML, em.ANIL, em.MetaSGD, em.Reptile, em.Joint)
+    ]
+    for strategy in strategies:
+        state = strategy.init(model)
+        for shift in (1, -1):
+            message = f"3 logits an example, labels from {shift} to {2 + shift}"
+            with pytest.raises(ValueError, match=message):
+                strategy.inner_adapt(state.model, (x, kind(labels + shift)))
+        adapted = strategy.inner_adapt(state.model, (x, kind(labels)))
+        assert np.isfinite(adapted.weight).all()
+
+
+def test_traced_labels_that_are_no_class_leave_nothing_finite():
+    model, x = eqx.nn.Linear(2, 3, key=KEY), jnp.ones((3, 2))
+    for gradient in ("mixed", "reverse", "first_order"):
+        inner = em.InnerLoop(optax.sgd(0.1), 2, gradient)
+        strategy = em.MAML(em.losses.cross_entropy, inner, optax.sgd(1.0))
+        tasks = em.Task((x[None], jnp.array([[1, 2, 3]])), (x[None], jnp.array([[0, 1, 2]])))
+        _, metrics = strategy.outer_update(strategy.init(model), tasks, key=None)
+        assert np.isnan(metrics["loss"]) and np.isnan(metrics["grad_norm"])
+
+
+def test_labels_are_checked_of_a_loss_that_holds_a_key_and_arrays():
+    class Loss(eqx.Module):
+        key: Array
+        scale: np.ndarray
+
+        def __call__(self, model, batch, key):
+            value, metrics = em.losses.cross_entropy(model, batch, self.key)
+            return jnp.sum(jnp.asarray(self.scale)) * value, metrics
+
+    inner = em.InnerLoop(optax.sgd(0.1), 1)
+    strategy = em.MAML(Loss(KEY, np.ones(2)), inner, optax.sgd(1.0))
+    model, x = eqx.nn.Linear(2, 2, key=KEY), jnp.ones((2, 2))
+    strategy.inner_adapt(model, (x, jnp.array([0, 1])))
+    with pytest.raises(ValueError, match="2 logits an example, labels from 1 to 2"):
+        strategy.inner_adapt(model, (x, jnp.array([1, 2])))
+
+
+def test_labels_without_an_output_are_refused_again_after_a_trace_that_could_not_know():
+    strategy = em.MAML(em.losses.cross_entropy, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))
+    model = eqx.nn.Linear(5, 3, key=jax.random.key(0))
+    support = np.zeros((3, 5), np.float32), np.array([1, 2, 3], np.int32)
+    with suppress(ValueError):
+        jax.jit(lambda: eqx.filter(strategy.inner_adapt(model, support), eqx.is_array))()
+    with pytest.raises(ValueError, match="no output for some labels"):
+        strategy.inner_adapt(model, support)
