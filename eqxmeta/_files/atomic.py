@@ -1,5 +1,6 @@
 """Files that are written at one stroke: whole, or not at all."""
 
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -8,11 +9,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .paths import sync_folder
-
-try:
-    import fcntl
-except ImportError:  # Windows, where a file that somebody writes cannot be removed anyway.
-    fcntl = None
 
 
 @contextmanager
@@ -44,9 +40,8 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
 
 def _lock(file: BinaryIO) -> bool:
     """Whether nobody else is writing `file`. The lock ends with its process, however that ends."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
     return True

@@ -42,8 +42,6 @@ _CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EB
 
 def sync_folder(folder: Path) -> None:
     """Until the entries of `folder` (what is in it, under which names) are on the disk."""
-    if os.name == "nt":
-        return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except PermissionError:  # one that may be written to and not read: there is no way

@@ -1,21 +1,25 @@
 """One owner a folder: refused to all others, in this process and in others, alive or dead."""
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import eqxmeta as em
-from eqxmeta._files.lock import NAME, locked
+from eqxmeta._files.lock import locked
 from eqxmeta.callbacks import JSONL, AdaptationPlot, Callback, Checkpoint, TensorBoard
 
 from ..boring import Recorder, at, boring_fit, same_bits
 
 ROOT = Path(__file__).parents[2]
+NAME = ".lock"
 OWNER = """
 import sys, pathlib
 from eqxmeta._files.lock import locked
@@ -92,7 +96,6 @@ with locked(folder):
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("how", ["unwinds", "outlives"])
 def test_a_fork_of_the_owner_is_no_owner(tmp_path, how):
     command = [sys.executable, "-c", FORKING, str(tmp_path), how]
@@ -111,25 +114,42 @@ def test_a_fork_of_the_owner_is_no_owner(tmp_path, how):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
-    # Between the opening and the locking of the file its owner ended, and another one began.
-    from eqxmeta._files import lock as _lock
+@pytest.mark.parametrize("next_one", [True, False])
+def test_a_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch, next_one):
+    # Between the opening and the locking of the file its owner ended, and another one began or not.
+    begin, others = fcntl.flock, []
 
-    with locked(tmp_path):
-        pass
-    begin, others = _lock._lock, []
-
-    def late(descriptor):
+    def late(file, how):
         if not others:
             (tmp_path / NAME).unlink()
-            others.append(os.open(tmp_path / NAME, os.O_RDWR | os.O_CREAT))
-            begin(others[0])
-        begin(descriptor)
+            path = tmp_path / NAME if next_one else tmp_path.parent
+            others.append(os.open(path, os.O_CREAT * next_one))
+            begin(others[0], how)
+        begin(file, how)
 
-    monkeypatch.setattr(_lock, "_lock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(em.CheckpointInUse), locked(tmp_path):
-        pass
+        raise AssertionError("two owners")
     os.close(others[0])
+    with locked(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_of_many_who_try_at_the_same_time_one_is_the_owner(tmp_path):
+    # Threads, for the lock is of an open file and does not ask whose it is.
+    def contend(_):
+        owned = 0
+        while owned < 100:
+            with suppress(em.CheckpointInUse), locked(tmp_path):
+                (tmp_path / "owner").mkdir()  # fails if there is one
+                owned += 1
+                (tmp_path / "owner").rmdir()
+        return owned
+
+    with ThreadPoolExecutor(4) as executor:
+        assert list(executor.map(contend, range(4))) == [100] * 4
+    assert os.listdir(tmp_path) == []
 
 
 def test_folders_that_were_made_for_nothing_go(tmp_path):
@@ -145,8 +165,6 @@ def test_folders_that_were_made_for_nothing_go(tmp_path):
 
 
 def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
-
     def unknown(*args):
         raise OSError(38, "Function not implemented")
 
@@ -299,7 +317,7 @@ def test_what_is_no_lock_is_left_alone(tmp_path, link):
     notes = tmp_path / "notes"
     notes.write_text("somebody's")
     (tmp_path / NAME).symlink_to(notes) if link else (tmp_path / NAME).mkdir()
-    with pytest.raises(OSError, match=r"(?s)\.lock is no lock.*a folder or a link.*move it away"):
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / NAME))):
         boring_fit(4, callbacks=[Checkpoint(tmp_path, every=2)])
     assert notes.read_text() == "somebody's"
     assert sorted(os.listdir(tmp_path)) == [NAME, "notes"]
