@@ -203,8 +203,8 @@ class Checkpoint(Callback):
         # of the state: two runs that are the same but for their id are the same.
         self._id: str | None = None
         self._mine: set[int] = set()
-        # The step that is being written, the best as soon as it is, and the steps written since.
-        self._in_flight: tuple[int, tuple[int, float] | None, list[int]] | None = None
+        # The step that is being written, and the best as soon as it is.
+        self._in_flight: tuple[int, tuple[int, float] | None] | None = None
         self._best: tuple[int, float] | None = None
         self._value: tuple[int, float] | None = None
         self._seen: set[str] = set()
@@ -248,9 +248,8 @@ class Checkpoint(Callback):
             state = on_host(run.state)
         finally:
             candidate, self._best = self._best, best
-        written: list[int] = []
-        self._in_flight = step, candidate, written
-        self._background.start(lambda: (write_new(path, state, meta), written.append(step)))
+        self._background.start(lambda: write_new(path, state, meta))
+        self._in_flight = step, candidate
 
     def _save_last(self, run: Run) -> None:
         try:
@@ -269,7 +268,7 @@ class Checkpoint(Callback):
         """Wait for the write in flight: its file counts from here on, or its error is told."""
         if self._in_flight is None:
             return
-        step, best, written = self._in_flight
+        step, best = self._in_flight
         try:
             self._background.wait()
         except Exception as error:  # of the thread: what it means for the run the user has said
@@ -283,10 +282,9 @@ class Checkpoint(Callback):
             warn(message)
         else:
             self._in_flight = None
-            if written:  # else an interrupt came before the thread
-                self._best = best
-                self._mine.add(step)
-                self._remove_old()
+            self._best = best
+            self._mine.add(step)
+            self._remove_old()
 
     def _remove_old(self) -> None:
         if self.keep is None:

@@ -1,35 +1,29 @@
-"""One thread that writes while training goes on."""
+"""One job at a time on a thread of its own, while training goes on."""
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 
 
 class Background:
-    """One job at a time, on a thread of its own, which never outlives the waiting for it."""
+    """Runs one job at a time. Its thread ends with the job, and the interpreter not before it."""
 
     def __init__(self, name: str):
         self._name = name
-        self._thread: threading.Thread | None = None
-        self._ended = threading.Event()
-        self._error: BaseException | None = None
+        self._running: tuple[ThreadPoolExecutor, Future[object]] | None = None
 
     @property
     def busy(self) -> bool:
-        return self._thread is not None and not self._ended.is_set()
+        return self._running is not None and not self._running[1].done()
 
     def start(self, job: Callable[[], object]) -> None:
-        """Wait for the job before, and begin this one. If this raises, the job may never run."""
+        """Wait for the job before, and begin this one. If this raises, the job does not go on."""
         self.wait()
-        self._ended.clear()
-        # No daemon: the interpreter does not end in the middle of the job either.
-        turn = threading.Lock()  # of the thread, or of whoever calls it off before it begins
-        self._thread = threading.Thread(target=self._run, args=(job, turn), name=self._name)
+        executor = ThreadPoolExecutor(1, self._name)
         try:
-            self._thread.start()
+            self._running = executor, executor.submit(job)
         except BaseException:  # no thread to be had, or an interrupt
-            if turn.acquire(blocking=False):
-                self._thread = None
-                self._ended.set()
+            executor.shutdown(cancel_futures=True)
             raise
 
     def wait(self) -> None:
@@ -38,29 +32,18 @@ class Background:
         What a signal's handler raises meanwhile, such as `KeyboardInterrupt`, is raised after
         the end; the job's own error then stays for the next call.
         """
-        if self._thread is None:
+        if self._running is None:
             return
+        executor, future = self._running
         interrupt = None
-        # Not `join`: when interrupted, that of Python 3.11 takes a running thread for ended.
-        while not self._ended.is_set():
+        # Not `shutdown`, which joins: interrupted, Python 3.11 takes a running thread for ended.
+        while not future.done():
             try:
-                self._ended.wait()
+                wait_for([future])
             except BaseException as error:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
-        self._thread.join()
-        self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def _run(self, job: Callable[[], object], turn: threading.Lock) -> None:
-        if not turn.acquire(blocking=False):
-            return
-        try:
-            job()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._ended.set()
+        self._running = None
+        executor.shutdown()
+        future.result()

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 
 import pytest
 
@@ -276,75 +275,6 @@ def test_the_state_of_one_checkpoint_in_the_file_of_another(tmp_path, monkeypatc
     assert meta["callbacks"]["Checkpoint"]["best_step"] == 10
 
 
-def test_waiting_survives_interrupts_and_tells_of_them_and_of_the_error():
-    background, open_ = Background("test"), threading.Event()
-    waits = []
-
-    class Interrupted(threading.Event):
-        def wait(self, timeout=None):
-            waits.append(1)
-            if len(waits) < 3:
-                raise KeyboardInterrupt
-            open_.set()
-            return super().wait(timeout)
-
-    background._ended = Interrupted()
-
-    def job():
-        open_.wait(60)
-        raise OSError("the disk")
-
-    background.start(job)
-    assert background.busy
-    with pytest.raises(KeyboardInterrupt):
-        background.wait()
-    assert not background.busy
-    with pytest.raises(OSError, match="the disk"):
-        background.wait()
-    background.wait()  # once
-
-
-def test_jobs_follow_each_other():
-    background, done = Background("test"), []
-    for index in range(3):
-        background.start(lambda index=index: (time.sleep(0.01), done.append(index)))
-    background.wait()
-    assert done == [0, 1, 2]
-
-
-@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
-def test_a_thread_that_does_not_start_is_not_waited_for(monkeypatch, error):
-    background, done = Background("test"), []
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", lambda self: raise_(error))
-        with pytest.raises(type(error)):
-            background.start(lambda: done.append(1))
-    assert not background.busy
-    background.wait()
-    background.start(lambda: done.append(2))
-    background.wait()
-    assert done == [2]
-
-
-def test_a_job_that_was_called_off_does_not_run_later(monkeypatch):
-    # The interrupt may come when the thread exists but has not run a line.
-    background, done, late = Background("test"), [], []
-
-    def interrupted(thread):
-        late.append(thread)
-        raise KeyboardInterrupt
-
-    start = threading.Thread.start
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            background.start(lambda: done.append(1))
-    start(late[0])
-    late[0].join()
-    background.wait()
-    assert done == []
-
-
 @pytest.mark.parametrize("where", [(threading.Thread, "start"), (Background, "start")])
 def test_a_file_that_was_never_begun_does_not_cost_an_older_one(tmp_path, monkeypatch, where):
     start, calls = getattr(*where), []
@@ -362,7 +292,3 @@ def test_a_file_that_was_never_begun_does_not_cost_an_older_one(tmp_path, monkey
     monkeypatch.undo()
     assert checkpoint.last_path == tmp_path / "step-000000020.ckpt"
     assert steps_in(tmp_path) == [20]
-
-
-def raise_(error):
-    raise error

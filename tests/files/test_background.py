@@ -1,0 +1,115 @@
+"""One job at a time on a thread, and nobody goes on or ends before it has ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from eqxmeta._files.background import Background
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+@pytest.fixture
+def background():
+    return Background("test")
+
+
+def test_jobs_follow_each_other(background):
+    done = []
+    for index in range(3):
+        background.start(lambda index=index: (time.sleep(0.01), done.append(index)))
+    background.wait()
+    assert done == [0, 1, 2]
+
+
+def test_waiting_survives_interrupts_and_tells_of_them_and_of_the_error(background):
+    opened, waited = threading.Event(), []
+
+    def job():
+        opened.wait(60)
+        raise OSError("the disk")
+
+    def interrupt():
+        for _ in range(3):
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        waited.append(background.busy)
+        opened.set()
+
+    background.start(job)
+    interrupting = threading.Thread(target=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        interrupting.start()
+        background.wait()
+    assert waited == [True] and not background.busy
+    interrupting.join()
+    with pytest.raises(OSError, match="the disk"):
+        background.wait()
+    background.wait()  # once
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_thread_that_does_not_start_is_not_waited_for(background, monkeypatch, error):
+    def fails(thread):
+        raise error
+
+    done = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fails)
+        with pytest.raises(type(error)):
+            background.start(lambda: done.append(1))
+    assert not background.busy
+    background.wait()
+    background.start(lambda: done.append(2))
+    background.wait()
+    assert done == [2]
+
+
+def test_a_job_that_was_called_off_does_not_run_later(background, monkeypatch):
+    # The interrupt may come when the thread exists but has not run a line.
+    done, late = [], []
+
+    def interrupted(thread):
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    start = threading.Thread.start
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            background.start(lambda: done.append(1))
+    start(late[0])
+    late[0].join()
+    background.wait()
+    assert done == []
+
+
+def test_the_interpreter_does_not_end_in_the_middle_of_a_job(tmp_path):
+    code = """
+import pathlib, sys, time
+from eqxmeta._files.background import Background
+
+def job():
+    time.sleep(0.5)
+    pathlib.Path(sys.argv[1], "written").touch()
+
+Background("test").start(job)
+sys.exit(3)
+"""
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT)
+    assert result.returncode == 3
+    assert os.listdir(tmp_path) == ["written"]
