@@ -19,6 +19,8 @@ from jaxtyping import PyTree
 # Of more plain values than these, such as the names of files, a digest is enough.
 _MANY = 50
 
+_BLOCK = 1 << 18  # numbers of an array that are looked at together: 2 MB as float64
+
 _ABOUT = re.compile(r"(.+) about (\S+) ± (\S+)")
 
 
@@ -106,10 +108,30 @@ def _array(x: Any) -> str:
         return kind
     x = np.asarray(x)
     if jnp.issubdtype(x.dtype, jnp.inexact):
-        numbers = np.abs(x) if np.iscomplexobj(x) else x
-        numbers = numbers.astype(np.float64)
-        numbers = numbers[np.isfinite(numbers)]
-        mean, deviation = (numbers.mean(), numbers.std()) if numbers.size else (0.0, 0.0)
+        mean, deviation = _mean_and_deviation(x)
         return f"{kind} about {mean:.6g} ± {deviation:.6g}"
-    data = np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
-    return f"{kind} {hashlib.sha256(data).hexdigest()[:16]}"
+    digest = hashlib.sha256()
+    for block in _blocks(x):
+        digest.update(np.ascontiguousarray(block).view(np.uint8).data)
+    return f"{kind} {digest.hexdigest()[:16]}"
+
+
+def _mean_and_deviation(x: np.ndarray) -> tuple[float, float]:
+    """Of what is finite in `x`, block by block (Chan, Golub and LeVeque 1983, updating formula)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for block in _blocks(x):
+        numbers = (np.abs(block) if np.iscomplexobj(block) else block).astype(np.float64)
+        numbers = numbers[np.isfinite(numbers)]
+        new = numbers.size
+        if new:
+            apart = float(numbers.mean()) - mean
+            count += new
+            mean += apart * new / count
+            squares += float(numbers.var()) * new + apart * apart * new * (count - new) / count
+    return mean, math.sqrt(squares / max(count, 1))
+
+
+def _blocks(x: np.ndarray) -> Iterable[Any]:
+    """All of `x` in the order of its indices, in flat pieces: a copy of it all may be large."""
+    options = {"order": "C", "buffersize": _BLOCK}
+    return np.nditer(x, ["external_loop", "buffered", "zerosize_ok"], **options)

@@ -2,8 +2,11 @@
 
 import enum
 import functools
+import hashlib
+import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -17,6 +20,7 @@ import pytest
 
 import eqxmeta as em
 from eqxmeta._checkpoint.fingerprint import agree, fingerprint
+from eqxmeta._trainer.summary import describe
 from eqxmeta.callbacks import Checkpoint
 
 from ..boring import boring_fit, host_batch
@@ -63,6 +67,14 @@ def _fit_scaled(folder, model, tasks, steps):
     return em.Trainer(strategy, **options).fit(model, tasks, steps, resume="auto")
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a run after two steps, which those who are refused leave as it is."""
+    folder = tmp_path_factory.mktemp("saved")
+    _fit_scaled(folder, Scaled(), _episodes(), 2)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("model", "tasks", "named"),
     [
@@ -74,10 +86,13 @@ def _fit_scaled(folder, model, tasks, steps):
         (Scaled(), _episodes(queries=3), r"tasks\.queries=2.*tasks\.queries=3"),
     ],
 )
-def test_a_model_or_tasks_with_the_same_arrays_but_other_parts(tmp_path, model, tasks, named):
-    _fit_scaled(tmp_path, Scaled(), _episodes(), 2)
+def test_a_model_or_tasks_with_the_same_arrays_but_other_parts(saved, model, tasks, named):
     with pytest.raises(em.CheckpointMismatch, match=f"(?s)is of another run.*{named}"):
-        _fit_scaled(tmp_path, model, tasks, 4)
+        _fit_scaled(saved, model, tasks, 4)
+
+
+def test_a_model_and_tasks_of_the_same_parts(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     assert int(_fit_scaled(tmp_path, Scaled(), _episodes(), 4).step) == 4
 
 
@@ -148,6 +163,42 @@ def test_data_that_another_processor_computed_is_the_same_data():
     assert not agree(*whole)
 
 
+_RANDOM = np.random.default_rng(0)
+LARGE = {
+    # A spread that a sum of squares, less the square of the sum, would not find in float64.
+    "offset": _RANDOM.normal(1e8, 1, (700, 900)),
+    "steps": np.repeat(np.float32([-1e3, 0, 0.5, 1e6]), 200_000),
+    "bfloat16": np.asarray(jnp.linspace(0, 1, 600_000, dtype=jnp.bfloat16)),
+    "complex": _RANDOM.normal(size=(900, 700)) * np.exp(1j),
+    "transposed": _RANDOM.normal(size=(700, 900)).T,
+    "labels": _RANDOM.integers(0, 255, (900, 900)).astype(np.uint8)[:, ::3],
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_array_is_told_as_if_it_were_looked_at_at_once(kind):
+    x = LARGE[kind]
+    fact = fingerprint(x, values=True)[""]
+    if kind == "labels":
+        assert fact.endswith(hashlib.sha256(x.tobytes()).hexdigest()[:16])
+    else:
+        numbers = np.abs(x).astype(float) if kind == "complex" else x.astype(float)
+        assert fact.endswith(f" about {numbers.mean():.6g} ± {numbers.std():.6g}")
+    assert fingerprint(x.copy(order="F"), values=True)[""] == fact
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_large_array_is_not_copied(dtype, on_device):
+    x = np.zeros((4000, 10_000), dtype).T  # 160 MB, in another order than that of its indices
+    x = jnp.asarray(x) if on_device else x
+    tracemalloc.start()
+    fingerprint(x, values=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64e6
+
+
 class HostA(dict):
     """Batches from the host."""
 
@@ -168,17 +219,15 @@ def test_another_source_on_the_host(tmp_path):
         fit(HostB, 4)
 
 
-def test_a_later_library_may_have_more_fields(tmp_path):
-    _fit_scaled(tmp_path, Scaled(), _episodes(), 2)
-    describe = "eqxmeta._trainer.trainer.describe"
+def test_a_later_library_may_have_more_fields(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
 
     def later(*args, **kwargs):
-        config = real(*args, **kwargs)
+        config = describe(*args, **kwargs)
         config["fingerprint"]["tasks"][".novel"] = "False"
         return config
 
-    real = em._trainer.describe
-    with mock.patch(describe, later):
+    with mock.patch("eqxmeta._trainer.trainer.describe", later):
         with pytest.raises(em.CheckpointMismatch, match=r"(?s)tasks\.novel=nothing.*=False"):
             _fit_scaled(tmp_path, Scaled(), _episodes(), 4)
         with mock.patch("eqxmeta._trainer.resume.library_versions", lambda: {"eqxmeta": "9.9"}):
