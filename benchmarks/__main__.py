@@ -1,14 +1,13 @@
-"""Everything that is claimed about speed and memory, measured against what was asked.
+"""Everything that is claimed about speed and memory, measured.
 
     python -m benchmarks [--only loop,peers] [--pairs 5] [--quick] [--out benchmarks/results]
 
-Prints a table, and writes it to `results.json` and, with matplotlib, `results.png` in the folder
-`--out`, replacing those of an earlier run.
+Prints a table, and writes it to `results.json` in the folder `--out`, replacing that of an earlier
+run.
 """
 
 import argparse
 import importlib
-import importlib.util
 from pathlib import Path
 
 from . import _report
@@ -16,6 +15,7 @@ from . import _report
 # By name, the module; each has `run(pairs, quick) -> list[Row]`.
 SECTIONS = {
     "loop": "loop",
+    "start": "start",
     "peers": "against_peers",
     "meta_gradient": "meta_gradient",
     "inner_loop": "inner_loop",
@@ -48,8 +48,6 @@ def main() -> None:
         results[name] = section.run(args.pairs, args.quick)
         # After each: an hour's work is not lost with the last section.
         _report.write_json(args.out / "results.json", results)
-    if importlib.util.find_spec("matplotlib"):
-        _report.plot(args.out / "results.png", results)
     print(_report.table(results))
 
 

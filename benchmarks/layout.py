@@ -98,7 +98,7 @@ def run(pairs, quick):
             )
         ratio = ratios(seconds[best], seconds["auto"])
         what = f"speed of task_chunk='auto' over {best}, the best"
-        rows.append(Row(f"layout, {name}, auto", what, ratio, asked=0.9))
+        rows.append(Row(f"layout, {name}, auto", what, ratio))
     saved = steps["all tasks"].temp_bytes / steps["1 task"].temp_bytes
     what = "temporary memory of all tasks over 1 at a time"
     rows.append(Row("layout, convnet, memory", what, [saved]))

@@ -3,16 +3,13 @@
 The hand-written loop is one `lax.scan` over all steps: tasks sampled on the device, meta-gradient
 by plain reverse mode, nothing logged, nothing saved. `Trainer.fit` does the same arithmetic,
 computes the query loss before adaptation and the gradient's norm as well, and with callbacks
-writes every step's metrics. All are compiled beforehand, except where the first step is timed.
+writes every step's metrics. All are compiled beforehand.
 """
 
 import contextlib
 import io
 import itertools
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import equinox as eqx
@@ -21,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 import eqxmeta as em
-from eqxmeta.callbacks import JSONL, Checkpoint, Lambda, ProgressBar, TensorBoard
+from eqxmeta.callbacks import JSONL, Checkpoint, ProgressBar, TensorBoard
 
 from ._report import Row
 from ._timing import in_turn, ratios
@@ -82,18 +79,14 @@ def notebook_maml(mode="mixed", **options):
 
 def run(pairs, quick):
     steps = 50 if quick else 3_000
-    processes = 1 if quick else 5
-    return _training(pairs, steps) + _first_step(processes) + [_imports(processes)]
-
-
-def _training(pairs, steps):
-    model, tasks = notebook_model(), notebook_tasks()
-    train = by_hand(model, steps)
+    plain, tasks, strategy = notebook_model(), notebook_tasks(), notebook_maml()
+    models = {"eqx.nn.MLP": plain, "em.nn.fast": em.nn.fast(plain)}
+    train = by_hand(plain, steps)
     numbers = itertools.count()
 
     with tempfile.TemporaryDirectory() as root:
 
-        def fit(strategy, attached):
+        def fit(model, attached):
             folder = Path(root, str(next(numbers)))
             callbacks = [
                 ProgressBar(disable=False),
@@ -108,75 +101,17 @@ def _training(pairs, steps):
                 return trainer.fit(model, tasks, steps)
 
         functions = {"scan": lambda: train(jax.random.key(0))}
-        for mode in ("reverse", "mixed"):
-            strategy = notebook_maml(mode)
-            functions[mode, "all"] = lambda strategy=strategy: fit(strategy, True)
-            functions[mode, "no"] = lambda strategy=strategy: fit(strategy, False)
+        for name, model in models.items():
+            functions[name, "all"] = lambda model=model: fit(model, True)
+            functions[name, "no"] = lambda model=model: fit(model, False)
         seconds = in_turn(functions, pairs)
 
     rows = []
-    for mode in ("reverse", "mixed"):
-        every, bare = seconds[mode, "all"], seconds[mode, "no"]
-        for which, of, asked in (("all callbacks", every, 1.1), ("no callback", bare, None)):
-            what = f"speed of fit, {which}, over a hand-written scan"
-            rows.append(Row(f"loop, {mode}, {which}", what, ratios(seconds["scan"], of), asked))
+    for name in models:
+        every, bare = seconds[name, "all"], seconds[name, "no"]
+        for which, of in (("all callbacks", every), ("no callback", bare)):
+            what = f"speed of fit, {name}, {which}, over a hand-written scan, eqx.nn.MLP"
+            rows.append(Row(f"loop, {name}, {which}", what, ratios(seconds["scan"], of)))
         cost = [1e6 * (a - b) / steps for a, b in zip(every, bare, strict=True)]
-        rows.append(Row(f"host cost, {mode}", "µs a step that all callbacks add to fit", cost))
+        rows.append(Row(f"host cost, {name}", "µs a step that all callbacks add to fit", cost))
     return rows
-
-
-def first_step(which):
-    """Seconds to the loss of the first step, in a process that has compiled nothing yet."""
-    model = notebook_model()
-    ends = []
-    if which == "fit":
-        callback = Lambda(on_chunk_end=lambda run, metrics: ends.append(_now()))
-        trainer = em.Trainer(
-            notebook_maml(), meta_batch_size=TASKS, callbacks=[callback], summary=False
-        )
-        began = _now()
-        trainer.fit(model, notebook_tasks(), 1)
-    else:
-        began = _now()
-        jax.device_get(by_hand(model, 1)(jax.random.key(0)))
-        ends.append(_now())
-    return ends[0] - began
-
-
-def _first_step(processes):
-    code = "from benchmarks.loop import first_step; print(first_step({!r}))"
-    scan, fit = [], []
-    for _ in range(processes):
-        scan.append(_fresh(code.format("scan")))
-        fit.append(_fresh(code.format("fit")))
-    what = "seconds to the first metrics, with compilation"
-    return [
-        Row("first step, fit", what, fit, note="absolute; fresh processes"),
-        Row("first step, scan", what, scan, note="absolute; fresh processes"),
-        Row("first step", "time of fit over the hand-written scan", ratios(fit, scan)),
-    ]
-
-
-def _imports(processes):
-    code = (
-        "import equinox, optax, time; began = time.perf_counter();"
-        "import eqxmeta, eqxmeta.callbacks; print(time.perf_counter() - began)"
-    )
-    _fresh(code)  # bytecode
-    seconds = [_fresh(code) for _ in range(processes)]
-    what = "seconds that eqxmeta adds to equinox and optax"
-    note = "absolute; fresh processes"
-    return Row("import", what, seconds, asked=0.3, at_least=False, note=note)
-
-
-def _fresh(code):
-    """The number that `code` prints, in a new process."""
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True
-    )
-    return float(done.stdout)
-
-
-def _now():
-    return time.perf_counter()

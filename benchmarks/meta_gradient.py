@@ -60,8 +60,8 @@ def _deep(pairs, quick):
     memory, time = _compare(*deep(quick), optax.sgd(0.01), steps, pairs)
     what = "of reverse over mixed, deep GELU MLP, batch 256, 32 inner steps"
     return [
-        Row("mixed mode, memory", f"temporary memory {what}", [memory], asked=20),
-        Row("mixed mode, time", f"time {what}", time, asked=1.5),
+        Row("mixed mode, memory", f"temporary memory {what}", [memory]),
+        Row("mixed mode, time", f"time {what}", time),
     ]
 
 
@@ -93,7 +93,6 @@ def _everywhere(pairs, quick):
             "mixed mode, slowest",
             "time of reverse over mixed, MLP 1-w-w-1, where it is lowest",
             slowest["time"],
-            asked=0.9,
             note=f"{_settings(slowest)}, {where}",
             details=found,
         ),
@@ -142,8 +141,6 @@ def _remat(quick):
             "remat, growth",
             f"temporary memory of {steps}, remat=True",
             [growth],
-            asked=2.2,
-            at_least=False,
             note=f"MiB at {sizes}",
             details=table,
         )

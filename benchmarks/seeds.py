@@ -15,7 +15,7 @@ def run(pairs, quick):
     try:
         from eqxmeta._trainer.seeds import fit_seeds
     except ImportError as error:
-        return [Row(target, what, [], asked=1.0, note=f"not measured: {error}")]
+        return [Row(target, what, [], note=f"not measured: {error}")]
 
     steps = 20 if quick else 5000
     model, tasks, strategy = notebook_model(), notebook_tasks(), notebook_maml()
@@ -31,4 +31,4 @@ def run(pairs, quick):
         return fit_seeds(trainers[0], model, tasks, steps, seeds=SEEDS).states
 
     ratio = paired(one_by_one, {"at once": at_once}, pairs)["at once"]
-    return [Row(target, what, ratio, asked=1.0)]
+    return [Row(target, what, ratio)]

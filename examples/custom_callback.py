@@ -35,7 +35,7 @@ def main():
     args = parser.parse_args()
 
     tasks = em.tasks.Sinusoid(shots=10, queries=10)
-    model = eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0))
+    model = em.nn.fast(eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0)))
     schedule = optax.cosine_decay_schedule(1e-3, args.steps)
     strategy = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.01), steps=1), optax.adam(schedule))
     show = Lambda(on_log=lambda run, scalars: print(f"step {run.step}: {scalars}"))

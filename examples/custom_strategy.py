@@ -37,7 +37,7 @@ def main():
     args = parser.parse_args()
 
     tasks = em.tasks.Sinusoid(shots=10, queries=10)
-    model = eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0))
+    model = em.nn.fast(eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0)))
     strategy = LastLayerMAML(em.losses.mse, optax.adam(1e-3))
     state = em.Trainer(strategy, meta_batch_size=25).fit(model, tasks, args.steps)
 

@@ -16,7 +16,7 @@ import optax
 import eqxmeta as em
 from eqxmeta.callbacks import JSONL, AdaptationPlot, Checkpoint, Evaluate, ProgressBar, TensorBoard
 
-NETWORK = eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0))
+NETWORK = em.nn.fast(eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0)))
 REPORTED = [0, 1, 5, 10]  # inner steps at test
 
 
@@ -93,7 +93,7 @@ def compare(names, shots, steps, folder):
 
 def reptile_paper(steps, folder):
     """Nichol et al. 2018: every phase, tanh, 10 tasks a step, batches of 10 of 50 points."""
-    model = eqx.nn.MLP(1, 1, 64, 2, activation=jnp.tanh, key=jax.random.key(0))
+    model = em.nn.fast(eqx.nn.MLP(1, 1, 64, 2, activation=jnp.tanh, key=jax.random.key(0)))
     tasks, test = em.tasks.Sinusoid(shots=10, queries=40), em.tasks.Sinusoid(10, queries=100)
     learner = train(recipe("Reptile", steps), model, tasks, test, steps, folder, meta_batch_size=10)
     report({"Reptile": learner}, test, folder)

@@ -1,52 +1,29 @@
 """The benchmarks run and report; what they measure is not tested."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from benchmarks._report import Row, plot, read_json, table, write_json
+from benchmarks._report import Row, read_json, table, write_json
 from benchmarks._timing import paired
 
 RESULTS = {
     "one": [
-        Row("fast", "a over b", [3.0, 1.0, 2.0], asked=1.5, note="on a good day"),
-        Row("slow", "a over b", [0.5], asked=1.5, details=[{"steps": 1}]),
+        Row("fast", "a over b", [3.0, 1.0, 2.0], note="on a good day"),
+        Row("slow", "a over b", [0.5], details=[{"steps": 1}]),
     ],
-    "two": [
-        Row("small", "seconds", [0.25], asked=0.3, at_least=False),
-        Row("large", "seconds", [0.35], asked=0.3, at_least=False),
-        Row("missing", "a over b", [], asked=2.0),
-        Row("plain", "µs", [7.0]),
-    ],
+    "two": [Row("missing", "a over b", []), Row("plain", "µs", [7.0])],
 }
-
-
-def test_a_row_says_whether_the_median_reached_what_was_asked():
-    rows = {row.target: row for rows in RESULTS.values() for row in rows}
-    assert rows["fast"].median == 2.0
-    assert {name: row.reached for name, row in rows.items()} == {
-        "fast": True,
-        "slow": False,
-        "small": True,
-        "large": False,
-        "missing": None,
-        "plain": None,
-    }
 
 
 def test_the_table_has_a_line_for_every_row_and_its_command():
     lines = table(RESULTS).splitlines()
-    fast = lines[1]
-    for cell in ("fast", "a over b", "python -m benchmarks --only one", "1-3", ">= 1.5", "yes"):
-        assert cell in fast
-    assert lines[2].strip() == "on a good day"
-    assert lines[3].startswith("slow") and lines[3].endswith("no")
-    assert "<= 0.3" in lines[4]
-    assert len(lines) == 1 + 6 + 1
+    fast, missing = lines[1], lines[4]
+    assert " ".join(fast.split()) == "fast a over b python -m benchmarks --only one 2 1-3"
+    assert lines[2].strip() == "on a good day" and lines[3].startswith("slow")
+    assert " ".join(missing.split()) == "missing a over b python -m benchmarks --only two - -"
+    assert len(lines) == 1 + 4 + 1
 
 
 def test_json_gives_back_the_rows_and_tells_the_machine(tmp_path):
@@ -54,12 +31,6 @@ def test_json_gives_back_the_rows_and_tells_the_machine(tmp_path):
     assert read_json(tmp_path / "results.json") == RESULTS
     machine = json.loads((tmp_path / "results.json").read_text())["machine"]
     assert {"date", "cpus", "python", "jax"} <= set(machine)
-
-
-def test_a_plot_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    plot(tmp_path / "results.png", RESULTS)
-    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_pairs_are_timed_in_turn():
@@ -81,5 +52,3 @@ def test_a_section_runs_from_the_command_line(tmp_path):
     assert "python -m benchmarks --only inner_loop" in done.stdout
     row, _ = read_json(tmp_path / "results.json")["inner_loop"]
     assert len(row.ratio) == 1
-    if importlib.util.find_spec("matplotlib"):
-        assert (tmp_path / "results.png").exists()

@@ -1,4 +1,4 @@
-"""What a loop computes again and again though nothing in it changes, computed once before it."""
+"""Loop-invariant code motion: what no inner step changes is computed once, before the loop."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias

@@ -1,12 +1,12 @@
-"""A traced function, evaluated equation by equation, so that some may be treated in another way."""
+"""A jaxpr interpreter with per-equation overrides."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import jax
-from jax.core import Tracer
+from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Literal
 
 # `rule(equation, inputs)`: the outputs, or `None` for those of the equation itself.
@@ -35,7 +35,8 @@ def evaluate(
         inputs = _read(eqn.invars, values)
         with _as_traced(eqn):
             if (outputs := rule(eqn, inputs)) is None:
-                outputs = bind(eqn, inputs)
+                outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+                outputs = outputs if eqn.primitive.multiple_results else [outputs]
         values.update(zip(eqn.outvars, outputs, strict=True))
         del inputs, outputs
         for variable in _variables(eqn):
@@ -44,23 +45,15 @@ def evaluate(
     return _read(results, values)
 
 
-def bind(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any]:
-    """The outputs of the equation itself, for other `inputs`."""
-    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return outputs if eqn.primitive.multiple_results else [outputs]
-
-
-@contextmanager
+@contextlib.contextmanager
 def _as_traced(eqn: Any) -> Iterator[None]:
     """Under what surrounded the equation when it was traced: settings such as
-    `jax.threefry_partitionable`, on which the numbers depend, and `jax.named_scope`s."""
-    scope = str(eqn.source_info.name_stack)
-    with eqn.ctx.manager:
-        if not scope:
-            yield
-            return
-        with jax.named_scope(scope):
-            yield
+    `jax.threefry_partitionable`, on which the numbers depend, `jax.named_scope`s, and the line of
+    the user's program, which profiles and errors name."""
+    source = eqn.source_info
+    names = source_info_util.current_name_stack() + source.name_stack
+    with eqn.ctx.manager, source_info_util.user_context(source.traceback, name_stack=names):
+        yield
 
 
 def _read(atoms: Iterable[Any], values: dict[Any, Any]) -> list[Any]:
@@ -94,11 +87,3 @@ def _plain_jit() -> dict[str, Any]:
     with jax.disable_jit(False):
         (eqn,) = jax.make_jaxpr(jax.jit(lambda x: x + 1))(0.0).jaxpr.eqns
     return eqn.params
-
-
-def is_staged() -> bool:
-    """Whether what is computed now becomes a part of a program, to be compiled as a whole.
-
-    Asked by an operation without inputs, of which nothing remains: the public way. (`vmap` and
-    `grad` outside of `jax.jit` trace too, but only what depends on their arguments.)"""
-    return isinstance(jax.lax.iota("int32", 1), Tracer)

@@ -1,4 +1,4 @@
-"""Make the derivative of an optimizer's update finite where a gradient is exactly zero.
+"""An optimizer's square roots, with a finite derivative where a gradient is exactly zero.
 
 Adam divides by `sqrt(v)`. Where a unit is dead, its gradient and so `v` are exactly zero, the
 derivative of the square root is infinite, the chain rule multiplies it by zero, and the

@@ -17,7 +17,6 @@ from jax.extend.core import get_opaque_trace_state
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._errors import explain
-from .._jaxpr.examples_first import examples_first
 from .._types import Loss
 
 # The name of the axis over which `predict` maps the model.
@@ -73,7 +72,7 @@ def fill_statistics(model: PyTree, run: Callable[[PyTree], Any]) -> PyTree:
     def number(layer: SupportLayer) -> SupportLayer:
         nonlocal layers
         layers += 1
-        return _with(layer, _Wanted(layers)) if layer.statistics is None else layer
+        return _with(layer, Placeholder(layers)) if layer.statistics is None else layer
 
     model = _map_layers(number, model)
     found: dict[int, PyTree] = {}
@@ -83,7 +82,7 @@ def fill_statistics(model: PyTree, run: Callable[[PyTree], Any]) -> PyTree:
     def fill(layer: SupportLayer) -> SupportLayer:
         wanted = layer.statistics
         # A layer that was not used stays marked, and says so if it is used on a query.
-        is_found = isinstance(wanted, _Wanted) and wanted.index in found
+        is_found = isinstance(wanted, Placeholder) and wanted.index in found
         return _with(layer, found[wanted.index]) if is_found else layer
 
     return _map_layers(fill, model)
@@ -100,7 +99,7 @@ def map_examples(fun: Callable[..., Any], *xs: PyTree) -> Any:
     """`jax.vmap(fun)(*xs)`, along the axis over which layers may take a mean."""
     searching = _found.get()
     if searching is None:
-        return jax.vmap(examples_first(fun), axis_name=EXAMPLES)(*xs)
+        return jax.vmap(fun, axis_name=EXAMPLES)(*xs)
     trace, found = searching
     if trace != get_opaque_trace_state(convention="eqxmeta"):
         raise _out_of_reach("`eqxmeta.losses.predict` was called", "the loss")
@@ -112,7 +111,7 @@ def map_examples(fun: Callable[..., Any], *xs: PyTree) -> Any:
 
     # The statistics leave as what they are, a result of the mapped function: the same for every
     # example.
-    mapped = jax.vmap(examples_first(reporting), axis_name=EXAMPLES, out_axes=(0, None))
+    mapped = jax.vmap(reporting, axis_name=EXAMPLES, out_axes=(0, None))
     out, reports = mapped(*xs)
     if found.keys() & reports.keys():
         raise _used_twice("by two calls of `eqxmeta.losses.predict`")
@@ -147,7 +146,7 @@ def support_statistics(layer: SupportLayer, batch: Callable[[], PyTree]) -> PyTr
     stored = layer.statistics
     if stored is None:
         return batch()
-    if not isinstance(stored, _Wanted):
+    if not isinstance(stored, Placeholder):
         return stored
     if _reports.get() is None:
         if _found.get() is not None:
@@ -168,7 +167,7 @@ def support_statistics(layer: SupportLayer, batch: Callable[[], PyTree]) -> PyTr
     return reports[stored.index]
 
 
-class _Wanted(eqx.Module):
+class Placeholder(eqx.Module):
     """Stands for the statistics that are looked for. It is part of the model's structure, and so
     survives whatever a loss does to the model before it calls it."""
 

@@ -10,7 +10,7 @@ from .._model.state import TrainState
 from .._strategy.strategy import Strategy
 from .._task.task import Task, shapes_of
 from .loss import check_scalars, show
-from .slow_convolutions import warn_slow_convolutions
+from .slow_layers import warn_slow_convolutions
 
 
 def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> set[str]:

@@ -14,6 +14,7 @@ from .._checkpoint.fingerprint import fingerprint
 from .._meta_gradient.inner_loop import InnerLoop
 from .._model.check import count_parameters
 from .._model.state import TrainState
+from .._preflight.slow_layers import linear_layers
 from .._strategy.strategy import Strategy
 
 
@@ -55,8 +56,10 @@ def render(
     left_out: Iterable[Callback] = (),
     *,
     start: int,
+    model: PyTree,
 ) -> str:
     """A few lines for the terminal. `left_out`: the callbacks that a trial run does without."""
+    slow = linear_layers(model)
     inner = ""
     if config["inner_steps"] is not None:
         inner = f", {config['inner_steps']} inner step{'s' * (config['inner_steps'] != 1)}"
@@ -74,6 +77,7 @@ def render(
             f"meta-batch  {config['meta_batch_size']} tasks a step",
             f"run         {config['steps']:,} steps, seed {config['seed']}{resumed}",
             f"callbacks   {names}",
+            *[f"faster      model = em.nn.fast(model), for {slow} `eqx.nn.Linear`"] * bool(slow),
         )
     )
 

@@ -196,7 +196,7 @@ class Trainer:
             check_monitors(self.callbacks, metrics | skipped)
             if self.summary:
                 left_out = [callback for callback in self.callbacks if callback not in callbacks]
-                print(render(config, callbacks, left_out, start=start), flush=True)
+                print(render(config, callbacks, left_out, start=start, model=model), flush=True)
                 if self.fast_dev_run:
                     print(make_plan(self.strategy, state, example, alone=True), flush=True)
             # Not before: a run that is refused leaves the callbacks as they were.

@@ -6,17 +6,19 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arguments import check_int
 from .._errors import explain
+from ._linear import Linear
 from ._norm import BatchNorm, SupportNorm
 
 Layer = TypeVar("Layer", bound=eqx.Module)
+Norm: TypeAlias = SupportNorm | BatchNorm | eqx.nn.GroupNorm
 NormName: TypeAlias = Literal["support", "batch", "layer", "group"]
 
 
-def make_norm(name: NormName, channels: int) -> eqx.Module:
+def make_norm(name: NormName, channels: int) -> Norm:
     """`"support"`: `SupportNorm`. `"batch"`: `BatchNorm`, transductive. `"layer"`: each example by
     all its values; `"group"`: in groups of channels, 32 (Wu & He 2018, arXiv 1803.08494) or, where
     that does not divide `channels`, the largest power of two that does. All have a scale and a
@@ -26,6 +28,13 @@ def make_norm(name: NormName, channels: int) -> eqx.Module:
     if name == "batch":
         return BatchNorm(channels)
     return eqx.nn.GroupNorm(1 if name == "layer" else math.gcd(32, channels), channels)
+
+
+def normalise(norm: Norm, x: Float[Array, "h w channels"]) -> Float[Array, "h w channels"]:
+    """`norm` of an image with its channels last, as the blocks of the backbones have them."""
+    if isinstance(norm, eqx.nn.GroupNorm):
+        return jnp.moveaxis(norm(jnp.moveaxis(x, -1, 0)), 0, -1)
+    return norm.channels_last(x)
 
 
 def check_backbone(who: str, *, norm: object, ways: object) -> int | None:
@@ -65,8 +74,8 @@ def set_weight(layer: Layer, weight: Array) -> Layer:
     return eqx.tree_at(lambda x: x.bias, layer, replace_fn=jnp.zeros_like)
 
 
-def linear_head(features: int, ways: int | None, key: PRNGKeyArray) -> eqx.nn.Linear | None:
+def linear_head(features: int, ways: int | None, key: PRNGKeyArray) -> Linear | None:
     """Xavier-initialised; `None` for no head."""
     if ways is None:
         return None
-    return xavier(eqx.nn.Linear(features, ways, key=key), key)
+    return xavier(Linear(features, ways, key=key), key)

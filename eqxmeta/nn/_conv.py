@@ -7,7 +7,7 @@ from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from .._errors import explain
 from ._bilinear import Geometry, convolve
-from ._sizes import check_sizes
+from ._equinox import check_sizes, take_fields
 
 _PAD_MODES = {"REFLECT": "reflect", "REPLICATE": "edge", "CIRCULAR": "wrap"}
 
@@ -69,7 +69,7 @@ class Conv2d(eqx.Module):
             expected = "channels that `groups` divides, as it does `in_channels`"
             message = "`Conv2d(out_channels=...)` is invalid."
             raise ValueError(explain(message, received, expected))
-        _take_fields(self, conv)
+        take_fields(self, conv)
 
     def __call__(
         self, x: Inexact[Array, "in h w"], *, key: PRNGKeyArray | None = None
@@ -84,7 +84,12 @@ class Conv2d(eqx.Module):
             raise TypeError(
                 explain("The input of `Conv2d` is invalid.", x.dtype, f"{self.weight.dtype}")
             )
-        kernel, size = self.kernel_size, (x.shape[1], x.shape[2])
+        return jnp.moveaxis(self.channels_last(jnp.moveaxis(x, 0, -1)), -1, 0)
+
+    def channels_last(self, x: Inexact[Array, "h w in"]) -> Inexact[Array, "rows columns out"]:
+        """The same of an image whose channels are its last axis, as they are in the computation:
+        what stands between two layers then costs no transposed copies."""
+        kernel, size = self.kernel_size, (x.shape[0], x.shape[1])
         padding = self.padding
         if isinstance(padding, str):
             reach = [d * (k - 1) + 1 for k, d in zip(kernel, self.dilation, strict=True)]
@@ -92,35 +97,16 @@ class Conv2d(eqx.Module):
         (top, bottom), (left, right) = padding
         padding = (int(top), int(bottom)), (int(left), int(right))
         if self.padding_mode != "ZEROS":
-            x = jnp.pad(x, ((0, 0), *padding), _PAD_MODES[self.padding_mode])
-            size, padding = (x.shape[1], x.shape[2]), ((0, 0), (0, 0))
+            x = jnp.pad(x, (*padding, (0, 0)), _PAD_MODES[self.padding_mode])
+            size, padding = (x.shape[0], x.shape[1]), ((0, 0), (0, 0))
         geometry = Geometry(size, kernel, self.stride, padding, self.dilation)
         if 0 in geometry.out:
-            return jnp.zeros((self.out_channels, *geometry.out), x.dtype)
+            return jnp.zeros((*geometry.out, self.out_channels), x.dtype)
 
-        # Channels last, a group as a task: groups have weights of their own. (Reshaping between
-        # the transpositions of two layers would keep them from meeting.)
-        g = self.groups
-        w = self.weight.reshape(g, -1, *self.weight.shape[1:])
+        # A group as a task: groups have weights of their own.
+        w = self.weight.reshape(self.groups, -1, *self.weight.shape[1:])
         w = jnp.transpose(w, (0, 3, 4, 2, 1))
-        if g == 1:
-            y = convolve(jnp.transpose(x, (1, 2, 0))[None, None], w, geometry)
-            y = jnp.transpose(y.reshape(y.shape[2:]), (2, 0, 1))
-        else:
-            images = jnp.transpose(x.reshape(g, -1, *size), (0, 2, 3, 1))[:, None]
-            y = jnp.transpose(convolve(images, w, geometry)[:, 0], (0, 3, 1, 2))
-            y = y.reshape(self.out_channels, *geometry.out)
-        return y if self.bias is None else y + self.bias
-
-
-def from_equinox(conv: eqx.nn.Conv) -> Conv2d:
-    """The same layer, with the very arrays of `conv`."""
-    new = object.__new__(Conv2d)
-    _take_fields(new, conv)
-    return new
-
-
-def _take_fields(to: Conv2d, conv: eqx.nn.Conv) -> None:
-    # Equinox has read and checked the arguments.
-    for name in Conv2d.__dataclass_fields__:
-        object.__setattr__(to, name, getattr(conv, name))
+        images = jnp.moveaxis(x.reshape(*size, self.groups, self.in_channels // self.groups), 2, 0)
+        y = jnp.moveaxis(convolve(images[:, None], w, geometry)[:, 0], 0, 2)
+        y = y.reshape(*geometry.out, self.out_channels)
+        return y if self.bias is None else y + jnp.moveaxis(self.bias, 0, -1)

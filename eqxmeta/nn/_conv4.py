@@ -4,11 +4,21 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arguments import check_int
-from ._blocks import NormName, check_backbone, check_image, linear_head, make_norm, xavier
+from ._blocks import (
+    NormName,
+    check_backbone,
+    check_image,
+    linear_head,
+    make_norm,
+    normalise,
+    xavier,
+)
 from ._conv import Conv2d
+from ._linear import Linear
 from ._pool import MaxPool2d
 
 
@@ -26,15 +36,15 @@ class Conv4(eqx.Module):
       `BatchNorm`), `"layer"` or `"group"`.
 
     One image in, `x: [channels, size, size]`; logits out, `[ways]`. `features(x)` is what the
-    linear layer `head` sees, flattened. Initialised as in the code of MAML (Finn et al. 2017,
-    github.com/cbfinn/maml): Xavier-uniform weights, zero biases. (For Omniglot that code draws the
-    head from a unit normal distribution; here it is Xavier-uniform too.)
+    linear layer `head` sees, `[width, rows, columns]` flattened. Initialised as in the code of MAML
+    (Finn et al. 2017, github.com/cbfinn/maml): Xavier-uniform weights, zero biases. (For Omniglot
+    that code draws the head from a unit normal distribution; here it is Xavier-uniform too.)
 
     Raises `TypeError` or `ValueError` for an argument that is not as above.
     """
 
     blocks: tuple["_Block", ...]
-    head: eqx.nn.Linear | None
+    head: Linear | None
     channels: int = eqx.field(static=True)
     size: int = eqx.field(static=True)
 
@@ -61,9 +71,10 @@ class Conv4(eqx.Module):
 
     def features(self, x: Float[Array, "channels size size"]) -> Float[Array, " features"]:
         check_image("Conv4", x, (self.channels, self.size, self.size))
+        x = jnp.moveaxis(x, 0, -1)
         for block in self.blocks:
             x = block(x)
-        return x.reshape(-1)
+        return jnp.moveaxis(x, -1, 0).reshape(-1)
 
     def __call__(
         self, x: Float[Array, "channels size size"], *, key: PRNGKeyArray | None = None
@@ -82,6 +93,7 @@ class _Block(eqx.Module):
         self.norm = make_norm(norm, width)
         self.pool = MaxPool2d(2, 2)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "h w in"]) -> Float[Array, "rows columns out"]:
+        x = normalise(self.norm, self.conv.channels_last(x))
         # Relu is monotone: after pooling it gives the same, on a quarter of the values.
-        return jax.nn.relu(self.pool(self.norm(self.conv(x))))
+        return jax.nn.relu(self.pool.channels_last(x))

@@ -1,6 +1,5 @@
 """Batch normalisation for tasks."""
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -56,9 +55,16 @@ class SupportNorm(SupportLayer):
     def __call__(
         self, x: Float[Array, "channels ..."], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "channels ..."]:
-        wide = _wide(x, self.weight, "SupportNorm")
-        found = support_statistics(self, lambda: _batch_statistics(wide, "SupportNorm"))
-        return _normalise(wide, found, self.weight, self.bias, self.eps).astype(x.dtype)
+        return self._along(0, x)
+
+    def channels_last(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
+        """The same of an example whose channels are its last axis."""
+        return self._along(-1, x)
+
+    def _along(self, axis: int, x: Array) -> Array:
+        wide = _wide(x, axis, self.weight, "SupportNorm")
+        found = support_statistics(self, lambda: _batch_statistics(wide, axis, "SupportNorm"))
+        return _normalise(wide, axis, found, self).astype(x.dtype)
 
 
 class BatchNorm(TransductiveLayer):
@@ -89,28 +95,35 @@ class BatchNorm(TransductiveLayer):
     def __call__(
         self, x: Float[Array, "channels ..."], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "channels ..."]:
-        wide = _wide(x, self.weight, "BatchNorm")
-        found = _batch_statistics(wide, "BatchNorm")
-        return _normalise(wide, found, self.weight, self.bias, self.eps).astype(x.dtype)
+        return self._along(0, x)
+
+    def channels_last(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
+        """The same of an example whose channels are its last axis."""
+        return self._along(-1, x)
+
+    def _along(self, axis: int, x: Array) -> Array:
+        wide = _wide(x, axis, self.weight, "BatchNorm")
+        found = _batch_statistics(wide, axis, "BatchNorm")
+        return _normalise(wide, axis, found, self).astype(x.dtype)
 
 
-def _wide(x: Array, weight: Array, layer: str) -> Array:
-    if x.ndim < 1 or x.shape[0] != weight.shape[0]:
+def _wide(x: Array, axis: int, weight: Array, layer: str) -> Array:
+    if x.ndim < 1 or x.shape[axis] != weight.shape[0]:
+        channels = weight.shape[0]
         raise ValueError(
             explain(
                 f"`{layer}` was called with another number of channels.",
                 f"one example of shape {x.shape}",
-                f"[{weight.shape[0]}, ...]",
+                f"[..., {channels}]" if axis else f"[{channels}, ...]",
             )
         )
     with jax.numpy_dtype_promotion("standard"):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _batch_statistics(x: Array, layer: str) -> Statistics:
+def _batch_statistics(x: Array, axis: int, layer: str) -> Statistics:
     """Mean and variance over examples and positions, each `[channels]`."""
-    positions = tuple(range(1, x.ndim))
-    if count_examples(layer) * math.prod(x.shape[1:]) == 1:
+    if count_examples(layer) * x.size == x.shape[axis]:
         # A variance of zero: all that the channel would give is its bias, whatever comes in.
         raise ValueError(
             explain(
@@ -119,21 +132,23 @@ def _batch_statistics(x: Array, layer: str) -> Statistics:
                 "more examples at a time, or more positions",
             )
         )
+    positions = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
 
     def mean(x: Array) -> Array:
         return mean_over_examples(jnp.mean(x, axis=positions))
 
     first = mean(x)
-    return first, mean((x - _per_channel(first, x)) ** 2)
+    return first, mean((x - _per_channel(first, x, axis)) ** 2)
 
 
-def _normalise(x: Array, found: Statistics, weight: Array, bias: Array, eps: float) -> Array:
-    mean, variance = (s.astype(x.dtype) for s in found)
-    weight, bias = weight.astype(x.dtype), bias.astype(x.dtype)
+def _normalise(x: Array, axis: int, found: Statistics, layer: SupportNorm | BatchNorm) -> Array:
+    mean, variance, weight, bias = (s.astype(x.dtype) for s in (*found, layer.weight, layer.bias))
     # One multiply-add a value: the factors are of one channel, the values of all its positions.
-    scale = weight * jax.lax.rsqrt(variance + eps)
-    return x * _per_channel(scale, x) + _per_channel(bias - mean * scale, x)
+    scale = weight * jax.lax.rsqrt(variance + layer.eps)
+    return x * _per_channel(scale, x, axis) + _per_channel(bias - mean * scale, x, axis)
 
 
-def _per_channel(values: Array, x: Array) -> Array:
-    return values.reshape(-1, *[1] * (x.ndim - 1))
+def _per_channel(values: Array, x: Array, axis: int) -> Array:
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    return values.reshape(shape)

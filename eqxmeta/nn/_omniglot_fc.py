@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._arguments import check_int
 from .._errors import explain
 from ._blocks import NormName, check_backbone, make_norm, set_weight
+from ._linear import Linear
 
 _WIDTHS = (256, 128, 64, 64)
 
@@ -29,9 +30,9 @@ class OmniglotFC(eqx.Module):
     Raises `TypeError` or `ValueError` for an argument that is not as above.
     """
 
-    layers: tuple[eqx.nn.Linear, ...]
+    layers: tuple[Linear, ...]
     norms: tuple[Any, ...]
-    head: eqx.nn.Linear | None
+    head: Linear | None
 
     def __init__(
         self,
@@ -70,8 +71,8 @@ class OmniglotFC(eqx.Module):
         return features if self.head is None else self.head(features)
 
 
-def _linear(inputs: int, outputs: int, key: PRNGKeyArray) -> eqx.nn.Linear:
-    layer = eqx.nn.Linear(inputs, outputs, key=key)
+def _linear(inputs: int, outputs: int, key: PRNGKeyArray) -> Linear:
+    layer = Linear(inputs, outputs, key=key)
     # TensorFlow's cuts at two standard deviations of what is cut, and does not widen the rest.
     normal = jax.random.truncated_normal(key, -2.0, 2.0, layer.weight.shape, layer.weight.dtype)
     return set_weight(layer, 0.01 * normal)

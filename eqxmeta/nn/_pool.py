@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Inexact, PRNGKeyArray
 
 from .._errors import explain
-from ._sizes import check_sizes
+from ._equinox import check_sizes, take_fields
 
 
 class MaxPool2d(eqx.Module):
@@ -30,7 +30,7 @@ class MaxPool2d(eqx.Module):
 
     def __init__(self, kernel_size, stride=1, padding=0, use_ceil=False):
         check_sizes("MaxPool2d", kernel_size=kernel_size, stride=stride)
-        _take_fields(self, eqx.nn.MaxPool2d(kernel_size, stride, padding, use_ceil))
+        take_fields(self, eqx.nn.MaxPool2d(kernel_size, stride, padding, use_ceil))
 
     def __call__(
         self, x: Inexact[Array, "channels h w"], *, key: PRNGKeyArray | None = None
@@ -41,47 +41,39 @@ class MaxPool2d(eqx.Module):
         if x.ndim != 3:
             expected = "one image [channels, height, width], without a batch axis"
             raise ValueError(explain("The input of `MaxPool2d` is invalid.", x.shape, expected))
+        return jnp.moveaxis(self.channels_last(jnp.moveaxis(x, 0, -1)), -1, 0)
+
+    def channels_last(
+        self, x: Inexact[Array, "h w channels"]
+    ) -> Inexact[Array, "rows columns channels"]:
+        """The same of an image whose channels are its last axis."""
         padding = tuple(
             (a, b + s) if self.use_ceil and (n + a + b - k) % s else (a, b)
             for n, k, s, (a, b) in zip(
-                x.shape[1:], self.kernel_size, self.stride, self.padding, strict=True
+                x.shape[:2], self.kernel_size, self.stride, self.padding, strict=True
             )
         )
         if any(max(pad) > k for pad, k in zip(padding, self.kernel_size, strict=True)):
             expected = f"at most the kernel's size, {self.kernel_size}"
             raise RuntimeError(explain("`MaxPool2d(padding=...)` is too large.", padding, expected))
-        image = jnp.moveaxis(x, 0, -1)
         # What no window reaches is cut off by padding with less than nothing.
         edges, counts = [], []
         for n, k, s, (a, b) in zip(
-            x.shape[1:], self.kernel_size, self.stride, padding, strict=True
+            x.shape[:2], self.kernel_size, self.stride, padding, strict=True
         ):
             count = max(0, (n + a + b - k) // s + 1)
             end = (count - 1) * s + max(k, s)
             edges.append((a, end - n - a))
             counts.append(count)
         if 0 in counts:
-            return jnp.zeros((x.shape[0], *counts), x.dtype)
+            return jnp.zeros((*counts, x.shape[2]), x.dtype)
         if any(a or b for a, b in edges):
             low = jnp.array(-np.inf, x.dtype)
-            image = lax.pad(image, low, [(a, b, 0) for a, b in edges] + [(0, 0, 0)])
+            x = lax.pad(x, low, [(a, b, 0) for a, b in edges] + [(0, 0, 0)])
         apart = all(k <= s for k, s in zip(self.kernel_size, self.stride, strict=True))
         if apart:
-            out = _apart(image, self.kernel_size, self.stride)
-        else:
-            out = _first_maximum(_views(image, self.kernel_size, self.stride))
-        return jnp.moveaxis(out, -1, 0)
-
-
-def from_equinox(pool: eqx.nn.Pool) -> MaxPool2d:
-    new = object.__new__(MaxPool2d)
-    _take_fields(new, pool)
-    return new
-
-
-def _take_fields(to: MaxPool2d, pool: eqx.nn.Pool) -> None:
-    for name in MaxPool2d.__dataclass_fields__:
-        object.__setattr__(to, name, getattr(pool, name))
+            return _apart(x, self.kernel_size, self.stride)
+        return _first_maximum(_views(x, self.kernel_size, self.stride))
 
 
 def _views(x: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> list[Array]:

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arguments import check_int
 from .._errors import explain
-from ._blocks import NormName, check_backbone, linear_head, make_norm, set_weight
+from ._blocks import NormName, check_backbone, linear_head, make_norm, normalise, set_weight
 from ._conv import Conv2d
+from ._linear import Linear
 from ._pool import MaxPool2d
 
 _WIDTHS = (64, 160, 320, 640)
@@ -38,7 +39,7 @@ class ResNet12(eqx.Module):
     """
 
     blocks: tuple["_Block", ...]
-    head: eqx.nn.Linear | None
+    head: Linear | None
 
     def __init__(
         self,
@@ -62,9 +63,10 @@ class ResNet12(eqx.Module):
             expected = "[channels, height, width], sides of 16 pixels or more: four times halved"
             message = "`ResNet12` was called with an image that is too small."
             raise ValueError(explain(message, f"one example of shape {x.shape}", expected))
+        x = jnp.moveaxis(x, 0, -1)
         for block in self.blocks:
             x = block(x)
-        return jnp.mean(x, axis=(1, 2))
+        return jnp.mean(x, axis=(0, 1))
 
     def __call__(
         self, x: Float[Array, "channels height width"], *, key: PRNGKeyArray | None = None
@@ -89,13 +91,13 @@ class _Block(eqx.Module):
         self.shortcut_norm = make_norm(norm, width)
         self.pool = MaxPool2d(2, 2)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "h w in"]) -> Float[Array, "rows columns out"]:
         y = x
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            y = norm(conv(_leaky_relu(y) if i else y))
-        y = y + self.shortcut_norm(self.shortcut(x))
+            y = normalise(norm, conv.channels_last(_leaky_relu(y) if i else y))
+        y = y + normalise(self.shortcut_norm, self.shortcut.channels_last(x))
         # Monotone: after pooling it gives the same, on a quarter of the values.
-        return _leaky_relu(self.pool(y))
+        return _leaky_relu(self.pool.channels_last(y))
 
 
 def _leaky_relu(x: Array) -> Array:

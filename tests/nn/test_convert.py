@@ -1,4 +1,4 @@
-"""`em.nn.fast`: every convolution and max-pool of a model replaced, nothing else."""
+"""`em.nn.fast`: linear layers, convolutions and max-pools of a model replaced, nothing else."""
 
 import equinox as eqx
 import jax
@@ -31,6 +31,10 @@ class Own(eqx.nn.Conv2d):
     pass
 
 
+class OwnLinear(eqx.nn.Linear):
+    pass
+
+
 def test_the_same_arrays_and_results():
     model = Model(jax.random.key(0))
     fast = em.nn.fast(model)
@@ -39,7 +43,8 @@ def test_the_same_arrays_and_results():
     kinds = [type(layer) for layer in fast.layers]
     assert kinds[0] is kinds[3] is em.nn.Conv2d and kinds[2] is em.nn.MaxPool2d
     assert fast.again is fast.layers[0]
-    assert type(fast) is Model and fast.head.weight is model.head.weight
+    assert type(fast) is Model and type(fast.head) is em.nn.Linear
+    assert fast.head.weight is model.head.weight and fast.head.bias is model.head.bias
     assert fast.layers[0].weight is model.layers[0].weight
     assert type(model.layers[0]) is eqx.nn.Conv2d
 
@@ -52,11 +57,37 @@ def test_what_is_something_else_stays():
         eqx.nn.MaxPool1d(2),
         eqx.nn.ConvTranspose2d(1, 1, 3, key=key),
         Own(1, 1, 3, key=key),
+        OwnLinear(1, 1, key=key),
+        em.nn.Linear(1, 1, key=key),
         em.nn.fast(eqx.nn.Conv2d(1, 1, 3, key=key)),
         "text",
         None,
     ]
     assert jax.tree.structure(em.nn.fast(tree)) == jax.tree.structure(tree)
+
+
+def test_linear_layers_inside_of_layers_of_equinox():
+    mlp = eqx.nn.MLP(3, 2, 5, 2, key=jax.random.key(0))
+    fast = em.nn.fast(
+        {"mlp": mlp, "wide": [eqx.nn.MultiheadAttention(2, 4, key=jax.random.key(1))]}
+    )
+    assert all(type(layer) is em.nn.Linear for layer in fast["mlp"].layers)
+    assert type(fast["wide"][0].query_proj) is em.nn.Linear
+    x = jnp.arange(3.0)
+    assert tree_allclose(fast["mlp"](x), mlp(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("part", [lambda layer: layer, lambda layer: layer.weight])
+def test_what_is_shared_stays_shared(part):
+    pair = [eqx.nn.Linear(3, 3, key=key) for key in jax.random.split(jax.random.key(0))]
+    shared = eqx.nn.Shared(pair, lambda p: part(p[1]), lambda p: part(p[0]))
+    fast = em.nn.fast(shared)
+    x, expected = jnp.arange(3.0), shared()
+    found = fast()
+    assert [type(layer) for layer in found] == [em.nn.Linear] * 2
+    assert found[1].weight is found[0].weight
+    assert len(jax.tree.leaves(fast)) == len(jax.tree.leaves(shared))
+    assert tree_allclose([f(x) for f in found], [e(x) for e in expected], rtol=1e-6)
 
 
 @pytest.mark.usefixtures("as_users_run_it")

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import eqxmeta as em
+from eqxmeta._jaxpr.flops import equations
 from eqxmeta.nn._resnet12 import _Block
 
 from ..helpers import tree_allclose
@@ -149,7 +150,41 @@ def test_a_residual_block_by_hand():
         y = leaky(y) if i < 2 else y
     shortcut = np.einsum("nchw,kc->nkhw", x, np.asarray(block.shortcut.weight)[:, :, 0, 0])
     expected = pool_by_numpy(leaky(y + norm_by_numpy(shortcut)))
-    np.testing.assert_allclose(em.losses.predict(block, images), expected, atol=1e-4)
+    found = em.losses.predict(block, jnp.moveaxis(images, 1, -1))  # channels last
+    np.testing.assert_allclose(jnp.moveaxis(found, -1, 1), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_block_is_its_layers_with_the_channels_last(norm):
+    block = em.nn.Conv4(2, None, width=6, norm=norm, key=KEY).blocks[0]
+    block = eqx.tree_at(lambda b: b.norm.weight, block, jnp.arange(6.0))
+    images = jax.random.normal(jax.random.key(1), (5, 2, 6, 7))
+
+    def channels_first(x):
+        return jax.nn.relu(block.pool(block.norm(block.conv(x))))
+
+    found = em.losses.predict(block, jnp.moveaxis(images, 1, -1))
+    expected = em.losses.predict(channels_first, images)
+    np.testing.assert_allclose(jnp.moveaxis(found, -1, 1), expected, atol=1e-5)
+
+
+def turned(fun, x):
+    """The shapes of the arrays that `fun` transposes, axes of one element left out."""
+    found = []
+    for eqn in equations(jax.make_jaxpr(fun)(x).jaxpr):
+        if eqn.primitive.name == "transpose":
+            shape = eqn.invars[0].aval.shape
+            order = [axis for axis in eqn.params["permutation"] if shape[axis] != 1]
+            if order != sorted(order):
+                found.append(tuple(n for n in shape if n != 1))
+    return found
+
+
+def test_a_backbone_turns_its_images_once():
+    model = em.nn.Conv4(2, 3, size=16, width=4, key=KEY)
+    found = turned(lambda x: em.losses.predict(model, x), jnp.ones((5, 2, 16, 16)))
+    weights = [(4, 2, 3, 3), *[(4, 4, 3, 3)] * 3]
+    assert sorted(found) == sorted([(5, 2, 16, 16), *weights])
 
 
 def image_tasks(num_tasks: int, seed: int = 0) -> em.Task:

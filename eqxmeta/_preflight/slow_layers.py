@@ -1,10 +1,12 @@
-"""A warning before convolutions are compiled into a loop in which they are slow."""
+"""Where `eqxmeta.nn.fast` would help: a warning for convolutions, else a line of the summary."""
 
 import math
 from typing import Any
 
+import equinox as eqx
 import jax
 from jax.extend.core import ClosedJaxpr
+from jaxtyping import PyTree
 
 from .._errors import explain, warn
 from .._jaxpr.flops import equations
@@ -28,6 +30,18 @@ def warn_slow_convolutions(closed: ClosedJaxpr) -> None:
             "the same parameters in eqxmeta's layers: `model = eqxmeta.nn.fast(model)`",
         ),
     )
+
+
+def linear_layers(model: PyTree) -> int:
+    """How many layers of `model` are plain `eqx.nn.Linear`; 0 for a model with convolutions on a
+    CPU, for which the warning above speaks."""
+    kinds = [type(x) for x in jax.tree.leaves(model, is_leaf=_is_layer) if _is_layer(x)]
+    warned = jax.default_backend() == "cpu" and any(kind is not eqx.nn.Linear for kind in kinds)
+    return 0 if warned else kinds.count(eqx.nn.Linear)
+
+
+def _is_layer(x: Any) -> bool:
+    return type(x) in (eqx.nn.Linear, eqx.nn.Conv, eqx.nn.Conv2d)
 
 
 _PRIMITIVE = "conv_general_dilated"

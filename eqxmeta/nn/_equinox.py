@@ -1,11 +1,22 @@
-"""Sizes that are one number or one per axis."""
+"""What the layers here take over from Equinox's of the same name."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import equinox as eqx
 import numpy as np
 
 from .._errors import explain
+
+Layer = TypeVar("Layer", bound=eqx.Module)
+
+
+def take_fields(to: Layer, layer: Any) -> Layer:
+    """`to`, a module that is being made, with the very arrays and settings of Equinox's `layer`,
+    which has read and checked its arguments."""
+    for name in type(to).__dataclass_fields__:
+        object.__setattr__(to, name, getattr(layer, name))
+    return to
 
 
 def check_sizes(layer: str, **sizes: Any) -> None:

@@ -1,4 +1,4 @@
-"""The trainer warns, once, of convolutions that its loop makes slow, and names what to do."""
+"""The trainer names `em.nn.fast` once: a warning for convolutions, else a line of the summary."""
 
 import warnings
 from pathlib import Path
@@ -32,9 +32,9 @@ class Only(Callback):
         raise Begun
 
 
-def begin(model, size):
+def begin(model, size, summary=False):
     strategy = em.FOMAML(em.losses.cross_entropy, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))
-    trainer = em.Trainer(strategy, meta_batch_size=2, summary=False, callbacks=[Only()])
+    trainer = em.Trainer(strategy, meta_batch_size=2, summary=summary, callbacks=[Only()])
     with pytest.raises(Begun):
         trainer.fit(model, Images(size), 2)
 
@@ -63,3 +63,25 @@ def test_a_warning_names_the_line_and_the_line_silences_it():
 
 def test_no_word_of_small_ones():
     begin(model(1, 4), 4)
+
+
+class Flat(eqx.Module):
+    net: eqx.nn.MLP
+
+    def __call__(self, x):
+        return self.net(jnp.ravel(x))
+
+
+def test_the_summary_names_it_for_linear_layers(capsys):
+    plain = Flat(eqx.nn.MLP(16, 2, 4, 1, key=jax.random.key(0)))
+    begin(plain, 4, summary=True)
+    assert "em.nn.fast(model), for 2 `eqx.nn.Linear`" in capsys.readouterr().out
+    begin(em.nn.fast(plain), 4, summary=True)
+    assert "em.nn.fast" not in capsys.readouterr().out
+
+
+def test_where_the_warning_has_named_it_the_summary_does_not(capsys):
+    slow = eqx.nn.Sequential([*model(32, 28).layers, eqx.nn.Linear(2, 2, key=jax.random.key(0))])
+    with pytest.warns(RuntimeWarning, match="fast"):
+        begin(slow, 28, summary=True)
+    assert "em.nn.fast" not in capsys.readouterr().out
