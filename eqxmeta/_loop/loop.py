@@ -210,7 +210,7 @@ class Loop:
         ready = time.monotonic()
         self._pace.measured(stop - start, ready - max(began, self._ready))
         self._ready = ready
-        metrics = {name: rows[: stop - start] for name, rows in report.metrics.unpacked().items()}
+        metrics = report.metrics.rows(stop - start)
         error = self._watch.look(chunk.job, chunk.before, report, metrics)
         self.view.skipped = self._watch.skipped
         self.view.skipped_in_a_row = self._watch.in_a_row

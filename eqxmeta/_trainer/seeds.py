@@ -112,8 +112,7 @@ def _run(
             )
             report = jax.device_get(report)
             taken = stop - step
-            metrics = report.metrics.unpacked()
-            rows.append({name: values[:, :taken] for name, values in metrics.items()})
+            rows.append(report.metrics.rows(taken))
             if taken:
                 pace.measured(taken, time.monotonic() - began)
                 for index, first in _non_finite(rows[-1], report.non_finite, meant).items():

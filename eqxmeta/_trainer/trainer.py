@@ -22,7 +22,7 @@ from .._loop.loop import Loop
 from .._loop.non_finite import POLICIES, OnNonFinite
 from .._loop.pace import Pace
 from .._model.check import check_model, check_no_nan
-from .._model.state import TrainState, strong
+from .._model.state import TrainState, without_weak_types
 from .._preflight.loss import check_loss, with_labels
 from .._preflight.outer_update import check_init, check_outer_update
 from .._preflight.plan import Plan, make_plan
@@ -240,7 +240,9 @@ class Trainer:
             state = self.strategy.init(model)
         check_init(self.strategy, state)
         # The step is the trainer's; weak types would make a second program after the first step.
-        return strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
+        return without_weak_types(
+            TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state)
+        )
 
     @contextlib.contextmanager
     def _open(
