@@ -79,10 +79,9 @@ def taken_if_finite(
     return kept, metrics | {SKIPPED: (~taken).astype(jnp.int32)}
 
 
-@eqx.filter_jit(donate="all-except-first")
-def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
+def outer_steps(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     """Outer steps `start` to `stop`, at most `CAPACITY`. The trip count is an argument, so that
-    every length shares this program and the result does not depend on where it was cut."""
+    every length shares one program and the result does not depend on where it was cut."""
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def step(dynamic: PyTree, tasks: Task, key: PRNGKeyArray) -> tuple[PyTree, MetricColumns]:
@@ -114,6 +113,12 @@ def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     dynamic, metrics = job.source.for_each_step(job.start, job.stop, key_of, body, carry)
     state = eqx.combine(dynamic, static)
     return state, Report(metrics, count_non_finite(state))
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
+    """`outer_steps`, compiled; `state` is consumed."""
+    return outer_steps(job, state)
 
 
 def key_of_step(root: PRNGKeyArray) -> Callable[[Any], PRNGKeyArray]:
