@@ -152,10 +152,11 @@ class Checkpoint(Callback):
         if not run.resuming:
             return
         self._files.set_aside(after=run.start)
-        if run.resumed_from is not None:  # possibly by another `Checkpoint` of the run
-            self._id = id_of(run.resumed_from) or self._id
+        self._id = run.resumed_meta.get("run", self._id)
         if restored:
-            self._mine = {s for s, path in self._files.by_step().items() if id_of(path) == self._id}
+            files = self._files.by_step().items()
+            # The newest has been read, and is of this run.
+            self._mine = {s for s, p in files if p == run.resumed_from or id_of(p) == self._id}
             step, value = restored["best_step"], restored["best_value"]
             # Of another monitor, or a file that has gone: then the best is yet to come.
             same = (restored["monitor"], restored["mode"]) == (self.monitor, self.mode)

@@ -30,7 +30,7 @@ from ._model.support_statistics import with_support_statistics as with_support_s
 from ._preflight.meta_gradient import check_meta_gradient as check_meta_gradient
 from ._preflight.plan import Plan as Plan
 from ._preflight.plan import PlanRow as PlanRow
-from ._strategy.strategy import GradientStrategy as GradientStrategy
+from ._strategy.gradient_strategy import GradientStrategy as GradientStrategy
 from ._strategy.strategy import Strategy as Strategy
 from ._task.task import Task as Task
 from ._trainer.seed_runs import SeedRuns as SeedRuns

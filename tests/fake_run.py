@@ -1,8 +1,10 @@
 """A run without a trainer, for the tests of callbacks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
-from eqxmeta._callback.run import Run
+from eqxmeta._callback.run import Origin, Run, Settings
 
 
 def fake_run(*callbacks, start=0, steps=40, resuming=False, strategy=None, state=None, config=None):
@@ -12,13 +14,11 @@ def fake_run(*callbacks, start=0, steps=40, resuming=False, strategy=None, state
         for callback in callbacks:
             callback.on_log(run, scalars)
 
+    config = {"seed": 0, "meta_batch_size": 25} if config is None else config
     run = Run(
-        strategy=strategy,
-        steps=steps,
-        start=start,
-        resuming=resuming,
-        config={"seed": 0, "meta_batch_size": 25} if config is None else config,
-        snapshot=lambda: state,
+        Settings(strategy, steps, config=config),
+        Origin(SimpleNamespace(step=start), resuming=resuming),
+        state_after=lambda step: state,
         publish=publish,
         callback_states=dict,
     )

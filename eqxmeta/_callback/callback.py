@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from .._checkpoint.save_load import read_manifest
 from .._errors import explain
 from .published import Published
 from .run import Run
@@ -26,7 +25,7 @@ def is_foreign(run: Run, state: Mapping[str, Any] | None, found: str | None) -> 
         return known is not None and found is not None and known != found
     if run.resumed_from is None:
         return True
-    states = read_manifest(run.resumed_from)["meta"].get("callbacks", {}).values()
+    states = run.resumed_meta.get("callbacks", {}).values()
     return found is None or found not in {state.get(LOG) for state in states}
 
 

@@ -1,16 +1,55 @@
-"""What a callback sees of a run."""
+"""A run: what it was asked for, where it begins, and what a callback sees of it."""
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from .._model.state import TrainState
     from .._strategy.strategy import Strategy
     from .published import Published
+
+OnNonFinite: TypeAlias = Literal["raise", "skip", "stop"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for.
+
+    - `steps`: the step at which it ends, if nothing ends it before.
+    - `everys`: by the name of a callback, how many outer steps are between its `on_step_end`s.
+    - `deadline`: of `time.monotonic()`, in seconds.
+    - `steps_per_execution`, `on_non_finite`: see `Trainer`.
+    - `config`: plain values that describe the run.
+    """
+
+    strategy: Strategy
+    steps: int
+    seed: int = 0
+    everys: Mapping[str, int] = field(default_factory=dict)
+    deadline: float = math.inf
+    steps_per_execution: int | Literal["auto"] = "auto"
+    on_non_finite: OnNonFinite = "raise"
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run begins: its first state, and the checkpoint that this is from, if there is one.
+
+    - `resuming`: whether `fit` was asked to resume.
+    - `path`, `meta`: the checkpoint and its `meta`; `None` and empty if there is none.
+    """
+
+    state: TrainState
+    resuming: bool = False
+    path: Path | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Run:
@@ -22,6 +61,7 @@ class Run:
     - `resuming`: whether `fit` was asked to resume. Files of an earlier attempt are then
       continued, from `start`; otherwise they belong to somebody else.
     - `resumed_from`: the checkpoint from which it goes on, if there was one.
+    - `resumed_meta`: the `meta` of that checkpoint; empty if there was none.
     - `skipped_in_a_row`: how many of the `skipped` steps are the last ones.
     - `skipped`: outer steps not taken so far, of `Trainer(on_non_finite="skip")`.
     - `id`: tells this call of `fit` from all others.
@@ -34,37 +74,32 @@ class Run:
 
     def __init__(
         self,
+        settings: Settings,
+        origin: Origin,
         *,
-        strategy: Strategy,
-        steps: int,
-        start: int,
-        resuming: bool,
-        config: Mapping[str, Any],
-        snapshot: Callable[[], TrainState],
+        state_after: Callable[[int], TrainState],
         publish: Callable[[Mapping[str, Published]], None],
         callback_states: Callable[[], dict[str, dict[str, Any]]],
-        resumed_from: Path | None = None,
-        cadence: int | None = None,
     ):
         self.id = secrets.token_hex(8)
-        self.strategy = strategy
-        self.step = start
-        self.steps = steps
-        self.start = start
-        self.resuming = resuming
-        self.resumed_from = resumed_from
-        self.config = dict(config)
-        self.cadence = cadence
+        self.strategy = settings.strategy
+        self.steps = settings.steps
+        self.config = dict(settings.config)
+        self.cadence = max(settings.everys.values(), default=None)
+        self.start = self.step = int(origin.state.step)
+        self.resuming = origin.resuming
+        self.resumed_from = origin.path
+        self.resumed_meta = origin.meta
+        self.skipped: int = origin.meta.get("skipped", 0)
+        self.skipped_in_a_row: int = origin.meta.get("skipped_in_a_row", 0)
         self.stop_reason: str | None = None
-        self.skipped = 0
-        self.skipped_in_a_row = 0
-        self._snapshot = snapshot
+        self._state_after = state_after
         self._publish = publish
         self._callback_states = callback_states
 
     @property
     def state(self) -> TrainState:
-        return self._snapshot()
+        return self._state_after(self.step)
 
     def log(self, scalars: Mapping[str, Published]) -> None:
         """Publish values at the current step: every callback's `on_log` receives them.

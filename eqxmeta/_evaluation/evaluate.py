@@ -19,7 +19,8 @@ from .._model.support_statistics import (
     without_statistics,
 )
 from .._preflight.loss import check_labels
-from .._strategy.strategy import Strategy, can_roll_out, check_metrics
+from .._strategy.metrics import check_metrics
+from .._strategy.strategy import Strategy, can_roll_out
 from .._task.device_source import check_device_source, check_task
 from .._task.layout import is_large
 from .._task.task import Task, count_tasks, shapes_of

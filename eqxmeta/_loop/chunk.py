@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._model.state import TrainState
-from .._strategy.metrics import SKIPPED, Packed, pack
+from .._strategy.metrics import SKIPPED, MetricColumns, columns
 from .._strategy.strategy import Strategy
 from .._task.device_source import Loaded, Sampled
 from .._task.task import Task
@@ -44,7 +44,7 @@ class Report(eqx.Module):
       last step, and how many of those are NaN.
     """
 
-    metrics: Packed
+    metrics: MetricColumns
     non_finite: list[Int[Array, "2"]]
 
 
@@ -69,7 +69,7 @@ def taken_if_finite(
 
     Numbers of the state that were not finite before, such as a mask's, may stay what they were.
     """
-    sound = [jnp.all(jnp.isfinite(x)) for x in pack(metrics).arrays]
+    sound = [jnp.all(jnp.isfinite(x)) for x in columns(metrics).arrays]
     for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
         if eqx.is_inexact_array(a):
             same = (a == b) | (jnp.isnan(a) & jnp.isnan(b))
@@ -79,23 +79,22 @@ def taken_if_finite(
     return kept, metrics | {SKIPPED: (~taken).astype(jnp.int32)}
 
 
-@eqx.filter_jit(donate="all-except-first")
-def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
+def outer_steps(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     """Outer steps `start` to `stop`, at most `CAPACITY`. The trip count is an argument, so that
-    every length shares this program and the result does not depend on where it was cut."""
+    every length shares one program and the result does not depend on where it was cut."""
     dynamic, static = eqx.partition(state, eqx.is_array)
 
-    def step(dynamic: PyTree, tasks: Task, key: PRNGKeyArray) -> tuple[PyTree, Packed]:
+    def step(dynamic: PyTree, tasks: Task, key: PRNGKeyArray) -> tuple[PyTree, MetricColumns]:
         old = eqx.combine(dynamic, static)
         new, metrics = outer_step(job.strategy, old, tasks, key)
         if job.skip:
             kept = eqx.filter((old.model, old.opt_state), eqx.is_array)
             taken = eqx.filter((new.model, new.opt_state), eqx.is_array)
             kept, metrics = taken_if_finite(kept, taken, metrics)
-            return TrainState(new.step, *kept), pack(metrics)
-        return eqx.filter(new, eqx.is_array), pack(metrics)
+            return TrainState(new.step, *kept), columns(metrics)
+        return eqx.filter(new, eqx.is_array), columns(metrics)
 
-    def body(index: Any, tasks: Task, key: PRNGKeyArray, carry: tuple[PyTree, Packed]):
+    def body(index: Any, tasks: Task, key: PRNGKeyArray, carry: tuple[PyTree, MetricColumns]):
         dynamic, buffer = carry
         dynamic, metrics = step(dynamic, tasks, key)
         row = index - job.start
@@ -114,6 +113,12 @@ def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     dynamic, metrics = job.source.for_each_step(job.start, job.stop, key_of, body, carry)
     state = eqx.combine(dynamic, static)
     return state, Report(metrics, count_non_finite(state))
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
+    """`outer_steps`, compiled; `state` is consumed."""
+    return outer_steps(job, state)
 
 
 def key_of_step(root: PRNGKeyArray) -> Callable[[Any], PRNGKeyArray]:

@@ -5,7 +5,7 @@ state, come from the device anyway; only once they tell of trouble is the chunk 
 its start to the step before. The program is the same, and so are the bits.
 """
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,9 +18,6 @@ from .._model.state import TrainState, copied
 from .._strategy.metrics import SKIPPED
 from .._task.task import Task
 from .chunk import Job, Report, key_of_step, train_chunk
-
-OnNonFinite: TypeAlias = Literal["raise", "skip", "stop"]
-POLICIES: tuple[OnNonFinite, ...] = get_args(OnNonFinite)
 
 # So many skipped steps in a row are no accident: nothing more will be learnt.
 MOST_SKIPS = 100
@@ -53,16 +50,16 @@ class Watch:
             step = self._count(start, rows[SKIPPED])
             return None if step is None else _too_many(job, before, rows, step)
         first = first_bad(rows)
-        if first is None and self._spoilt(report) is None:
+        if first is None and self._first_nonfinite_leaf(report) is None:
             return None
         # The last step whose metrics are finite. The state after it need not be.
         end = stop if first is None else start + first[0]
         state, again = _replay(job, before, end)
-        spoilt = self._spoilt(again)
-        if spoilt is not None:
-            return self._spoilt_between(job, before, start, end, spoilt)
+        leaf = self._first_nonfinite_leaf(again)
+        if leaf is not None:
+            return self._bisect(job, before, start, end, leaf)
         if first is None:  # a device that does not compute the same twice
-            return _spoilt_error(job, state, stop, self._spoilt(report) or "")
+            return _state_error(job, state, stop, self._first_nonfinite_leaf(report) or "")
         row, name = first
         return _metric_error(job, state, end + 1, name, rows[name][row])
 
@@ -76,7 +73,7 @@ class Watch:
                 return start + row + 1
         return None
 
-    def _spoilt(self, report: Report) -> str | None:
+    def _first_nonfinite_leaf(self, report: Report) -> str | None:
         """The first array of the state with more that is not finite, or NaN, than when the run
         began."""
         for name, meant, now in zip(self._names, self._meant, report.non_finite, strict=True):
@@ -84,7 +81,7 @@ class Watch:
                 return name
         return None
 
-    def _spoilt_between(
+    def _bisect(
         self, job: Job, state: TrainState, low: int, high: int, name: str
     ) -> NonFiniteError:
         """By halves: `state`, that after step `low`, is sound; `name` is not after step `high`."""
@@ -92,12 +89,12 @@ class Watch:
         while high - low > 1:
             middle = (low + high) // 2
             new, report = _replay(job, before, middle)
-            spoilt = self._spoilt(report)
-            if spoilt is None:
+            leaf = self._first_nonfinite_leaf(report)
+            if leaf is None:
                 low, state = middle, new
             else:
-                high, name = middle, spoilt
-        return _spoilt_error(job, state, high, name)
+                high, name = middle, leaf
+        return _state_error(job, state, high, name)
 
 
 def first_bad(rows: dict[str, np.ndarray]) -> tuple[int, str] | None:
@@ -138,7 +135,7 @@ def _metric_error(job: Job, state: TrainState, step: int, name: str, value: Any)
     )
 
 
-def _spoilt_error(job: Job, state: TrainState, step: int, name: str) -> NonFiniteError:
+def _state_error(job: Job, state: TrainState, step: int, name: str) -> NonFiniteError:
     return NonFiniteError(
         explain(
             f"The state's `{name}` is not finite after step {step}.",

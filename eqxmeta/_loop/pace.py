@@ -20,12 +20,12 @@ class Pace:
 
     What is measured is from one chunk's end, as the host saw it, to the next one's. A hook that
     takes longer than the chunk that runs meanwhile is counted as if that had: chunks are then
-    shorter than they might be.
+    shorter than they might be. `capacity`: the most steps that the source of tasks has for one.
     """
 
-    def __init__(self, steps_per_execution: int | Literal["auto"], capacity: int):
+    def __init__(self, steps_per_execution: int | Literal["auto"], capacity: int | None = None):
         self._auto = steps_per_execution == "auto"
-        self._capacity = min(capacity, CAPACITY)
+        self._capacity = CAPACITY if capacity is None else min(capacity, CAPACITY)
         self._limit = 1 if steps_per_execution == "auto" else int(steps_per_execution)
 
     @property

@@ -14,10 +14,10 @@ from .._arguments import check_int, check_optimizer
 from .._errors import explain
 from .._jaxpr.hoist import hoist
 from .._jaxpr.safe_sqrt import with_safe_sqrt
-from .._model.state import strong
+from .._model.state import without_weak_types
 from .._model.support_statistics import without_statistics
 from .._types import Loss
-from .modes import GRADIENT_MODES, GradientMode, uphill, value_and_grad
+from .modes import GRADIENT_MODES, GradientMode, conjugate_complex, value_and_grad
 from .select import select
 
 
@@ -113,7 +113,7 @@ class InnerLoop(eqx.Module):
     def init(self, model: PyTree) -> PyTree:
         """State of the inner optimizer before the first step."""
         fast, _ = self.partition(model)
-        return strong(self.optimizer.init(fast))
+        return without_weak_types(self.optimizer.init(fast))
 
     def __call__(
         self,
@@ -167,7 +167,7 @@ class InnerLoop(eqx.Module):
             value, grads = value_and_grad(
                 lambda fast, rest: inner_loss((fast, rest[0]), rest[1]), mode, fast, (x, fixed)
             )
-            updates, opt_state = update(uphill(grads), opt_state, fast, value)
+            updates, opt_state = update(conjugate_complex(grads), opt_state, fast, value)
             new = (optax.apply_updates(fast, updates), opt_state)
             # Optimizers may compute in a wider type (a schedule's float32 rate on bfloat16
             # parameters); the model's dtypes are the user's and stay.

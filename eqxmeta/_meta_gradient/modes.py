@@ -57,7 +57,7 @@ def value_and_grad(
     return jax.lax.stop_gradient(value), grad
 
 
-def uphill(grads: PyTree) -> PyTree:
+def conjugate_complex(grads: PyTree) -> PyTree:
     """Gradients as optax takes them. Of a complex parameter `jax.grad` gives the conjugate of the
     direction in which the loss grows fastest."""
     return jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)

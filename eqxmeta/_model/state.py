@@ -30,17 +30,17 @@ def copied(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, state)
 
 
-def strong(tree: PyTree) -> PyTree:
+def without_weak_types(tree: PyTree) -> PyTree:
     """Arrays of `tree` as JAX arrays without weak types, so that a loop may carry them."""
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype) if eqx.is_array(x) else x, tree)
 
 
 def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """State before the first outer step: `optimizer` looks after the inexact arrays of `model`."""
-    model = strong(
+    model = without_weak_types(
         jax.tree.map(
             lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, without_statistics(model)
         )
     )
-    opt_state = strong(optimizer.init(eqx.filter(model, eqx.is_inexact_array)))
+    opt_state = without_weak_types(optimizer.init(eqx.filter(model, eqx.is_inexact_array)))
     return TrainState(jnp.zeros((), jnp.int32), model, opt_state)

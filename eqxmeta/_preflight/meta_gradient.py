@@ -15,7 +15,8 @@ from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.modes import refuses_mixed
 from .._model.check import check_model
 from .._model.support_statistics import with_support_statistics
-from .._strategy.strategy import GradientStrategy, Strategy
+from .._strategy.gradient_strategy import GradientStrategy
+from .._strategy.strategy import Strategy
 from .._task.task import Task, shapes_of
 
 # Central differences in float64: the truncation error is of order eps**2, rounding of order

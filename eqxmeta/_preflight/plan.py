@@ -16,8 +16,9 @@ from .._jaxpr.flops import count_flops
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.modes import refuses_mixed
 from .._model.state import TrainState
-from .._strategy.metrics import pack
-from .._strategy.strategy import GradientStrategy, Strategy
+from .._strategy.gradient_strategy import GradientStrategy
+from .._strategy.metrics import columns
+from .._strategy.strategy import Strategy
 from .._task.task import Task, count_tasks
 
 # Less than this is not worth a word, nor is an alternative that needs more than half as much.
@@ -130,7 +131,7 @@ def _measure(strategy: Strategy, state: TrainState, tasks: Task, seen: set[str])
 
     def step(state: TrainState, tasks: Task, key: Any) -> PyTree:
         new, metrics = strategy.outer_update(state, tasks, key=key)
-        return new, pack(metrics)  # as the training program keeps them
+        return new, columns(metrics)  # as the training program keeps them
 
     key = jax.random.key(0)
     began = time.perf_counter()

@@ -1,16 +1,22 @@
-"""Which part of a model is its head, for strategies that treat it apart from the body."""
+"""Which part of a model is its head, and strategies that adapt it apart from the body."""
 
+import abc
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
+import optax
 from jaxtyping import PyTree
 
 from .._errors import explain, tracing
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.select import select
+from .._task.layout import TaskChunk
+from .._types import Loss
+from .by_inner_loop import ByInnerLoop
+from .gradient_strategy import GradientStrategy
 
 Where: TypeAlias = Callable[[Any], PyTree]
 
@@ -63,6 +69,40 @@ class Body(eqx.Module):
         return others
 
 
+class AdaptsByHead(GradientStrategy, ByInnerLoop):
+    """MAML in which a part of the model adapts that is known by its head: `chosen(head)`."""
+
+    loss: Loss
+    inner: InnerLoop
+    optimizer: optax.GradientTransformation
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
+
+    def __init__(
+        self,
+        loss: Loss,
+        inner: InnerLoop,
+        optimizer: optax.GradientTransformation,
+        *,
+        head: Where | None = None,
+        task_chunk: TaskChunk = "auto",
+    ):
+        name = type(self).__name__
+        if head is not None and (not callable(head) or isinstance(head, type | eqx.Module)):
+            expected = "a function from the model to its head, such as `lambda m: m.layers[-1]`"
+            received = repr(head)[:200]
+            message = f"`{name}(head=...)` is not a function."
+            raise TypeError(explain(message, received, f"{expected}, or None"))
+        self.loss = loss
+        self.inner = adapting(inner, self.chosen(Head(head, f"{name}(head=...)")), name)
+        self.optimizer = optimizer
+        self.task_chunk = task_chunk
+
+    @staticmethod
+    @abc.abstractmethod
+    def chosen(head: Head) -> Where:
+        """From the model to what adapts."""
+
+
 def adapting(inner: Any, adapt: Where, strategy: str) -> Any:
     """The same inner loop, in which `adapt` is what adapts."""
     if not isinstance(inner, InnerLoop):  # refused by `__check_init__`
@@ -77,17 +117,6 @@ def adapting(inner: Any, adapt: Where, strategy: str) -> Any:
             )
         )
     return InnerLoop(inner.optimizer, inner.steps, inner.gradient, adapt=adapt, remat=inner.remat)
-
-
-def check_head(head: Any, argument: str) -> None:
-    if head is not None and (not callable(head) or isinstance(head, type | eqx.Module)):
-        raise TypeError(
-            explain(
-                f"`{argument}` is not a function.",
-                repr(head)[:200],
-                "a function from the model to its head, such as `lambda m: m.layers[-1]`, or None",
-            )
-        )
 
 
 def _has_head(model: PyTree) -> bool:

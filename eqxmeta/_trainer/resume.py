@@ -5,14 +5,14 @@ import errno
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from .._callback.callback import LOG, Callback, name_of
+from .._callback.run import Origin
 from .._checkpoint.fingerprint import agree
 from .._checkpoint.save_load import library_versions, load_state, read_manifest
 from .._errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, explain, warn
 from .._model.state import TrainState
-from .summary import without_addresses
 
 # A checkpoint of a run in which one of these differs is of another run.
 _IDENTITY = (
@@ -24,21 +24,10 @@ _IDENTITY = (
     "meta_batch_size",
     "seed",
     "model",
-    "tasks",
 )
-# Not in the checkpoints of earlier versions.
-_LATER = ("options", "adapts")
 
 # More differences than these are not worth reading.
 _TOLD = 5
-
-
-class Restored(NamedTuple):
-    """A checkpoint, the state in it, and by callback what each saved of itself."""
-
-    path: Path
-    state: TrainState
-    callback_states: dict[str, Any]
 
 
 def can_resume(callback: Callback) -> bool:
@@ -51,16 +40,16 @@ def restore(
     like: TrainState,
     callbacks: tuple[Callback, ...],
     config: dict[str, Any],
-) -> Restored | None:
-    """What `fit(resume=...)` stands for; `None` is a start.
+) -> Origin:
+    """Where the run begins that `fit(resume=...)` asks for.
 
     `like` is a state of the run that asks, `config` what `describe` says of it.
 
     Raises `CheckpointError` if there is no such file, none that is sound, or if it is of
-    another run; `TypeError` or `ValueError` for another `resume`.
+    another run; `TypeError` or `ValueError` for another `resume`, or `steps` before the file's.
     """
     if resume is None:
-        return None
+        return Origin(like)
     if not isinstance(resume, str | os.PathLike):
         raise TypeError(
             explain("`fit(resume=...)` is invalid.", repr(resume), "'auto', a path, or None")
@@ -71,8 +60,20 @@ def restore(
         expected = f"'auto', the path of a checkpoint, or None.{hint}"
         message = f"There is no checkpoint at `fit(resume={resume!r})`."
         raise CheckpointNotFound(explain(message, "no such file", expected))
-    if resume != "auto":
-        return _load(Path(resume), like, callbacks, config)
+    if resume == "auto":
+        origin = _newest(like, callbacks, config)
+    else:
+        path = Path(resume)
+        origin = _load(path, read_manifest(path), like, callbacks, config)
+    start = int(origin.state.step)
+    if start > config["steps"]:
+        message = "`fit(steps=...)` is before the checkpoint."
+        raise ValueError(explain(message, config["steps"], f"{start} or more"))
+    return origin
+
+
+def _newest(like: TrainState, callbacks: tuple[Callback, ...], config: dict[str, Any]) -> Origin:
+    """The newest sound file of all callbacks, or a start if there is no file."""
     if not any(map(can_resume, callbacks)):
         raise ValueError(
             explain(
@@ -82,11 +83,12 @@ def restore(
             )
         )
     paths = [path for callback in callbacks for path in callback.resume_paths()]
-    # The newest of all callbacks' files; damaged ones first, so that they are told of.
-    for path in sorted(paths, key=_step_of, reverse=True):
+    found = [(path, _read(path)) for path in paths]
+    for path, manifest in sorted(found, key=lambda entry: _step_of(entry[1]), reverse=True):
         try:
-            _check_name(path)
-            return _load(path, like, callbacks, config)
+            if isinstance(manifest, Exception):
+                raise manifest
+            return _load(path, manifest, like, callbacks, config)
         except (CheckpointCorrupt, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EIO:
                 raise
@@ -100,26 +102,54 @@ def restore(
                 "at least one. Move them away to start anew",
             )
         )
-    return None
+    return Origin(like, resuming=True)
+
+
+def _read(path: Path) -> dict[str, Any] | CheckpointCorrupt | OSError:
+    """The manifest of a run's own file, or why it cannot be read."""
+    try:
+        manifest = read_manifest(path)
+    except (CheckpointCorrupt, OSError) as error:
+        return error
+    saved = manifest["meta"].get("file", path.name)
+    if saved == path.name:
+        return manifest
+    # A file under the name of another is found by whoever looks for the other.
+    return CheckpointCorrupt(
+        explain(
+            f"Checkpoint {path} is damaged: it is another one.",
+            f"the file that was saved as {saved}",
+            "the file that was saved under this name. Rename it, or pass its path as `resume`",
+        )
+    )
+
+
+def _step_of(manifest: dict[str, Any] | Exception) -> int | float:
+    """Before all others what is damaged or no run's, so that it is told of."""
+    step = None if isinstance(manifest, Exception) else manifest["meta"].get("step")
+    return step if isinstance(step, int) else math.inf
 
 
 def _load(
-    path: Path, like: TrainState, callbacks: tuple[Callback, ...], config: dict[str, Any]
-) -> Restored:
-    manifest = read_manifest(path)
+    path: Path,
+    manifest: dict[str, Any],
+    like: TrainState,
+    callbacks: tuple[Callback, ...],
+    config: dict[str, Any],
+) -> Origin:
     meta = manifest["meta"]
     saved = meta.get("config", {})
     _refuse(path, _other_settings(saved, config))
     state = load_state(path, like)  # of another model it lists the arrays, which says most
     same_libraries = manifest.get("versions") == library_versions()
     _refuse(path, _other_parts(saved, config, same_libraries=same_libraries))
-    states = dict(meta.get("callbacks", {}))
     attached = {name_of(callback) for callback in callbacks}
+    states = meta.get("callbacks", {})
     forgotten = [n for n, value in states.items() if value.keys() - {LOG} and n not in attached]
     if forgotten:
         message = f"`{path}` holds the state of callbacks that are not attached: {forgotten}"
         warn(message)
-    return Restored(path, state, states)
+    return Origin(state, resuming=True, path=path, meta=meta)
 
 
 def _refuse(path: Path, differ: dict[str, tuple[str, str]]) -> None:
@@ -140,11 +170,7 @@ def _refuse(path: Path, differ: dict[str, tuple[str, str]]) -> None:
 
 
 def _other_settings(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    old = {n: saved.get(n, config[n] if n in _LATER else None) for n in _IDENTITY}
-    if "fingerprint" in saved:  # which says more of the tasks than what they print
-        old["tasks"] = config["tasks"]
-    elif isinstance(old["tasks"], str):
-        old["tasks"] = without_addresses(old["tasks"])
+    old = {name: saved.get(name) for name in _IDENTITY}
     return {n: (repr(old[n]), repr(config[n])) for n in _IDENTITY if old[n] != config[n]}
 
 
@@ -161,25 +187,3 @@ def _other_parts(
             if not agree(old[path], new[path]) if both else same_libraries:
                 differ[f"{what}{path}"] = (old.get(path, "nothing"), new.get(path, "nothing"))
     return dict(list(differ.items())[:_TOLD])
-
-
-def _step_of(path: Path) -> int | float:
-    """Before all others what is damaged or no run's, so that it is told of."""
-    try:
-        step = read_manifest(path)["meta"].get("step")
-    except (CheckpointCorrupt, OSError):
-        return math.inf
-    return step if isinstance(step, int) else math.inf
-
-
-def _check_name(path: Path) -> None:
-    """A file under the name of another is found by whoever looks for the other."""
-    saved = read_manifest(path)["meta"].get("file", path.name)
-    if saved != path.name:
-        raise CheckpointCorrupt(
-            explain(
-                f"Checkpoint {path} is damaged: it is another one.",
-                f"the file that was saved as {saved}",
-                "the file that was saved under this name. Rename it, or pass its path as `resume`",
-            )
-        )

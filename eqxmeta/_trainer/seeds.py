@@ -1,10 +1,9 @@
 """Several seeds of a run as one compiled program."""
 
-import inspect
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,16 +13,16 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
 from .._arguments import check_int
 from .._errors import explain
-from .._loop.chunk import CAPACITY, Job, Report, count_non_finite, train_chunk
+from .._loop.chunk import Job, Report, count_non_finite, outer_steps
 from .._loop.pace import Pace
 from .._loop.signals import on_interrupt
 from .._model.state import TrainState
-from .._preflight.loss import check_loss, with_labels
 from .._preflight.outer_update import check_outer_update
 from .._strategy.strategy import Strategy
 from .._task.device_source import Sampled
 from .seed_arguments import check_alike, check_models, check_seeds, check_source
 from .seed_runs import SeedRuns
+from .start import initial_state, open_tasks
 from .trainer import Trainer
 
 
@@ -76,16 +75,15 @@ def fit_seeds(
     steps = min(steps, trainer.fast_dev_run or steps)
     deadline = time.monotonic() + trainer.max_time
 
-    inits = [trainer._init(m, "fit_seeds(model=...)") for m in models]
+    strategy = trainer.strategy
+    inits = [initial_state(strategy, m, "fit_seeds(model=...)") for m in models]
     check_alike(inits)
-    source = Sampled(tasks, trainer.meta_batch_size)
-    task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
-    check_loss(trainer.strategy, inits[0].model, with_labels(tasks, task))
-    example = eqx.filter_eval_shape(source.first, jax.random.key(0))
-    check_outer_update(trainer.strategy, inits[0], example)
+    with open_tasks(tasks, trainer.meta_batch_size, strategy, inits[0], steps=steps) as source:
+        check_outer_update(strategy, inits[0], source.example)
+        sampled: Any = source.take(steps)
 
     states = _stack(inits * len(chosen) if len(inits) == 1 else inits)
-    return _run(trainer, source, states, chosen, steps, deadline)
+    return _run(trainer, sampled, states, chosen, steps, deadline)
 
 
 def _run(
@@ -99,7 +97,7 @@ def _run(
     roots = jnp.stack([jax.random.key(seed) for seed in seeds])
     # What was not finite to begin with, such as a mask of -inf, is meant to be so.
     meant = jax.device_get(eqx.filter_jit(eqx.filter_vmap(count_non_finite))(states))
-    pace = Pace(trainer.steps_per_execution, CAPACITY)
+    pace = Pace(trainer.steps_per_execution)
     stopped: list[str] = []
     bad: dict[int, int] = {}  # the first bad step of a run, by its index
     rows: list[dict[str, np.ndarray]] = []
@@ -112,8 +110,7 @@ def _run(
             )
             report = jax.device_get(report)
             taken = stop - step
-            metrics = report.metrics.unpacked()
-            rows.append({name: values[:, :taken] for name, values in metrics.items()})
+            rows.append(report.metrics.rows(taken))
             if taken:
                 pace.measured(taken, time.monotonic() - began)
                 for index, first in _non_finite(rows[-1], report.non_finite, meant).items():
@@ -140,14 +137,8 @@ def _run(
     return SeedRuns(seeds, states, metrics, finite, steps, stop_reason)
 
 
-# Bare: to donate is for the outermost program, which is `train_seeds`.
-_train_chunk = cast(
-    Callable[[Job, TrainState], tuple[TrainState, Report]], inspect.unwrap(train_chunk)
-)
-
-
 class Batch(eqx.Module):
-    """What a dispatch reads and keeps; as `_chunk.Job`, with a root key per seed."""
+    """What a dispatch reads and keeps; as `Job`, with a root key per seed."""
 
     strategy: Strategy
     source: Sampled
@@ -158,13 +149,13 @@ class Batch(eqx.Module):
 
 @eqx.filter_jit(donate="all-except-first")
 def train_seeds(batch: Batch, states: TrainState) -> tuple[TrainState, Report]:
-    """`train_chunk` of every seed: `states` and the report lead with the axis of seeds."""
+    """`outer_steps` of every seed: `states` and the report lead with the axis of seeds."""
     dynamic, static = eqx.partition(states, eqx.is_array)
 
     # The trip count has no axis of seeds, so that the loop over steps remains one loop.
     def one(root: PRNGKeyArray, dynamic: PyTree) -> tuple[PyTree, Report]:
         job = Job(batch.strategy, batch.source, root, batch.start, batch.stop)
-        state, report = _train_chunk(job, eqx.combine(dynamic, static))
+        state, report = outer_steps(job, eqx.combine(dynamic, static))
         return eqx.filter(state, eqx.is_array), report
 
     dynamic, report = jax.vmap(one)(batch.roots, dynamic)

@@ -117,9 +117,5 @@ def _fingerprints(model: PyTree, tasks: Any) -> dict[str, dict[str, str]]:
 def _name(tasks: Any) -> str:
     if not isinstance(tasks, eqx.Module):
         return type(tasks).__name__
-    return without_addresses(" ".join(repr(tasks).split())[:500])
-
-
-def without_addresses(text: str) -> str:
-    """What an object prints of itself, without where in memory it is in this process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
+    # Without where in memory a part of it is in this process.
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(tasks).split())[:500])

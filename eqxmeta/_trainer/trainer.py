@@ -2,36 +2,27 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._arguments import check_int, check_seed, known_keywords
 from .._callback.callback import Callback, attach, name_of
 from .._callback.monitor import check_monitors
-from .._errors import explain, tracing, warn
-from .._loop.chunk import CAPACITY
+from .._callback.run import OnNonFinite, Run, Settings
+from .._errors import explain, warn
 from .._loop.loop import Loop
-from .._loop.non_finite import POLICIES, OnNonFinite
-from .._loop.pace import Pace
-from .._model.check import check_model, check_no_nan
-from .._model.state import TrainState, strong
-from .._preflight.loss import check_loss, with_labels
-from .._preflight.outer_update import check_init, check_outer_update
+from .._model.check import check_model
+from .._model.state import TrainState
+from .._preflight.outer_update import check_outer_update
 from .._preflight.plan import Plan, make_plan
 from .._strategy.metrics import SKIPPED
 from .._strategy.strategy import Strategy
-from .._task.device_source import Sampled, check_device_source, is_device_source
-from .._task.host_source import HostSource
-from .._task.task import Task
 from .resume import can_resume, restore
+from .start import initial_state, open_tasks
 from .summary import describe, render
 
 
@@ -96,7 +87,7 @@ class Trainer:
                 minimum=1,
                 what="steps, or 'auto'",
             )
-        if on_non_finite not in POLICIES:
+        if on_non_finite not in get_args(OnNonFinite):
             expected = "'raise', 'skip' or 'stop'"
             received = repr(on_non_finite)
             raise ValueError(
@@ -150,46 +141,37 @@ class Trainer:
         if self.fast_dev_run:
             steps, resume = min(steps, self.fast_dev_run), None
             callbacks = tuple(callback for callback in callbacks if not callback.writes)
-            everys = {name_of(c): steps for c in callbacks if c.every is not None}
-        else:
-            everys = {name_of(c): c.every for c in callbacks if c.every is not None}
         deadline = time.monotonic() + self.max_time
         self.stop_reason = None
 
-        state = self._init(model, "fit(model=...)")
+        state = initial_state(self.strategy, model, "fit(model=...)")
         config = describe(
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
             saves=resume is not None or any(map(can_resume, callbacks)),
         )  # fmt: skip
+        settings = Settings(
+            self.strategy,
+            steps,
+            self.seed,
+            everys=self._everys(callbacks, steps),
+            deadline=deadline,
+            steps_per_execution=self.steps_per_execution,
+            on_non_finite=self.on_non_finite,
+            config=config,
+        )
         with contextlib.ExitStack() as held:
             for callback in callbacks:
                 held.enter_context(callback.exclusive())
-            restored = restore(resume, state, callbacks, config)
-            start = 0 if restored is None else int(restored.state.step)
-            if start > steps:
-                expected = f"{start} or more"
-                raise ValueError(
-                    explain("`fit(steps=...)` is before the checkpoint.", steps, expected)
+            origin = restore(resume, state, callbacks, config)
+            start = int(origin.state.step)
+            source = held.enter_context(
+                open_tasks(
+                    tasks, self.meta_batch_size, self.strategy, state, start=start, steps=steps
                 )
-            opened = held.enter_context(self._open(tasks, start, steps, state.model))
-            source, example, capacity = opened
-            metrics = check_outer_update(self.strategy, state, example)
-            loop = Loop(
-                self.strategy,
-                state if restored is None else restored.state,
-                source=source,
-                root=jax.random.key(self.seed),
-                pace=Pace(self.steps_per_execution, capacity),
-                callbacks=callbacks,
-                everys=everys,
-                deadline=deadline,
-                on_non_finite=self.on_non_finite,
-                steps=steps,
-                config=config,
-                resuming=resume is not None,
-                resumed_from=None if restored is None else restored.path,
             )
+            metrics = check_outer_update(self.strategy, state, source.example)
+            loop = Loop(settings, origin, source, callbacks, metrics)
             loop.refuse()
             # Of those too that a trial run leaves out.
             skipped = {SKIPPED} if self.on_non_finite == "skip" else set()
@@ -198,28 +180,32 @@ class Trainer:
                 left_out = [callback for callback in self.callbacks if callback not in callbacks]
                 print(render(config, callbacks, left_out, start=start, model=model), flush=True)
                 if self.fast_dev_run:
-                    print(make_plan(self.strategy, state, example, alone=True), flush=True)
-            # Not before: a run that is refused leaves the callbacks as they were.
-            for callback in callbacks:
-                if restored is not None and name_of(callback) in restored.callback_states:
-                    callback.load_state_dict(restored.callback_states[name_of(callback)])
-            try:
-                state = loop.run()
-            except BaseException as error:
-                loop.termination.pass_on(error)
-                raise
-        self.stop_reason = loop.view.stop_reason
-        if self.summary and self.stop_reason is not None:
-            reached = f"{loop.view.step:,} of {steps:,}"
-            print(f"stopped at step {reached}: {self.stop_reason}", flush=True)
-        if loop.view.skipped:
-            told = f"skipped {loop.view.skipped:,} steps that were not finite"
+                    print(make_plan(self.strategy, state, source.example, alone=True), flush=True)
+            state = loop.train()
+        self._say_how_it_ended(loop.run)
+        loop.termination.pass_on()
+        return state
+
+    def _everys(self, callbacks: Iterable[Callback], steps: int) -> dict[str, int]:
+        """By name, the `every` of each callback that has one: in a trial run all of its steps."""
+        everys = {name_of(callback): callback.every for callback in callbacks}
+        return {
+            name: steps if self.fast_dev_run else every
+            for name, every in everys.items()
+            if every is not None
+        }
+
+    def _say_how_it_ended(self, run: Run) -> None:
+        self.stop_reason = run.stop_reason
+        if self.summary and run.stop_reason is not None:
+            reached = f"{run.step:,} of {run.steps:,}"
+            print(f"stopped at step {reached}: {run.stop_reason}", flush=True)
+        if run.skipped:
+            told = f"skipped {run.skipped:,} steps that were not finite"
             if self.summary:
                 print(told, flush=True)
             else:
                 warn(f"The run {told}.")
-        loop.termination.pass_on()
-        return state
 
     def plan(self, model: PyTree, tasks: Any) -> Plan:
         """What an outer step will cost: memory, operations and compile time, as it is and with
@@ -229,48 +215,10 @@ class Trainer:
         Raises `TypeError` or `ValueError` for invalid arguments.
         """
         check_model(model, "plan(model=...)")
-        state = self._init(model, "plan(model=...)")
-        with self._open(tasks, 0, 1, state.model) as (_, example, _):
-            check_outer_update(self.strategy, state, example)
-            return make_plan(self.strategy, state, example)
-
-    def _init(self, model: PyTree, argument: str) -> TrainState:
-        check_no_nan(model, argument)
-        with tracing(f"`{type(self.strategy).__name__}.init(model)`", type(model).__name__):
-            state = self.strategy.init(model)
-        check_init(self.strategy, state)
-        # The step is the trainer's; weak types would make a second program after the first step.
-        return strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
-
-    @contextlib.contextmanager
-    def _open(
-        self, tasks: Any, start: int, steps: int, model: PyTree
-    ) -> Iterator[tuple[Any, Task, int]]:
-        """The source as `steps -> Sampled | Loaded`, the shapes of a batch of its tasks, and the
-        most steps it can serve at once. Its tasks are checked against the loss of `model`."""
-        check = partial(check_loss, self.strategy, model)
-        if is_device_source(tasks):
-            check(with_labels(tasks, check_device_source(tasks, "fit(tasks=...)")))
-            sampled = Sampled(tasks, self.meta_batch_size)
-            example = eqx.filter_eval_shape(sampled.first, jax.random.key(0))
-            yield (lambda steps: sampled), example, CAPACITY
-        elif hasattr(tasks, "__getitem__"):
-            with HostSource(
-                tasks,
-                start=min(start, steps - 1),
-                steps=steps,
-                meta_batch_size=self.meta_batch_size,
-                check=check,
-            ) as host:
-                yield host.take, host.example, host.capacity
-        else:
-            raise TypeError(
-                explain(
-                    "`fit(tasks=...)` is not a task source.",
-                    repr(tasks)[:200],
-                    "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch`",
-                )
-            )
+        state = initial_state(self.strategy, model, "plan(model=...)")
+        with open_tasks(tasks, self.meta_batch_size, self.strategy, state, steps=1) as source:
+            check_outer_update(self.strategy, state, source.example)
+            return make_plan(self.strategy, state, source.example)
 
 
 def _seconds(max_time: int | float | timedelta | None) -> float:

@@ -1,17 +1,9 @@
 """ANIL: the inner loop adapts the head only."""
 
-import equinox as eqx
-import optax
-
-from .._meta_gradient.inner_loop import InnerLoop
-from .._strategy.by_inner_loop import ByInnerLoop
-from .._strategy.head import Head, Where, adapting, check_head
-from .._strategy.strategy import GradientStrategy
-from .._task.layout import TaskChunk
-from .._types import Loss
+from .._strategy.head import AdaptsByHead, Head
 
 
-class ANIL(GradientStrategy, ByInnerLoop):
+class ANIL(AdaptsByHead):
     """Almost no inner loop: MAML in which the head alone adapts, on features that stay.
 
     Raghu, Raghu, Bengio, Vinyals 2020 (arXiv 1909.09157), section 4: with θ = (body, head) an
@@ -29,22 +21,6 @@ class ANIL(GradientStrategy, ByInnerLoop):
     used with a model that has no such head.
     """
 
-    loss: Loss
-    inner: InnerLoop
-    optimizer: optax.GradientTransformation
-    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
-
-    def __init__(
-        self,
-        loss: Loss,
-        inner: InnerLoop,
-        optimizer: optax.GradientTransformation,
-        *,
-        head: Where | None = None,
-        task_chunk: TaskChunk = "auto",
-    ):
-        check_head(head, "ANIL(head=...)")
-        self.loss = loss
-        self.inner = adapting(inner, Head(head, "ANIL(head=...)"), "ANIL")
-        self.optimizer = optimizer
-        self.task_chunk = task_chunk
+    @staticmethod
+    def chosen(head: Head) -> Head:
+        return head

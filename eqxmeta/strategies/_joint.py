@@ -7,7 +7,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._meta_gradient.inner_loop import InnerLoop
 from .._model.state import TrainState, init_state
 from .._strategy.by_inner_loop import ByInnerLoop
-from .._strategy.strategy import (
+from .._strategy.outer_step import (
     adapt_with_metrics,
     descend,
     query_loss,

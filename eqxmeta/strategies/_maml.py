@@ -5,7 +5,7 @@ import optax
 
 from .._meta_gradient.inner_loop import InnerLoop
 from .._strategy.by_inner_loop import ByInnerLoop
-from .._strategy.strategy import GradientStrategy
+from .._strategy.gradient_strategy import GradientStrategy
 from .._task.layout import TaskChunk
 from .._types import Loss
 

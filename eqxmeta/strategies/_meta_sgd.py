@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from .._errors import explain
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._strategy.by_inner_loop import RollsOut
-from .._strategy.strategy import GradientStrategy
+from .._strategy.gradient_strategy import GradientStrategy
 from .._task.layout import TaskChunk
 from .._types import Loss
 

@@ -15,7 +15,7 @@ from .._errors import explain
 from .._model.predict import predict, takes_key
 from .._model.support_statistics import fill_statistics, without_statistics
 from .._strategy.arguments import check_loss_and_optimizer
-from .._strategy.strategy import GradientStrategy
+from .._strategy.gradient_strategy import GradientStrategy
 from .._task.layout import TaskChunk
 from .._types import Loss
 

@@ -14,17 +14,16 @@ from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.state import TrainState, init_state
 from .._model.support_statistics import without_statistics
 from .._strategy.by_inner_loop import RollsOut
-from .._strategy.strategy import (
+from .._strategy.metrics import by_step
+from .._strategy.outer_step import (
+    adapt_with_metrics,
     apply_gradient,
-    by_step,
-    can_roll_out,
-    check_outer_arguments,
+    mean_over_batch,
     query_loss,
-    reading,
     split_or_none,
-    support_losses,
 )
-from .._task.layout import OverTasks, TaskChunk, mean_over_tasks
+from .._strategy.strategy import can_roll_out
+from .._task.layout import OverTasks, TaskChunk
 from .._task.task import Task
 from .._types import Loss, Metrics
 
@@ -124,39 +123,32 @@ class Reptile(RollsOut):
     def outer_update(
         self, state: TrainState, tasks: Task, *, key: PRNGKeyArray | None
     ) -> tuple[TrainState, Metrics]:
-        check_outer_arguments(state, tasks)
-
         def adapt(task: Task, key: PRNGKeyArray | None):
             adapt_key, query_key = split_or_none(key)
-            inner_state = state.opt_state.inner
             if can_roll_out(self):
-                result = self.inner_rollout(
-                    state.model, task.pooled, key=adapt_key, opt_state=inner_state
+                end = self.inner_rollout(
+                    state.model, task.pooled, key=adapt_key, opt_state=state.opt_state.inner
                 )
-                adapted, inner_state, losses = (
-                    result.model,
-                    result.opt_state,
-                    support_losses(result),
-                )
+                adapted, losses = end.model, {"support_loss": end.losses}
+                carried = end.opt_state if self.inner_state == "carry" else None
             else:  # a subclass that adapts in its own way
-                adapted = self.inner_adapt(state.model, task.pooled, key=adapt_key)
+                adapted, losses = adapt_with_metrics(self, state.model, task.pooled, key=adapt_key)
                 adapted = without_statistics(adapted)  # queries are normalised by the support set
-                losses = {}
+                carried = state.opt_state.inner
             loss, metrics = query_loss(self.loss, state.model, adapted, task, query_key)
             adapted = eqx.filter(adapted, eqx.is_inexact_array)
-            carried = inner_state if self.inner_state == "carry" else None
             return adapted, carried, {"loss": loss, **losses, **metrics}
 
-        def merged(over: OverTasks) -> PyTree:
-            adapted, inner_states, metrics = over(adapt)
-            return (
-                _mean(adapted),
-                _mean(inner_states),
-                _mean(metrics),
-            )
+        def mean(over: OverTasks) -> PyTree:
+            # Floats, such as moments, are averaged; counters agree.
+            def of_tasks(x: Array) -> Array:
+                return jnp.mean(x, axis=0) if eqx.is_inexact_array(x) else x[0]
 
-        with reading(tasks):
-            adapted, inner, metrics = mean_over_tasks(merged, tasks, key, self.task_chunk)
+            return jax.tree.map(of_tasks, over(adapt))
+
+        adapted, inner, metrics = mean_over_batch(
+            mean, state, tasks, key=key, task_chunk=self.task_chunk
+        )
         params = eqx.filter(state.model, eqx.is_inexact_array)
         towards = jax.tree.map(lambda p, a: p - a, params, adapted)
 
@@ -179,8 +171,3 @@ class Reptile(RollsOut):
             jax.random.split(key, epochs)
         )
         return order.reshape(-1)[: steps * self.batch_size].reshape(steps, self.batch_size)
-
-
-def _mean(trees: PyTree) -> PyTree:
-    """One tree out of one per task: floats, such as moments, are averaged; counters agree."""
-    return jax.tree.map(lambda x: jnp.mean(x, axis=0) if eqx.is_inexact_array(x) else x[0], trees)

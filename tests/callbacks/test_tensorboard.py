@@ -301,11 +301,10 @@ def test_nothing_is_lost_by_kill_minus_nine(tmp_path):
     code = f"""
 import os, signal, sys
 import numpy as np
-from eqxmeta._callback.run import Run
 from eqxmeta.callbacks import TensorBoard
+from tests.fake_run import fake_run
 callback = TensorBoard({str(tmp_path)!r})
-run = Run(strategy=None, steps=9, start=0, resuming=False, config={{}}, snapshot=None, publish=None,
-          callback_states=dict)
+run = fake_run(config={{}})
 callback.on_fit_start(run)
 for first in range(1, 501, 100):
     steps = np.arange(first, first + 100)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from eqxmeta._loop import loop as _loop
+from eqxmeta._loop import dispatch as _dispatch
 from eqxmeta._loop.pace import Pace
 from eqxmeta.callbacks import JSONL, Callback, Checkpoint
 
@@ -157,8 +157,8 @@ def dispatches(monkeypatch):
         found.append((int(job.start), int(job.stop), state))
         return train_chunk(job, state)
 
-    train_chunk = _loop.train_chunk
-    monkeypatch.setattr(_loop, "train_chunk", spy)
+    train_chunk = _dispatch.train_chunk
+    monkeypatch.setattr(_dispatch, "train_chunk", spy)
     return found
 
 

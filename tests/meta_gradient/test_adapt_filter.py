@@ -175,7 +175,7 @@ def test_a_filter_that_chooses_nothing_is_refused_before_compilation(adapt, mess
     model = Twice(jnp.ones(1), jnp.ones(1))
     trainer = em.Trainer(strategy, meta_batch_size=2, summary=False)
     error = pytest.raises(ValueError, match=rf"`InnerLoop\(adapt=...\)`.*{message}" + THREE_PARTS)
-    with mock.patch("eqxmeta._loop.loop.train_chunk") as compiled, error:
+    with mock.patch("eqxmeta._loop.dispatch.train_chunk") as compiled, error:
         trainer.fit(model, em.tasks.Sinusoid(4, 6), 1)
     assert not compiled.called
 

@@ -11,7 +11,7 @@ import pytest
 
 import eqxmeta as em
 from eqxmeta._loop.chunk import Job, train_chunk
-from eqxmeta._strategy.metrics import pack
+from eqxmeta._strategy.metrics import columns
 from eqxmeta._task.device_source import Sampled
 from eqxmeta.callbacks import JSONL
 
@@ -40,7 +40,7 @@ def extended(**options):
     return Extended(em.losses.mse, inner, optax.adam(1e-3), **options)
 
 
-def test_what_is_packed_comes_out_as_it_was():
+def test_columns_come_out_as_they_were():
     rng = np.random.default_rng(0)
     scalars = {f"x/{i}": rng.normal(size=5).astype(np.float32) for i in range(23)}
     scalars |= {
@@ -53,14 +53,16 @@ def test_what_is_packed_comes_out_as_it_was():
         "x/7/y": np.arange(5, dtype=np.float32),
         "x/30": np.arange(5, dtype=np.int32),
     }
-    packed = jax.jit(jax.vmap(pack))(scalars)
-    assert [x.shape for x in packed.arrays] == [(5, len(names)) for names in packed.names]
-    assert [f"x/{i}" for i in range(23)] in map(list, packed.names)
-    assert len(packed.arrays) == 8
-    unpacked = jax.device_get(packed).unpacked()
-    assert list(unpacked) == sorted(scalars)
-    assert same_bits(unpacked, scalars)
-    assert pack({}).unpacked() == {}
+    kept = jax.jit(jax.vmap(columns))(scalars)
+    assert [x.shape for x in kept.arrays] == [(5, len(names)) for names in kept.names]
+    assert [f"x/{i}" for i in range(23)] in map(list, kept.names)
+    assert len(kept.arrays) == 8
+    rows = jax.device_get(kept).rows(5)
+    assert list(rows) == sorted(scalars)
+    assert same_bits(rows, scalars)
+    first = jax.device_get(kept).rows(2)
+    assert same_bits(first, {name: values[:2] for name, values in scalars.items()})
+    assert columns({}).rows(0) == {}
 
 
 def test_every_metric_has_its_name_wherever_it_is_seen(tmp_path):
@@ -115,9 +117,9 @@ def test_the_training_program_does_not_grow_with_the_inner_steps(skip):
         job = Job(strategy, Sampled(TASKS, 2), root, zero, zero, skip)
         state = strategy.init(tiny_mlp())
         _, report = eqx.filter_eval_shape(train_chunk, job, state)
-        columns = sum(map(len, report.metrics.names))
+        count = sum(map(len, report.metrics.names))
         compiled = train_chunk.lower(job, state).compile().compiled
-        return columns, len(jax.tree.leaves(report)), compiled.as_text().count(" = ")
+        return count, len(jax.tree.leaves(report)), compiled.as_text().count(" = ")
 
     (few, few_results, few_instructions), (many, results, instructions) = map(program, (4, 300))
     assert many == few + 296

@@ -10,7 +10,6 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from unittest import mock
 
 import equinox as eqx
 import jax
@@ -19,7 +18,6 @@ import optax
 import pytest
 
 import eqxmeta as em
-from eqxmeta._trainer.summary import describe
 from eqxmeta.callbacks import JSONL, Callback, Checkpoint, EarlyStopping, Evaluate, TensorBoard
 
 from ..boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_fit, same_bits
@@ -296,17 +294,6 @@ def test_the_checkpoint_of_another_setting_of_the_strategy(tmp_path):
     fit(2, 2, "auto")  # another layout of the same computation
     with pytest.raises(em.CheckpointMismatch, match=r"(?s)batch_size=2.*batch_size=3.*load_model"):
         fit(3, 1, "auto")
-
-
-def test_the_checkpoint_of_a_version_that_told_less_of_itself(tmp_path):
-    with mock.patch("eqxmeta._trainer.trainer.describe", _described_as_before):
-        boring_fit(20, callbacks=[saving(tmp_path)])
-    assert int(boring_fit(30, callbacks=[saving(tmp_path)], resume="auto").step) == 30
-
-
-def _described_as_before(*arguments, **options):
-    config = describe(*arguments, **options)
-    return {name: config[name] for name in config.keys() - {"options", "adapts"}}
 
 
 def test_the_model_differs_and_so_does_its_optimizers_state(tmp_path):

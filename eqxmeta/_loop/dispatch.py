@@ -1,0 +1,76 @@
+"""The state of a run on the device, and the dispatches that consume it."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._callback.run import Settings
+from .._errors import explain
+from .._model.state import TrainState, copied
+from .._task.source import Source
+from .chunk import Job, Report, train_chunk
+
+
+class Chunk(NamedTuple):
+    """A dispatch of outer steps `start` to `stop`, the state before it, and when it was made."""
+
+    start: int
+    stop: int
+    job: Job
+    before: TrainState
+    report: Report
+    began: float
+
+
+class Dispatcher:
+    """Dispatches chunks of outer steps. Each consumes the state, of which a copy from before it
+    stays: for the hooks, which are called a chunk later, and for a step that goes wrong.
+
+    `ahead`: outer steps dispatched so far. The host may have seen fewer.
+    """
+
+    def __init__(self, settings: Settings, source: Source, state: TrainState):
+        self.ahead = int(state.step)
+        self._settings = settings
+        self._source = source
+        self._root = jax.random.key(settings.seed)
+        self._state = copied(state)  # what is consumed; the caller keeps the one that it gave
+        self._copies: dict[int, TrainState] = {}  # by step
+
+    def dispatch(self, stop: int) -> Chunk:
+        """Take the outer steps up to `stop`."""
+        source = self._source.take(stop - self.ahead)
+        start, before = self.ahead, self.state_after(self.ahead)
+        self.ahead, self._copies = stop, {start: before}
+        skip = self._settings.on_non_finite == "skip"
+        strategy = self._settings.strategy
+        job = Job(strategy, source, self._root, jnp.int32(start), jnp.int32(stop), skip)
+        began = time.monotonic()
+        self._state, report = train_chunk(job, self._state)
+        return Chunk(start, stop, job, before, report, began)
+
+    def state_after(self, step: int) -> TrainState:
+        """The state after `step` steps: one copy a step, however many callbacks ask."""
+        if step not in self._copies:
+            if step != self.ahead:
+                raise RuntimeError(
+                    explain(
+                        "`run.state` is gone.",
+                        f"a request for step {step} while step {self.ahead} is computed",
+                        "a request in another hook than `on_exception`",
+                    )
+                )
+            self._copies[step] = copied(self._state)
+        return self._copies[step]
+
+    def fall_back(self, state: TrainState) -> None:
+        """What comes after `state` went wrong."""
+        self._copies = {int(state.step): state}
+
+    def rewind(self, step: int) -> TrainState:
+        """The state after `step` steps, from which a next dispatch would go on."""
+        if self.ahead != step:
+            self._state, self.ahead = self.state_after(step), step
+        return self._state

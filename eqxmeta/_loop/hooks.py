@@ -1,0 +1,118 @@
+"""The callbacks of a run, and the order in which their hooks are called."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from .._callback.callback import Callback, name_of
+from .._callback.published import Published, check_published
+from .._callback.run import Run
+from .._strategy.metrics import SKIPPED
+
+
+class Hooks:
+    """Calls the hooks of `callbacks`, and sees to it that none misses what the others were told.
+
+    - `everys`: by the name of a callback, the steps at whose multiples `on_step_end` is called.
+    - `metrics`: the names of the training metrics, under which nothing else may be published.
+    """
+
+    def __init__(
+        self,
+        callbacks: tuple[Callback, ...],
+        everys: Mapping[str, int],
+        metrics: Collection[str],
+    ):
+        self._callbacks = callbacks
+        self._everys = everys
+        self._reserved = {*metrics, "step", SKIPPED}
+        self._begun: list[Callback] = []  # whose `on_fit_start` was called
+        self._held_back: list[Mapping[str, Published]] | None = None
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        return {name_of(callback): callback.state_dict() for callback in self._callbacks}
+
+    def load_states(self, states: Mapping[str, dict[str, Any]]) -> None:
+        for callback in self._callbacks:
+            if name_of(callback) in states:
+                callback.load_state_dict(states[name_of(callback)])
+
+    def refuse(self, run: Run) -> None:
+        for callback in self._callbacks:
+            callback.refuse(run)
+
+    def begin(self, run: Run) -> None:
+        def begin(callback: Callback) -> None:
+            self._begun.append(callback)
+            callback.on_fit_start(run)
+
+        interrupt = self._call_all(begin)
+        if interrupt is not None:
+            raise interrupt
+
+    def notify_rows(self, run: Run, rows: Mapping[str, np.ndarray]) -> None:
+        """The metrics of a chunk, a row for each of its outer steps."""
+        self._held_back = []
+        try:
+            interrupt = self._call_all(lambda callback: callback.on_chunk_end(run, rows))
+        finally:
+            # What one publishes at this step reaches the others after the rows up to this step.
+            published, self._held_back = self._held_back, None
+        for scalars in published:
+            self.log(run, scalars)
+        if interrupt is not None:
+            raise interrupt
+
+    def log(self, run: Run, scalars: Mapping[str, Published]) -> None:
+        check_published(scalars, self._reserved)
+        if self._held_back is not None:
+            self._held_back.append(scalars)
+            return
+        for callback in self._callbacks:
+            callback.on_log(run, scalars)
+
+    def step_end(self, run: Run) -> None:
+        for callback in self._callbacks:
+            every = self._everys.get(name_of(callback))
+            if every is not None and run.step % every == 0:
+                callback.on_step_end(run)
+
+    def end(self, run: Run) -> None:
+        """Every callback hears of the end, for `Checkpoint` is the last; then the first error is
+        raised."""
+        first = None
+        for callback in self._callbacks:
+            try:
+                callback.on_fit_end(run)
+            except Exception as error:
+                if first is None:
+                    first = error
+                else:
+                    first.add_note(f"{name_of(callback)}.on_fit_end failed as well: {error!r}")
+        if first is not None:
+            raise first
+
+    def exception(self, run: Run, error: BaseException) -> None:
+        """Every callback that has begun hears of the error; one that fails over it, or is
+        interrupted, does not silence the rest."""
+        interrupt = None
+        for callback in self._begun:
+            try:
+                callback.on_exception(run, error)
+            except BaseException as second:
+                error.add_note(f"{name_of(callback)}.on_exception failed as well: {second!r}")
+                if not isinstance(second, Exception):
+                    interrupt = second
+        if interrupt is not None:
+            raise interrupt from error
+
+    def _call_all(self, hook: Callable[[Callback], None]) -> KeyboardInterrupt | None:
+        """Calls `hook` of every callback, also after Ctrl-C in one of them, which is returned."""
+        interrupt = None
+        for callback in self._callbacks:
+            try:
+                hook(callback)
+            except KeyboardInterrupt as error:
+                interrupt = error
+        return interrupt

@@ -1,0 +1,64 @@
+"""What `fit(tasks=...)` was given, opened: batches of tasks for any number of outer steps."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+
+from .._errors import explain
+from .device_source import Loaded, Sampled, check_device_source, is_device_source
+from .host_source import HostSource
+from .task import Task
+
+
+class Source(NamedTuple):
+    """Tasks for the outer steps of a run, in order.
+
+    - `take(steps)`: what a dispatch of the next `steps` outer steps reads.
+    - `example`: the shapes of a batch.
+    - `capacity`: the most steps that `take` can serve; `None`: any number.
+    """
+
+    take: Callable[[int], Sampled | Loaded]
+    example: Task
+    capacity: int | None
+
+
+@contextmanager
+def open_source(
+    tasks: Any,
+    meta_batch_size: int,
+    check: Callable[[Task], object],
+    *,
+    start: int = 0,
+    steps: int,
+) -> Iterator[Source]:
+    """Batches of `meta_batch_size` tasks for outer steps `start` to `steps`.
+
+    `check` is given the shapes of a task. Raises what it raises, and `TypeError` or `ValueError`
+    for what is not a source of tasks.
+    """
+    if is_device_source(tasks):
+        check(check_device_source(tasks, "fit(tasks=...)"))
+        sampled = Sampled(tasks, meta_batch_size)
+        example = eqx.filter_eval_shape(sampled.first, jax.random.key(0))
+        yield Source(lambda steps: sampled, example, None)
+    elif hasattr(tasks, "__getitem__"):
+        with HostSource(
+            tasks,
+            start=min(start, steps - 1),
+            steps=steps,
+            meta_batch_size=meta_batch_size,
+            check=check,
+        ) as host:
+            yield Source(host.take, host.example, host.capacity)
+    else:
+        raise TypeError(
+            explain(
+                "`fit(tasks=...)` is not a task source.",
+                repr(tasks)[:200],
+                "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch`",
+            )
+        )
