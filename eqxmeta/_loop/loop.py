@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from .._callback.callback import Callback, name_of
-from .._callback.published import Published, check_published
+from .._callback.published import Published, check_logged
 from .._callback.run import Run
 from .._checkpoint.save_load import read_manifest
 from .._errors import explain
@@ -141,7 +141,7 @@ class Loop:
         return self._copies[step]
 
     def _publish(self, scalars: Mapping[str, Published]) -> None:
-        check_published(scalars, self._reserved)
+        check_logged(scalars, self._reserved)
         if self._held_back is not None:
             self._held_back.append(scalars)
             return
@@ -241,7 +241,7 @@ class Loop:
                 except KeyboardInterrupt as error:  # the other callbacks must not miss these rows
                     interrupt = error
         finally:
-            # What one publishes at this step reaches the others after the rows up to this step.
+            # What one logs at this step reaches the others after the rows up to this step.
             published, self._held_back = self._held_back, None
         for scalars in published:
             self._publish(scalars)
