@@ -24,7 +24,7 @@ class AdaptationPlot(Drawing):
 
     Each panel is a task: its function, the support examples, and the model's prediction before
     and after inner steps. The picture is drawn at multiples of `every` and at the end of the run
-    (`None`: only then), replaces the one before, and is published as the image `adaptation` (or
+    (`None`: only then), replaces the one before, and is logged as the image `adaptation` (or
     `name`). The panels are those of `plot_adaptation`.
 
     - `tasks`: a task source, `sample(key) -> Task`, of examples `x, y: [examples, 1]`.

@@ -13,7 +13,7 @@ import numpy as np
 from eqxmeta._arguments import check_folder, check_int, check_json, check_path
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.monitor import check_named, is_overdue, warn_overdue
-from eqxmeta._callback.published import Histogram, Image, Published, published
+from eqxmeta._callback.published import Histogram, Image, Published, logged_value
 from eqxmeta._callback.run import Run
 from eqxmeta._checkpoint.run_files import CheckpointFiles, id_of, write_new
 from eqxmeta._checkpoint.save_load import on_host
@@ -29,7 +29,7 @@ class Checkpoint(Callback):
     of a run that ends with a `NonFiniteError`; nothing saved is ever NaN or infinite.
 
     - `keep`: how many of the newest files stay; `None` keeps all.
-    - `monitor`: the file of the best value stays as well. A name published with `run.log` at the
+    - `monitor`: the file of the best value stays as well. A name logged with `run.log` at the
       step that is saved, such as `"eval/loss"` of `Evaluate` (of a curve over inner steps the last
       point counts, and `"eval/loss/after_1"` is the one after 1 step), or a training metric such
       as `"loss"`, as it was in that very step.
@@ -47,14 +47,14 @@ class Checkpoint(Callback):
     checkpoints (`FileExistsError`); one that is resumed from an earlier step renames the later
     files to `*.ckpt.stale`.
 
-    A `monitor` that nobody will publish is refused (`ValueError`) before the first step, or, if
+    A `monitor` that no callback will log is refused (`ValueError`) before the first step, or, if
     there are callbacks of your own, warned of once each has had its turn. Warns at the end of the
     run if `monitor` had no value at any save.
     """
 
     last = True
     writes = True
-    publishes = ()
+    logs = ()
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Checkpoint(Callback):
                 keep, "Checkpoint(keep=...)", minimum=1, what="files, or None to keep all"
             )
         if monitor is not None and (not isinstance(monitor, str) or not monitor):
-            expected = "the name of a published value, or None"
+            expected = "the name of a logged value, or None"
             received = repr(monitor)
             raise ValueError(explain("`Checkpoint(monitor=...)` is invalid.", received, expected))
         if mode not in ("min", "max"):
@@ -134,9 +134,9 @@ class Checkpoint(Callback):
                 with suppress(Exception):
                     self._background.wait()
 
-    def check_monitor(self, metrics: Collection[str], published: Collection[str] | None) -> None:
-        if self.monitor is not None and published is not None:
-            names = {*metrics, *published}
+    def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:
+        if self.monitor is not None and logged is not None:
+            names = {*metrics, *logged}
             check_named(self.monitor, "Checkpoint(monitor=...)", names, "")
 
     def refuse(self, run: Run) -> None:
@@ -193,8 +193,8 @@ class Checkpoint(Callback):
             warn(
                 explain(
                     f"`Checkpoint(monitor={self.monitor!r})` had no value at any save.",
-                    ", ".join(sorted(self._seen)) or "nothing was published",
-                    "the name of a number or curve, published at multiples of "
+                    ", ".join(sorted(self._seen)) or "nothing was logged",
+                    "the name of a number or curve, logged at multiples of "
                     f"`Checkpoint(every={self.every})`",
                 )
             )
@@ -214,7 +214,7 @@ class Checkpoint(Callback):
     def _observe(self, step: int, values: Mapping[str, Any]) -> None:
         pictures = Image | Histogram
         self._seen.update(k for k, value in values.items() if not isinstance(value, pictures))
-        value = None if self.monitor is None else published(values, self.monitor)
+        value = None if self.monitor is None else logged_value(values, self.monitor)
         if value is not None:
             self._value = (step, value)
 

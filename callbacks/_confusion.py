@@ -23,7 +23,7 @@ class Confusion(Drawing):
 
     The picture shows the task's support images, its query images framed green or red for a right
     or wrong prediction, and the confusion matrix. It is drawn at multiples of `every` and at the
-    end of the run (`None`: only then) and published as the image `confusion` (or `name`), which
+    end of the run (`None`: only then) and logged as the image `confusion` (or `name`), which
     TensorBoard shows. Every query is classified by itself, by the model that `inner_adapt` made; by
     one that is transductive (see `eqxmeta.nn.BatchNorm`) the queries of a task together.
 

@@ -9,7 +9,7 @@ import numpy as np
 from eqxmeta._arguments import check_int
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.monitor import check_named, is_overdue, warn_overdue
-from eqxmeta._callback.published import Published, published
+from eqxmeta._callback.published import Published, logged_value
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
 
@@ -21,7 +21,7 @@ def _is_size(x: Any) -> bool:
 class EarlyStopping(Callback):
     """Ends the run when `monitor` has not improved for `patience` observations in a row.
 
-    An observation is a value published under that name: a number, or the last point of a curve
+    An observation is a value logged under that name: a number, or the last point of a curve
     over inner steps, such as `"eval/loss"` of `Evaluate` (`"eval/loss/after_1"`: the point after 1
     inner step). With `every`, it is the training metric
     of that name, `"loss"` for example, at the outer steps that are multiples of `every`.
@@ -29,12 +29,12 @@ class EarlyStopping(Callback):
     - `min_delta`: a smaller change than this is no improvement.
     - `mode`: `"min"` if less is better, `"max"` if more is.
 
-    A `monitor` that nobody will publish is refused (`ValueError`; `KeyError` with `every`) before
+    A `monitor` that no callback will log is refused (`ValueError`; `KeyError` with `every`) before
     the first step, or, if there are callbacks of your own, warned of once each has had its turn.
     Warns at the end of the run if there was nothing to observe.
     """
 
-    publishes = ()
+    logs = ()
 
     def __init__(
         self,
@@ -69,12 +69,12 @@ class EarlyStopping(Callback):
         self.name = name
         self._restored: dict[str, Any] = {}
 
-    def check_monitor(self, metrics: Collection[str], published: Collection[str] | None) -> None:
+    def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:
         if self.every is not None:
             self._check_metric(metrics)
-        elif published is not None:
+        elif logged is not None:
             also = "; a training metric if `every` is given" if self.monitor in metrics else ""
-            check_named(self.monitor, "EarlyStopping(monitor=...)", published, also)
+            check_named(self.monitor, "EarlyStopping(monitor=...)", logged, also)
 
     def on_fit_start(self, run: Run) -> None:
         self._best: float | None = self._restored.get("best")
@@ -105,14 +105,14 @@ class EarlyStopping(Callback):
         if self.every is not None:
             return
         self._others |= set(scalars)
-        value = published(scalars, self.monitor)
+        value = logged_value(scalars, self.monitor)
         if value is not None:
             self._observe(run, value)
 
     def on_fit_end(self, run: Run) -> None:
         if not self._observed and not self._told:
             if self.every is None:
-                why = f"what was published: {sorted(self._others) or 'nothing'}"
+                why = f"what was logged: {sorted(self._others) or 'nothing'}"
             else:
                 why = f"the run ended before it came to a multiple of {self.every} steps"
             warn(f"EarlyStopping never saw {self.monitor!r}: {why}.", UserWarning)
@@ -134,7 +134,7 @@ class EarlyStopping(Callback):
                 explain(
                     "`EarlyStopping(monitor=...)` is not a training metric.",
                     repr(self.monitor),
-                    f"one of {sorted(set(metrics) - {'step'})}; without `every`, a published name",
+                    f"one of {sorted(set(metrics) - {'step'})}; without `every`, a logged name",
                 )
             )
 

@@ -18,7 +18,7 @@ from eqxmeta._task.task import Task, count_tasks
 class Evaluate(Callback):
     """Measures the strategy on tasks that it does not train on, at multiples of `every`.
 
-    Publishes a curve over inner steps for every metric, as `<prefix>/<metric>`, and for a model
+    Logs a curve over inner steps for every metric, as `<prefix>/<metric>`, and for a model
     that predicts queries together (see `eqxmeta.Evaluation`) `<prefix>/transductive`. The arguments
     are those of `eqxmeta.evaluate`; the same `seed` every time means the same tasks every time. For
     several evaluations in one run give each a `prefix` of its own.
@@ -27,7 +27,7 @@ class Evaluate(Callback):
     - `seconds`: wall time spent evaluating, compilation included.
     """
 
-    publishes: Collection[str] | None = None  # known once the strategy is
+    logs: Collection[str] | None = None  # known once the strategy is
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Evaluate(Callback):
         # One step is as good as many to find what cannot be traced.
         names = check_curve(run.strategy, run.state.model, self._task, None if steps is None else 1)
         check_labels(run.strategy, run.state.model, self._tasks, self._task)
-        self.publishes = [f"{self._prefix}/{name}" for name in (*names, "transductive")]
+        self.logs = [f"{self._prefix}/{name}" for name in (*names, "transductive")]
 
     def on_step_end(self, run: Run) -> None:
         begin = time.perf_counter()

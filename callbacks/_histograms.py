@@ -15,7 +15,7 @@ from eqxmeta._callback.run import Run
 
 
 class Histograms(Callback):
-    """Publishes how the meta-parameters are distributed, at multiples of `every`.
+    """Logs how the meta-parameters are distributed, at multiples of `every`.
 
     One histogram for each field of `TrainState.model` that holds floating-point arrays, as
     `parameters/<field>`: of `MetaSGD` these are `parameters/rates` and `parameters/model`. (For a
@@ -24,7 +24,7 @@ class Histograms(Callback):
     Raises `TypeError` or `ValueError` for an `every` that is not a positive integer.
     """
 
-    publishes = ()
+    logs = ()
 
     def __init__(self, *, every: int, name: str | None = None):
         every = check_int(every, "Histograms(every=...)", minimum=1, what="outer steps")

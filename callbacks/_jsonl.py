@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -12,21 +13,14 @@ from typing import Any
 import numpy as np
 
 from eqxmeta._arguments import check_file, check_int, check_path
-from eqxmeta._callback.callback import LOG, Callback, is_foreign
+from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.log_owner import LOG, is_foreign
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
-from eqxmeta._errors import explain
+from eqxmeta._errors import explain, warn
 from eqxmeta._files.atomic import remove_leftovers, replacing
 from eqxmeta._files.lock import file_locked
-from eqxmeta._files.paths import (
-    keep_damaged,
-    make_folder,
-    set_aside,
-    sync_folder,
-    warn_foreign,
-    warn_short,
-    write_at,
-)
+from eqxmeta._files.paths import make_folder, set_aside, stale_name, sync_folder, write_at
 
 
 class JSONL(Callback):
@@ -35,7 +29,7 @@ class JSONL(Callback):
         {"step": 1000, "loss": 0.71, "eval/loss": {"mean": [4.2, 0.7], "ci95": [0.3, 0.1]}}
 
     One line for each outer step that is a multiple of `every` (`every` thins what is written; it
-    does not make the compiled loop stop) and for each step at which something was published, in
+    does not make the compiled loop stop) and for each step at which something was logged, in
     the order of the steps, never two for the same. Curves over inner steps become an object,
     images are left out. Numbers read back as the numbers that they were; what JSON has no number
     for is one of the strings "NaN", "Infinity", "-Infinity", which `float` understands.
@@ -50,7 +44,7 @@ class JSONL(Callback):
     """
 
     writes = True
-    publishes = ()
+    logs = ()
 
     def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
         every = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
@@ -82,19 +76,22 @@ class JSONL(Callback):
         if run.start == 0 and self._occupied():
             # Nothing of that attempt can be continued, and no checkpoint says whose it is.
             set_aside(self.path)
-        elif self._occupied() and is_foreign(run, restored, _first(self.path)):
-            warn_foreign(self.path, run.start)
+        elif self._occupied() and self._is_foreign(run, restored):
             set_aside(self.path)
         lines, last, held = _read(self.path, run.start) if run.resuming else (b"", b"", None)
         make_folder(self.path.parent)
         remove_leftovers(self.path.parent, glob.escape(self.path.name))
         self.path.touch()
         sync_folder(self.path.parent)  # rows that are synced are not lost with the file's entry
-        # The newest row is held back, because more may be published at its step. It may be in
+        # The newest row is held back, because more may be logged at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.
         self._held = held
         if held is not None and held["step"] < run.start - run.start % self._thinning:
-            warn_short(self.path, held["step"], run.start)
+            expected = (
+                f"a row up to step {run.start}, from which the run goes on: those between are lost"
+            )
+            received = f"step {held['step']} as the newest"
+            warn(explain(f"The log {self.path} is short.", received, expected))
         self._end = len(lines)
         self._last = last  # what the file holds from `_end` on
         self._pending = b""  # complete lines that are not in the file
@@ -117,14 +114,14 @@ class JSONL(Callback):
         self._flush()
 
     def on_fit_end(self, run: Run) -> None:
-        # Callbacks whose turn comes later may still publish something at this step.
+        # Callbacks whose turn comes later may still log something at this step.
         self._ended = True
         self._flush()
 
     def state_dict(self) -> dict[str, Any]:
-        # The checkpoint's step must have its line, with everything that was published at it.
+        # The checkpoint's step must have its line, with everything that was logged at it.
         self._flush()
-        # Which log it is. Not while more may be published at the step of its first line.
+        # Which log it is. Not while more may be logged at the step of its first line.
         known = self._end > 0
         return {LOG: _first(self.path)} if known else {}
 
@@ -133,6 +130,11 @@ class JSONL(Callback):
 
     def _occupied(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0
+
+    def _is_foreign(self, run: Run, restored: dict[str, Any] | None) -> bool:
+        first = _first(self.path)
+        found = () if first is None else (first,)
+        return is_foreign(run, restored, found, log=self.path, fate="It is kept as *.stale")
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
         for row in rows:
@@ -188,7 +190,11 @@ def _read(path: Path, last: int) -> tuple[bytes, bytes, dict[str, Any] | None]:
             lines.append(line)
             rows.append(row)
     if damaged:
-        keep_damaged(path)
+        stale = stale_name(path)
+        shutil.copyfile(path, stale)
+        received = "records that are not as they were written, and not only at its end"
+        expected = f"sound records. They stay; all of it as it was is in {stale}"
+        warn(explain(f"The log {path} is damaged.", received, expected))
     kept = b"".join(lines)
     if kept != data:
         with replacing(path) as file:

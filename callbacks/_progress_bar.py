@@ -11,7 +11,7 @@ from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 
-# More of what callbacks publish would leave no room for the bar.
+# More of what callbacks log would leave no room for the bar.
 _SHOWN = 2
 
 # Chunks over which the speed is averaged: about ten seconds of them, if the trainer sets the pace.
@@ -24,14 +24,14 @@ class ProgressBar(Callback):
          30%|###       | 6000/20000 [00:09, 00:12 left, 1.17k steps/s, 29.3k tasks/s, loss 0.712]
 
     Speed and the time that is left come from the last chunks and leave out compilation. Of what
-    callbacks publish the first two names are shown with their newest value, a curve over inner
+    callbacks log the first two names are shown with their newest value, a curve over inner
     steps by its last.
 
     - `disable`: `None` is quiet unless stderr is a terminal, `False` shows the bar anyway (in a
       notebook, for example), `True` never does.
     """
 
-    publishes = ()
+    logs = ()
 
     def __init__(self, *, disable: bool | None = None, name: str | None = None):
         self.disable = disable

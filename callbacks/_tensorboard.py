@@ -10,63 +10,60 @@ from typing import Any
 import numpy as np
 
 from eqxmeta._arguments import check_folder, check_int, check_path
-from eqxmeta._callback.callback import LOG, Callback, is_foreign
+from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.log_owner import LOG, is_foreign
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
-from eqxmeta._errors import explain
-from eqxmeta._files.atomic import remove_leftovers
+from eqxmeta._errors import explain, warn
+from eqxmeta._files.event_file import EventFile, event_files, proto
 from eqxmeta._files.lock import locked
-from eqxmeta._files.paths import set_aside, warn_foreign, warn_short
-from eqxmeta._tensorboard import protobuf as pb
-from eqxmeta._tensorboard.event_file import (
-    EventFile,
-    cut,
-    event_files,
-    first_told,
-    hidden,
-    own_event_files,
-)
-from eqxmeta._tensorboard.summaries import (
-    histogram_summary,
-    hparams_summary,
-    image_summary,
-    layout_summary,
-    scalars_summary,
-    tags_of,
-)
 
-# The sub-run of the newest curve.
+# tensorboardX is imported when it is used: it imports torch wherever that is installed.
+
+# TensorBoard groups tags by what comes before the first slash, in alphabetical order. What is in
+# this group comes after `eval` and `train`.
+_DETAILS = "within_task"
+# The sub-run of the newest curves.
 _INNER = "inner_steps"
+# A metric before adaptation, or of one inner step.
+_DETAIL = re.compile(r"_before$|/\d+$")
+# Of a histogram; TensorBoard draws about as many.
+_BINS = 30
 
 
 class TensorBoard(Callback):
-    """Writes the run to `logdir` for TensorBoard.
+    """Writes the run to `logdir` for TensorBoard, what matters most where it is seen first.
 
+    - `eval/accuracy`, `eval/loss`, ...: what callbacks log, under the names that they give. Of a
+      curve over inner steps this is the last point: the adapted model.
     - `train/<metric>`: every metric of the outer step, at steps that are multiples of `every`.
       `every` thins what is written; it does not make the compiled loop stop.
-    - What callbacks publish: numbers, images, histograms, and curves over inner steps. A curve
-      `eval/loss` becomes `eval/loss/after_0`, `after_1`, ... against outer steps, with the ends of
-      its 95% interval under `ci95/...` (drawn as a band in the tab "Custom scalars"), and the
-      newest curve is the sub-run `inner_steps`, whose x axis is the inner step.
-    - `hparams` and the run's own configuration, in the tab "HParams".
+    - `within_task/...`, behind these: a curve's points (`within_task/eval/loss/after_0`, ...), the
+      ends of the 95% interval of its last (`within_task/eval/loss/ci95_low`, `ci95_high`), and the
+      training metrics before adaptation and of each inner step.
+    - The tab "Custom scalars": each curve's last point with its interval as a band, and all points.
+      The newest curves are the sub-run `inner_steps`, whose x axis is the inner step.
+    - The tab "HParams": `hparams`, and behind them, led by "~", the run's own configuration.
 
-    A resumed run continues the old one: what was written after the checkpoint's step is removed,
-    so that every step is there once. If there was no checkpoint yet, or the files are of another
-    run than that which goes on, they are renamed to `*.stale`. Event files of other writers are
-    left as they are. After `kill -9` everything up to the last chunk is there.
+    NaN is not written. `JSONL` has every step and every number.
+
+    A resumed run adds a file that tells TensorBoard to forget the steps after the checkpoint's, so
+    that it shows every step once. If there was no checkpoint yet, or the files are of another run
+    than that which goes on, it is told to forget them all. No file that is there is changed. After
+    `kill -9` everything up to the last chunk is there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `logdir` already holds
-    a run, and `CheckpointInUse` while another run writes to it.
+    event files, and `CheckpointInUse` while another run writes to it.
     """
 
     writes = True
-    publishes = ()
+    logs = ()
 
     def __init__(
         self,
         logdir: str | Path,
         *,
-        every: int = 1,
+        every: int = 10,
         hparams: Mapping[str, Any] | None = None,
         name: str | None = None,
     ):
@@ -85,6 +82,7 @@ class TensorBoard(Callback):
         self.name = name
         self._thinning = every
         self._file: EventFile | None = None
+        self._inner: EventFile | None = None
         self._restored: dict[str, Any] | None = None
 
     def exclusive(self) -> AbstractContextManager[None]:
@@ -106,139 +104,167 @@ class TensorBoard(Callback):
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
         restored, self._restored = self._restored, None
-        if run.resuming:
-            remove_leftovers(self.logdir, "events.out.*")
-            newest = 0
-            if run.start > 0 and not self._is_foreign(restored, run):
-                newest = _rewind(self.logdir, run.start)
-            else:  # of a start nothing can be continued, and no checkpoint says whose it is
-                _set_aside(self.logdir)
-            if 0 < newest < run.start - run.start % self._thinning:
-                warn_short(self.logdir, newest, run.start)
-        begun = bool(own_event_files(self.logdir))
+        earlier = event_files(self.logdir)
+        fate = "Its files stay, but TensorBoard does not show them any more"
+        goes_on = bool(earlier and run.start) and not is_foreign(
+            run, restored, earlier, log=self.logdir, fate=fate
+        )
         self._file = EventFile(self.logdir)
-        self._curves: dict[str, int] = {}
-        self._inner: tuple[int, EventFile] | None = None
+        self._inner = None
+        self._inner_step: int | None = None  # the outer step of the curves in `_inner`
+        self._curves: set[str] = set()
         self._last_time = time.time()
-        if run.resuming:
-            # A TensorBoard that is running has the removed steps in memory: this makes it forget.
-            start = pb.SessionLog(status=pb.SessionLog.START)
-            self._file.add(
-                pb.Event(step=run.start + 1, wall_time=self._last_time, session_log=start)
-            )
-        if not begun:
-            config = {k: v for k, v in run.config.items() if k != "fingerprint"}
-            self._add(0, hparams_summary({**config, **self.hparams}))
+        if earlier:
+            self._file.forget(run.start + 1 if goes_on else 0)
+        if not goes_on:
+            self._file.add(0, _hparams(self.hparams, run.config))
         self._file.flush()
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         assert self._file is not None
-        names = [name for name in metrics if name != "step"]
-        steps = metrics["step"]
         # A chunk arrives at once; its steps were taken since the one before.
         now = time.time()
-        times = np.linspace(self._last_time, now, len(steps) + 1)[1:]
+        times = np.linspace(self._last_time, now, len(metrics["step"]) + 1)[1:]
         self._last_time = now
-        keep = steps % self._thinning == 0
-        if names and keep.any():
-            values = np.stack([metrics[name][keep].astype(np.float32) for name in names], axis=1)
-            tags = [f"train/{name}" for name in names]
-            self._file.add_scalars(tags, steps[keep], times[keep], values)
+        keep = metrics["step"] % self._thinning == 0
+        columns = {
+            f"{_DETAILS}/train/{name}" if _DETAIL.search(name) else f"train/{name}": values[keep]
+            for name, values in metrics.items()
+            if name != "step"
+        }
+        rows = zip(*(values.astype(float).tolist() for values in columns.values()), strict=True)
+        steps = metrics["step"][keep].tolist()
+        for step, wall_time, row in zip(steps, times[keep].tolist(), rows, strict=False):
+            self._file.add(step, _scalars(zip(columns, row, strict=True)), wall_time)
         self._file.flush()
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         assert self._file is not None
-        numbers: dict[str, float] = {}
+        values, numbers, curves = [], {}, {}
         for name, value in scalars.items():
             if isinstance(value, Curve):
-                numbers |= self._curve(run.step, name, value)
+                curves[name] = value
+                numbers |= _points(name, value)
             elif isinstance(value, Image):
-                self._add(run.step, image_summary(name, value.pixels))
+                values += _image(name, value.pixels)
             elif isinstance(value, Histogram):
-                finite = np.asarray(value.values, np.float64).ravel()
-                finite = finite[np.isfinite(finite)]  # a mask's -inf has no place on an axis
-                if finite.size:
-                    self._add(run.step, histogram_summary(name, finite))
+                values += _histogram(name, value.values)
             else:
                 numbers[name] = float(value)
-        self._add(run.step, scalars_summary(numbers))
-        curves = {name: len(v.mean) for name, v in scalars.items() if isinstance(v, Curve)}
-        if not curves.items() <= self._curves.items():
-            self._curves |= curves
-            self._add(0, layout_summary(self._curves))
+        self._file.add(run.step, [*_scalars(numbers.items()), *values])
+        if not curves.keys() <= self._curves:
+            self._curves |= curves.keys()
+            self._file.add(0, _layout(sorted(self._curves)))
         self._file.flush()
+        if curves:
+            self._add_inner(run.step, curves)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        self._flush()
+        self._sync()
 
     def on_fit_end(self, run: Run) -> None:
-        self._flush()
+        self._sync()
 
     def state_dict(self) -> dict[str, Any]:
         # What a checkpoint's step has told must be in the file when the run resumes from it.
-        self._flush()
-        first = first_told(self.logdir)
-        return {} if first is None else {LOG: first}
+        self._sync()
+        return {} if self._file is None else {LOG: self._file.path.name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
 
-    def _is_foreign(self, restored: dict[str, Any] | None, run: Run) -> bool:
-        found = first_told(self.logdir)
-        if not own_event_files(self.logdir) or not is_foreign(run, restored, found):
-            return False
-        warn_foreign(self.logdir, run.start)
-        return True
+    def _sync(self) -> None:
+        for file in (self._file, self._inner):
+            if file is not None:
+                file.flush(sync=True)
 
-    def _flush(self) -> None:
-        if self._file is not None:
-            self._file.flush(sync=True)
-        if self._inner is not None:
-            self._inner[1].flush(sync=True)
-
-    def _add(self, step: int, content: Any) -> None:
-        assert self._file is not None
-        self._file.add(pb.Event(step=step, wall_time=time.time(), summary=content))
-
-    def _curve(self, step: int, name: str, curve: Curve) -> dict[str, float]:
-        """The curve's values by tag; and the curve itself, in a sub-run of its own."""
-        low, high = curve.mean - curve.ci95, curve.mean + curve.ci95
-        if self._inner is None or self._inner[0] != step:
-            # One sub-run, of the newest evaluation: TensorBoard deselects everything once there
-            # are more than forty runs. A new file, that first makes it forget the one before.
-            folder = self.logdir / _INNER
-            old = own_event_files(folder)
-            # The steps in it are inner ones: its name tells `_rewind` of which outer step they are.
-            self._inner = (step, EventFile(folder, suffix=f".step-{step}"))
-            forget = pb.SessionLog(status=pb.SessionLog.START)
-            self._inner[1].add(pb.Event(step=0, wall_time=time.time(), session_log=forget))
-            self._inner[1].flush(sync=True)  # before what it takes the place of is gone
-            for path in old:
-                path.unlink()
-        file = self._inner[1]
-        tags = [f"adaptation/{name}", f"adaptation/{name}_low", f"adaptation/{name}_high"]
-        length = len(curve.mean)
-        times = np.full(length, time.time())
-        file.add_scalars(tags, np.arange(length), times, np.stack([curve.mean, low, high], axis=1))
-        file.flush()
-        numbers = {}
-        for i in range(length):
-            after, lower, upper = tags_of(name, i)
-            numbers |= {after: curve.mean[i], lower: low[i], upper: high[i]}
-        return numbers
+    def _add_inner(self, step: int, curves: Mapping[str, Curve]) -> None:
+        """The curves themselves, in a sub-run in which TensorBoard forgets those before. (One
+        sub-run an evaluation is no way: beyond forty runs TensorBoard deselects them all.)"""
+        if self._inner is None:
+            self._inner = EventFile(self.logdir / _INNER)
+        if self._inner_step != step:
+            self._inner.forget(0)
+            self._inner_step = step
+        for i in range(max(len(curve.mean) for curve in curves.values())):
+            numbers = {}
+            for name, curve in curves.items():
+                if i < len(curve.mean):
+                    mean, half = float(curve.mean[i]), float(curve.ci95[i])
+                    ends = {"": mean, "_low": mean - half, "_high": mean + half}
+                    numbers |= {f"{_DETAILS}/{name}{end}": value for end, value in ends.items()}
+            self._inner.add(i, _scalars(numbers.items()))
+        self._inner.flush()
 
 
-def _set_aside(logdir: Path) -> None:
-    for path in own_event_files(logdir) + own_event_files(logdir / _INNER):
-        set_aside(path, hidden(path.name))
+def _points(name: str, curve: Curve) -> dict[str, float]:
+    """What is drawn of a curve against outer steps, by tag. Of the interval only that of the last
+    point: then the tags of a metric are the same for any number of inner steps."""
+    mean, half = np.asarray(curve.mean, float).tolist(), float(curve.ci95[-1])
+    value, low, high = _band(name)
+    after = {f"{_DETAILS}/{name}/after_{i}": x for i, x in enumerate(mean)}
+    return {value: mean[-1], low: mean[-1] - half, high: mean[-1] + half, **after}
 
 
-def _rewind(logdir: Path, start: int) -> int:
-    """Remove what an earlier attempt wrote after the step `start` from which a run goes on. Returns
-    the newest step that is left, or 0."""
-    newest = max((cut(path, start) for path in own_event_files(logdir)), default=0)
-    for path in own_event_files(logdir / _INNER):
-        step = re.search(r"\.step-(\d+)$", path.name)
-        if step is not None and int(step[1]) > start:
-            path.unlink()
-    return newest
+def _band(name: str) -> list[str]:
+    return [name, f"{_DETAILS}/{name}/ci95_low", f"{_DETAILS}/{name}/ci95_high"]
+
+
+def _layout(names: list[str]) -> list[Any]:
+    """Of "Custom scalars"; TensorBoard takes the newest of a run, and merges those of several."""
+    from tensorboardX.summary import custom_scalars
+
+    points = {name: re.escape(f"{_DETAILS}/{name}/after_") + r"\d+$" for name in names}
+    layout = {
+        "adapted, with 95% interval": {name: ["Margin", _band(name)] for name in names},
+        "after each inner step": {name: ["Multiline", [tag]] for name, tag in points.items()},
+    }
+    return list(custom_scalars(layout).value)
+
+
+def _scalars(numbers: Any) -> list[Any]:
+    """Of pairs of tag and number, but for NaN."""
+    value = proto("summary").Summary.Value
+    return [value(tag=tag, simple_value=x) for tag, x in numbers if x == x]
+
+
+def _hparams(own: Mapping[str, Any], config: Mapping[str, Any]) -> list[Any]:
+    from tensorboardX.summary import hparams
+
+    # TensorBoard sorts them by name.
+    rest = {f"~{name}": value for name, value in config.items() if name != "fingerprint"}
+    # Of tensorboardX's three summaries only the values. The declaration of metrics is left out:
+    # TensorBoard then offers all scalars, also those that nobody knows yet.
+    _, session_start, _ = hparams({k: _plain(v) for k, v in {**own, **rest}.items()}, {})
+    return list(session_start.value)
+
+
+def _plain(value: Any) -> str | bool | int | float:
+    """What the HParams tab can show; anything else would be dropped there without a word."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if isinstance(value, str | bool | int | float) else str(value)
+
+
+def _image(name: str, pixels: np.ndarray) -> list[Any]:
+    from tensorboardX.summary import image
+
+    try:
+        return list(image(name, np.asarray(pixels), dataformats="HWC").value)
+    except ImportError:  # no reason to end a run that may have taken hours
+        expected = "Pillow, which encodes pictures: pip install pillow"
+        warn(explain(f"TensorBoard leaves out the picture {name!r}.", "no Pillow", expected))
+        return []
+
+
+def _histogram(name: str, values: np.ndarray) -> list[Any]:
+    from tensorboardX.summary import histogram
+
+    values = np.asarray(values, np.float64).ravel()
+    values = values[np.isfinite(values)]  # a mask's -inf has no place on an axis
+    if not values.size:
+        return []
+    # In halves, for the width of the range may be more than the largest number.
+    edges = 2 * np.linspace(values.min() / 2, values.max() / 2, _BINS + 1)
+    with np.errstate(over="ignore"):
+        return list(histogram(name, values, bins=edges).value)

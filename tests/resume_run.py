@@ -65,7 +65,7 @@ def everything(folder: Path, tasks, *, monitor="eval/loss"):
     return [
         ProgressBar(disable=False),
         Counter(),
-        TensorBoard(folder / "board"),
+        TensorBoard(folder / "board", every=1),
         JSONL(folder / "log.jsonl"),
         Evaluate(tasks, every=25, num_tasks=10),
         EarlyStopping("eval/loss", patience=1000),

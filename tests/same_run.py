@@ -2,9 +2,8 @@
 
 import json
 import os
-import struct
 
-from tensorboardX.proto.event_pb2 import Event
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eqxmeta._checkpoint.save_load import read_manifest
 
@@ -30,16 +29,15 @@ def rest_of(path):
 
 
 def events_of(folder):
-    """`(step, tag, value)` of every scalar in the event files as they are, repetitions and all."""
-    found = []
-    for path in sorted(folder.glob("*tfevents*")):
-        data = path.read_bytes()
-        while data:
-            (size,) = struct.unpack_from("<Q", data)
-            event = Event.FromString(data[12 : 12 + size])
-            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-            data = data[16 + size :]
-    return [entry for entry in found if not entry[1].startswith(("custom_scalars", "_hparams_"))]
+    """`(tag, step, value)` of every scalar that TensorBoard's own reader finds, in its order."""
+    reader = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = sorted(reader.Tags()["scalars"])
+    return [(tag, event.step, event.value) for tag in tags for event in reader.Scalars(tag)]
+
+
+def logged_steps(folder, tag="train/loss"):
+    """The steps of a scalar that TensorBoard's own reader finds."""
+    return [step for name, step, _ in events_of(folder) if name == tag]
 
 
 def check_same_run(resumed, straight, steps, *, asked=()):
@@ -59,6 +57,7 @@ def check_same_run(resumed, straight, steps, *, asked=()):
         best, files = expected_saves(rows, steps, extra)
         agree(f"best of {run.name}", state.pop("Checkpoint"), best)
         agree(f"files of {run.name}", sorted(os.listdir(run / "saved")), files)
+        assert state.pop("TensorBoard")["log"] in os.listdir(run / "board")  # its file's name
     agree("states of callbacks", *states)
     assert states[0]["Counter"]["rows"] == steps
     assert states[0]["EarlyStopping"]["best"] is not None
@@ -71,9 +70,8 @@ def check_same_run(resumed, straight, steps, *, asked=()):
         agree(f"rest of {name}", *(rest_of(run / "saved" / name) for run in (resumed, straight)))
 
     events = events_of(resumed / "board")
-    agree("events", sorted(events), sorted(events_of(straight / "board")))
-    losses = [step for step, tag, _ in events if tag == "train/loss"]
-    agree("steps of events", losses, list(range(1, steps + 1)))
+    agree("events", events, events_of(straight / "board"))
+    agree("steps of events", logged_steps(resumed / "board"), list(range(1, steps + 1)))
     # The sub-run of the newest adaptation curve.
     curve = events_of(resumed / "board" / "inner_steps")
     agree("newest curve", curve, events_of(straight / "board" / "inner_steps"))

@@ -26,7 +26,6 @@ ROOMS = (
     "strategies",  # the algorithms
     "_strategy",  # the contract of strategies
     "losses nn tasks data",  # what users mix and match
-    "_tensorboard",
     "_checkpoint",  # files of arrays
     "_meta_gradient",  # the inner loop and derivatives through it
     "_task",  # tasks, and where they come from

@@ -13,21 +13,6 @@ from .._errors import explain
 from .published import Published
 from .run import Run
 
-# In the state of a callback that writes a log: which log it is.
-LOG = "log"
-
-
-def is_foreign(run: Run, state: Mapping[str, Any] | None, found: str | None) -> bool:
-    """Whether the log that was `found` is not of the run that goes on. `state`: what its checkpoint
-    holds of the callback that asks; `None`: nothing, under the name that it has now."""
-    if state is not None:
-        known = state.get(LOG)
-        return known is not None and found is not None and known != found
-    if run.resumed_from is None:
-        return True
-    states = run.resumed_meta.get("callbacks", {}).values()
-    return found is None or found not in {state.get(LOG) for state in states}
-
 
 class Callback:
     """Base of all callbacks: a plain host object with hooks, none of which need be filled in.
@@ -39,15 +24,15 @@ class Callback:
     - `last`: run the hooks after those of all callbacks that do not say so. `Checkpoint` does,
       so that what the others did at a step is part of what it saves.
     - `writes`: the callback leaves files behind; `Trainer(fast_dev_run=...)` leaves it out.
-    - `publishes`: all names under which it publishes numbers and curves, if they are known before
-      the first step; then a monitor of another name can be refused.
+    - `logs`: all names under which it logs numbers and curves, if they are known before the first
+      step; then a monitor of another name can be refused.
     """
 
     every: int | None = None
     name: str | None = None
     last: bool = False
     writes: bool = False
-    publishes: Collection[str] | None = None
+    logs: Collection[str] | None = None
 
     def exclusive(self) -> AbstractContextManager[object]:
         """Entered before `fit` reads any file, and left however it ends: for what nobody else may
@@ -58,9 +43,9 @@ class Callback:
         """Raise if the run must not start, because its files would be somebody else's. Every
         callback is asked before any does anything, and none may leave a trace here."""
 
-    def check_monitor(self, metrics: Collection[str], published: Collection[str] | None) -> None:
+    def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:
         """Raise if a name that this callback waits for is neither among those of the training
-        metrics nor among those that are published (`None`: not known)."""
+        metrics nor among those that callbacks log (`None`: not known)."""
 
     def on_fit_start(self, run: Run) -> None:
         """Before the first step. `run.step` is not 0 if the run was resumed."""
@@ -73,7 +58,7 @@ class Callback:
         """At absolute multiples of `every`, after `on_chunk_end` has seen the step's row."""
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
-        """When a callback publishes something with `run.log`."""
+        """When a callback logs something with `run.log`."""
 
     def on_exception(self, run: Run, error: BaseException) -> None:
         """When training ends by an error, before it reaches the caller of `fit`. Not called if

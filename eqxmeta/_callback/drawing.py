@@ -2,7 +2,6 @@
 
 import abc
 import contextlib
-import io
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Drawing(Callback, abc.ABC):
-    """Publishes what `draw` draws, at multiples of `every` and at the end of the run (`None`: only
-    then), under `name` or else `tag`; and writes it into the PNG `path`, if there is one, in the
-    place of the one before."""
+    """Logs what `draw` draws, under `name` or else `tag`, at multiples of `every` and at the end of
+    the run (`None`: only then); and writes it into the PNG `path`, if there is one, in the place of
+    the one before."""
 
     tag: str
-    publishes = ()
+    logs = ()
 
     def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):
         caller = type(self).__name__
@@ -69,12 +68,12 @@ class Drawing(Callback, abc.ABC):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         canvas = FigureCanvasAgg(self.draw(run, f"after {run.step:,} outer steps"))
-        file = io.BytesIO()
-        canvas.print_png(file)
-        if self.path is not None:
+        if self.path is None:
+            canvas.draw()
+        else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as picture:
-                picture.write(file.getvalue())
+                canvas.print_png(picture)  # draws first
         self._drawn = run.step
         pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
         run.log({self.name or self.tag: Image(pixels)})
@@ -84,7 +83,7 @@ class Drawing(Callback, abc.ABC):
             self.on_step_end(run)
 
     def state_dict(self) -> dict[str, Any]:
-        # So that resuming a run that is over does not publish its last picture twice.
+        # So that resuming a run that is over does not log its last picture twice.
         return {} if self._drawn is None else {"drawn": self._drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

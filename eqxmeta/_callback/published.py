@@ -1,4 +1,4 @@
-"""What callbacks publish with `run.log`."""
+"""What callbacks log with `run.log`, and how a monitor finds its number among it."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from .._errors import explain
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric over inner steps 0..K, published with `run.log`: mean over tasks, and the
-    half-width of its 95% interval."""
+    """A metric over inner steps 0..K, for `run.log`: mean over tasks, and the half-width of its 95%
+    interval."""
 
     mean: np.ndarray
     ci95: np.ndarray
@@ -20,14 +20,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Image:
-    """A picture, published with `run.log`: uint8 `[height, width, 3]`."""
+    """A picture, for `run.log`: uint8 `[height, width, 3]`."""
 
     pixels: np.ndarray
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How numbers are distributed, published with `run.log`: all of them, `[n]`."""
+    """How numbers are distributed, for `run.log`: all of them, `[n]`."""
 
     values: np.ndarray
 
@@ -35,11 +35,11 @@ class Histogram:
 Published: TypeAlias = "float | Curve | Image | Histogram"
 
 
-def published(values: Mapping[str, Any], monitor: str) -> float | None:
-    """The number that `monitor` names among published `values`, or `None`.
+def logged_value(values: Mapping[str, Any], monitor: str) -> float | None:
+    """The number that `monitor` names among logged `values`, or `None`.
 
     `"eval/loss"` is that number, or the last point of that curve; `"eval/loss/after_1"` is the
-    curve's point after 1 inner step, under the name that it has in TensorBoard.
+    curve's point after 1 inner step.
     """
     curve, _, point = monitor.rpartition("/after_")
     if monitor in values:
@@ -70,10 +70,10 @@ def published(values: Mapping[str, Any], monitor: str) -> float | None:
     return float(value.mean[index])
 
 
-def check_published(scalars: Any, reserved: Collection[str]) -> None:
+def check_logged(scalars: Any, reserved: Collection[str]) -> None:
     """What `run.log` was given. Raises `TypeError`, and `ValueError` for a name of `reserved`."""
     expected = "a mapping from names to numbers, `Curve`s, `Image`s or `Histogram`s"
-    message = "`run.log` was given something else than values by name."
+    message = "`run.log` was given something other than values by name."
     if not isinstance(scalars, Mapping):
         raise TypeError(explain(message, repr(scalars), expected))
     for name, value in scalars.items():
@@ -111,5 +111,5 @@ def _check_arrays(name: str, value: Curve | Image | Histogram) -> None:
         expected = "an array of numbers"
     if not sound:
         received = ", ".join(f"{key}: {x.dtype.name}{list(x.shape)}" for key, x in arrays.items())
-        message = f"`run.log` was given a {type(value).__name__} that is none, {name!r}."
+        message = f"`run.log` was given a malformed {type(value).__name__}, {name!r}."
         raise TypeError(explain(message, received, expected))

@@ -102,7 +102,7 @@ class Run:
         return self._state_after(self.step)
 
     def log(self, scalars: Mapping[str, Published]) -> None:
-        """Publish values at the current step: every callback's `on_log` receives them.
+        """Log values at the current step: every callback's `on_log` receives them.
         Not under the name of a training metric, "step" or "skipped" (`ValueError`)."""
         self._publish(scalars)
 

@@ -12,11 +12,10 @@ from .paths import sync_folder
 
 
 @contextmanager
-def replacing(path: Path, *, label: str | None = None) -> Iterator[BinaryIO]:
-    """A file to write into, that becomes `path` when the block ends well and vanishes otherwise.
-    `label` stands for the name of `path` meanwhile, if others would read a file of such a name."""
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, that becomes `path` when the block ends well and vanishes otherwise."""
     path = Path(os.path.realpath(path))  # through a symbolic link: it stays one
-    temporary = path.with_name(f".{label or path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             _lock(file)

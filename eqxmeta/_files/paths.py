@@ -3,11 +3,8 @@
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
-
-from .._errors import explain, warn
 
 
 def make_folder(folder: Path) -> list[Path]:
@@ -85,35 +82,14 @@ def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> Non
             os.fsync(file.fileno())
 
 
-def set_aside(path: Path, name: str | None = None) -> Path:
+def set_aside(path: Path) -> Path:
     """Rename `path`, whose place a run is about to take, to `<name>.stale`; nothing is lost."""
-    return path.rename(_stale(path, name))
+    return path.rename(stale_name(path))
 
 
-def warn_foreign(path: Path, start: int) -> None:
-    """Warn that the log `path` was not written by the run that goes on from step `start`."""
-    received = "other rows than that run has, or a checkpoint that was made without this log"
-    expected = f"the log of the run that goes on from step {start}. It is kept as *.stale"
-    warn(explain(f"The log {path} is of another run.", received, expected))
-
-
-def keep_damaged(path: Path, name: str | None = None) -> None:
-    """Copy the log `path`, of which only what is sound will stay, to `<name>.stale`, and warn."""
-    stale = _stale(path, name)
-    shutil.copyfile(path, stale)
-    received = "records that are not as they were written, and not only at its end"
-    expected = f"sound records. They stay; all of it as it was is in {stale}"
-    warn(explain(f"The log {path} is damaged.", received, expected))
-
-
-def warn_short(path: Path, newest: int, start: int) -> None:
-    """Warn that the log `path` ends at step `newest`, long before the run goes on from `start`."""
-    expected = f"a row up to step {start}, from which the run goes on: those between are lost"
-    warn(explain(f"The log {path} is short.", f"step {newest} as the newest", expected))
-
-
-def _stale(path: Path, name: str | None) -> Path:
-    stale = first = path.with_name(f"{name or path.name}.stale")
+def stale_name(path: Path) -> Path:
+    """A name beside `path` that is free: `<name>.stale`, `<name>.stale-1`, ..."""
+    stale = first = path.with_name(f"{path.name}.stale")
     count = 1
     while stale.exists():
         stale, count = first.with_name(f"{first.name}-{count}"), count + 1

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._callback.callback import Callback, name_of
-from .._callback.published import Published, check_published
+from .._callback.published import Published, check_logged
 from .._callback.run import Run
 from .._strategy.metrics import SKIPPED
 
@@ -57,7 +57,7 @@ class Hooks:
         try:
             interrupt = self._call_all(lambda callback: callback.on_chunk_end(run, rows))
         finally:
-            # What one publishes at this step reaches the others after the rows up to this step.
+            # What one logs at this step reaches the others after the rows up to this step.
             published, self._held_back = self._held_back, None
         for scalars in published:
             self.log(run, scalars)
@@ -65,7 +65,7 @@ class Hooks:
             raise interrupt
 
     def log(self, run: Run, scalars: Mapping[str, Published]) -> None:
-        check_published(scalars, self._reserved)
+        check_logged(scalars, self._reserved)
         if self._held_back is not None:
             self._held_back.append(scalars)
             return

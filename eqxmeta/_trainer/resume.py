@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from .._callback.callback import LOG, Callback, name_of
+from .._callback.callback import Callback, name_of
+from .._callback.log_owner import LOG
 from .._callback.run import Origin
 from .._checkpoint.fingerprint import agree
 from .._checkpoint.save_load import library_versions, load_state, read_manifest

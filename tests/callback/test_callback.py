@@ -1,9 +1,9 @@
-"""What may be published, and how a monitor finds it."""
+"""How a monitor finds its number among what is logged."""
 
 import numpy as np
 import pytest
 
-from eqxmeta._callback.published import Curve, Image, published
+from eqxmeta._callback.published import Curve, Image, logged_value
 
 CURVE = Curve(np.array([4.0, 1.0, 0.5]), np.array([0.3, 0.2, 0.1]))
 VALUES = {
@@ -26,14 +26,14 @@ VALUES = {
     ],
 )
 def test_a_monitor_names_a_number_or_a_point_of_a_curve(monitor, value):
-    assert published(VALUES, monitor) == value
+    assert logged_value(VALUES, monitor) == value
 
 
 def test_a_monitor_cannot_be_a_picture():
     with pytest.raises(TypeError, match=r"'plot' is an image(.|\n)*Received:(.|\n)*Expected:"):
-        published(VALUES, "plot")
+        logged_value(VALUES, "plot")
 
 
 def test_a_monitor_beyond_the_curve():
     with pytest.raises(ValueError, match=r"after_3(.|\n)*inner step 3(.|\n)*up to 2"):
-        published(VALUES, "eval/loss/after_3")
+        logged_value(VALUES, "eval/loss/after_3")

@@ -1,5 +1,5 @@
 """Runs that are ended from outside at random moments, or by themselves in the middle of a save or
-of what comes before their first step: a checkpoint is loaded, logs are cut.
+of what comes before their first step: a checkpoint is loaded, a log is cut.
 
 Every attempt is a process with Checkpoint, TensorBoard, JSONL and Evaluate, forked from one that
 has imported JAX and not used it yet. When attempts have brought a run to its end, what it left is
@@ -32,7 +32,7 @@ SECONDS = 0.6  # in which an attempt is hit, after its first chunk
 SAVING, RESUMING = "kill -9 in a save", "kill -9 while resuming"
 KINDS = ("kill -9", SAVING, RESUMING, "SIGTERM", "SIGINT")
 # A run is killed at one of so many of the first calls that touch the disk: its first saves are
-# among them; or a checkpoint is looked for and loaded, and the logs are cut.
+# among them; or a checkpoint is looked for and loaded, and a log is cut.
 CALLS = {SAVING: 200, RESUMING: 20}
 
 

@@ -8,6 +8,7 @@ import eqxmeta as em
 from eqxmeta.callbacks import JSONL, Checkpoint, TensorBoard
 
 from ..boring import boring_fit, same_bits
+from ..same_run import logged_steps
 from .inject import Disk, Tally
 
 STEPS, EVERY = 30, 10
@@ -30,7 +31,7 @@ def writes(folder: Path, *, stride: int = 1) -> Tally:
 def _fit(folder: Path, policy):
     callbacks = [Checkpoint(folder / "saved", every=EVERY, keep=None, on_error=policy)]
     if policy == "raise":  # the logs have no policy: what fails in them ends the run
-        callbacks += [JSONL(folder / "log.jsonl"), TensorBoard(folder / "board")]
+        callbacks += [JSONL(folder / "log.jsonl"), TensorBoard(folder / "board", every=1)]
     return boring_fit(STEPS, callbacks=callbacks, steps_per_execution=5, resume="auto")
 
 
@@ -70,4 +71,6 @@ def _fails(folder: Path, policy, nth: int, straight) -> str | None:
         rows = [json.loads(line)["step"] for line in lines]
         if rows != list(range(1, STEPS + 1)):
             return f"rows {rows}"
+        if (steps := logged_steps(folder / "board")) != rows:
+            return f"events {steps}"
     return None

@@ -171,7 +171,7 @@ class Misspelt(Callback):
         pass
 
 
-def published(value):
+def logging(value):
     return Lambda(every=2, on_step_end=lambda run: run.log(value))
 
 
@@ -548,13 +548,13 @@ MISTAKES = {
     "a monitor that is no training metric": Mistake(
         lambda f: fit(f, EarlyStopping("accuracy", patience=1, every=2)), KeyError,
         "EarlyStopping", "accuracy", "grad_norm"),
-    "a monitor that nobody publishes": Mistake(
+    "a monitor that no callback logs": Mistake(
         lambda f: fit(f, EarlyStopping("eval/los", patience=1), Evaluate(BoringTasks(), every=2)),
         ValueError, r"EarlyStopping\(monitor=", "'eval/los'", "one of eval/loss, eval/trans"),
-    "a training metric is monitored as if it were published": Mistake(
+    "a training metric is monitored as if a callback logged it": Mistake(
         lambda f: fit(f, EarlyStopping("loss", patience=1)),
         ValueError, r"EarlyStopping\(monitor=", "'loss'", "if `every` is given"),
-    "the best by a name that nobody publishes": Mistake(
+    "the best by a name that no callback logs": Mistake(
         lambda f: fit(f, Checkpoint(f / "best", every=2, monitor="los", name="best")),
         ValueError, r"Checkpoint\(monitor=", "'los'", "grad_norm, loss, loss_before"),
     "a trial run's monitor is misspelt": Mistake(
@@ -579,25 +579,25 @@ MISTAKES = {
     "evaluation without a loss": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=5), strategy=NoLoss()),
         TypeError, "loss", "NoLoss", "field or method `loss`"),
-    "text is published": Mistake(
-        lambda f: fit(f, published({"note": "good"})),
+    "text is logged": Mistake(
+        lambda f: fit(f, logging({"note": "good"})),
         TypeError, r"run\.log", "'note': 'good'", "number", late=True),
-    "an array is published": Mistake(
-        lambda f: fit(f, published({"norms": np.ones(3)})),
+    "an array is logged": Mistake(
+        lambda f: fit(f, logging({"norms": np.ones(3)})),
         TypeError, r"run\.log", "norms", "number", late=True),
-    "a curve of unequal lengths is published": Mistake(
-        lambda f: fit(f, published({"c": em.Curve(np.ones(3), np.ones(2))})),
-        TypeError, r"run\.log.*a Curve that is none", r"mean: float64\[3\], ci95: float64\[2\]",
+    "a curve of unequal lengths is logged": Mistake(
+        lambda f: fit(f, logging({"c": em.Curve(np.ones(3), np.ones(2))})),
+        TypeError, r"run\.log.*a malformed Curve", r"mean: float64\[3\], ci95: float64\[2\]",
         "inner_steps", late=True),
-    "a picture of floats is published": Mistake(
-        lambda f: fit(f, published({"p": em.Image(np.ones((4, 4, 3)))})),
-        TypeError, r"run\.log.*an? Image that is none", r"float64\[4, 4, 3\]", "uint8", late=True),
+    "a picture of floats is logged": Mistake(
+        lambda f: fit(f, logging({"p": em.Image(np.ones((4, 4, 3)))})),
+        TypeError, r"run\.log.*a malformed Image", r"float64\[4, 4, 3\]", "uint8", late=True),
     "two evaluations under one prefix": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=2),
                       Evaluate(BoringTasks(), every=2, seed=1, name="more")),
         ValueError, "same name", "'eval/loss', of .*Evaluate", "prefix="),
-    "a bare number is published": Mistake(
-        lambda f: fit(f, published(0.5)), TypeError, r"run\.log", "0.5", "mapping", late=True),
+    "a bare number is logged": Mistake(
+        lambda f: fit(f, logging(0.5)), TypeError, r"run\.log", "0.5", "mapping", late=True),
     # The disk.
     "a file in the place of the checkpoints' folder": Mistake(
         lambda f: boring_fit(5, callbacks=[JSONL(f / "log"),

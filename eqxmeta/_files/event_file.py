@@ -1,0 +1,72 @@
+"""TensorBoard's event files, written synchronously; what is in them is never changed."""
+
+import importlib
+import re
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .paths import make_folder, sync_folder, write_at
+
+
+class EventFile:
+    """A new event file, which TensorBoard reads after all that are in `folder` already. What `add`
+    took is in it once `flush` returns.
+
+    Not tensorboardX's `EventsWriter`: it names files by the clock and opens them for overwriting,
+    so that a run that is resumed within a second empties the file of the one before; and it knows
+    no other `flush` than one that waits for the disk.
+    """
+
+    def __init__(self, folder: Path):
+        make_folder(folder)
+        # TensorBoard reads files in the order of their names, and never goes back. So a name is
+        # later than all others, also if the clock has been set back.
+        stamps = (re.search(r"tfevents\.(\d+)", name) for name in event_files(folder))
+        stamp = max([int(time.time()), *(int(x[1]) + 1 for x in stamps if x)])
+        self.path = folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
+        self.path.touch(exist_ok=False)
+        sync_folder(folder)  # what is synced into the file is not lost with its entry
+        self._size = 0
+        self._pending: list[bytes] = []
+        self._add(file_version="brain.Event:2")
+
+    def add(self, step: int, values: Sequence[Any], wall_time: float | None = None) -> None:
+        """One event: all values of a step, each a `Summary.Value`."""
+        if values:
+            summary = proto("summary").Summary(value=values)
+            self._add(wall_time, step=step, summary=summary)
+
+    def forget(self, step: int) -> None:
+        """Let TensorBoard drop what it has read of steps from `step` on."""
+        log = proto("event").SessionLog
+        self._add(step=step, session_log=log(status=log.START))
+
+    def flush(self, *, sync: bool = False) -> None:
+        """Hand everything over to the operating system; with `sync`, to the disk."""
+        data = b"".join(self._pending)
+        write_at(self.path, self._size, data, sync=sync)
+        self._size += len(data)
+        self._pending.clear()
+
+    def _add(self, wall_time: float | None = None, **content: Any) -> None:
+        from tensorboardX.record_writer import masked_crc32c
+
+        wall_time = time.time() if wall_time is None else wall_time
+        event = proto("event").Event(wall_time=wall_time, **content).SerializeToString()
+        for part in (struct.pack("<Q", len(event)), event):
+            self._pending += [part, struct.pack("<I", masked_crc32c(part))]
+
+
+def event_files(folder: Path) -> list[str]:
+    """The names of all files in `folder` that TensorBoard reads."""
+    return [path.name for path in folder.glob("*tfevents*")]
+
+
+def proto(name: str) -> Any:
+    """A module of TensorBoard's protocol buffers as tensorboardX supplies them. It is imported when
+    it is used, for tensorboardX imports torch wherever that is installed."""
+    return importlib.import_module(f"tensorboardX.proto.{name}_pb2")
