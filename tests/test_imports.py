@@ -172,8 +172,8 @@ def test_a_room_has_about_ten_files():
 
 
 def run(code: str, cwd: Path) -> str:
-    """What Python prints elsewhere, with the library as it is installed."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    """What Python prints elsewhere."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True
     )
