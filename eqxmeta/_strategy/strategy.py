@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._errors import explain, tracing
+from .._errors import annotate_errors, explain
 from .._meta_gradient.inner_loop import Adaptation
 from .._meta_gradient.modes import uphill
 from .._model.state import TrainState, init_state
@@ -140,7 +140,7 @@ def descend(
 
         return jax.value_and_grad(meta_loss, has_aux=True)(params)
 
-    with reading(tasks):
+    with annotate_batch_errors(tasks):
         (loss, metrics), grads = mean_over_tasks(meta_gradient, tasks, key, task_chunk)
     metrics = {"loss": loss, **by_step(metrics), "grad_norm": optax.tree.norm(grads)}
     return apply_gradient(optimizer, state, uphill(grads)), metrics
@@ -159,9 +159,9 @@ def check_outer_arguments(state: Any, tasks: Any) -> None:
     check_batch(tasks, "outer_update(..., tasks)")
 
 
-def reading(tasks: Task) -> AbstractContextManager[None]:
+def annotate_batch_errors(tasks: Task) -> AbstractContextManager[None]:
     """Around what the user's code does with a batch of tasks: a single task may look like one."""
-    return tracing(
+    return annotate_errors(
         "`outer_update(state, tasks)`",
         f"{count_tasks(tasks)} tasks, of support {shapes_of(tasks.support)} and query "
         f"{shapes_of(tasks.query)}",
@@ -287,3 +287,9 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
                 f"names other than {RESERVED}",
             )
         )
+    for name, value in metrics.items():
+        if jnp.shape(value) != ():
+            received = f"{name!r} of shape {jnp.shape(value)}"
+            raise ValueError(
+                explain("A metric of the loss is not a scalar.", received, "means over examples")
+            )

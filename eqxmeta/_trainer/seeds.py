@@ -18,7 +18,6 @@ from .._loop.chunk import CAPACITY, Job, Report, count_non_finite, train_chunk
 from .._loop.pace import Pace
 from .._loop.signals import on_interrupt
 from .._model.state import TrainState
-from .._preflight.loss import check_loss, with_labels
 from .._preflight.outer_update import check_outer_update
 from .._strategy.strategy import Strategy
 from .._task.device_source import Sampled
@@ -79,8 +78,6 @@ def fit_seeds(
     inits = [trainer._init(m, "fit_seeds(model=...)") for m in models]
     check_alike(inits)
     source = Sampled(tasks, trainer.meta_batch_size)
-    task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
-    check_loss(trainer.strategy, inits[0].model, with_labels(tasks, task))
     example = eqx.filter_eval_shape(source.first, jax.random.key(0))
     check_outer_update(trainer.strategy, inits[0], example)
 

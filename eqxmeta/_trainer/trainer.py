@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._arguments import check_int, check_seed, known_keywords
+from .._arguments import check_int, check_seed
 from .._callback.callback import Callback, attach, name_of
 from .._callback.monitor import check_monitors
-from .._errors import explain, tracing, warn
+from .._errors import annotate_errors, explain, warn
 from .._loop.chunk import CAPACITY
 from .._loop.loop import Loop
 from .._loop.non_finite import POLICIES, OnNonFinite
 from .._loop.pace import Pace
 from .._model.check import check_model, check_no_nan
 from .._model.state import TrainState, strong
-from .._preflight.loss import check_loss, with_labels
 from .._preflight.outer_update import check_init, check_outer_update
 from .._preflight.plan import Plan, make_plan
 from .._strategy.metrics import SKIPPED
@@ -63,7 +61,6 @@ class Trainer:
     Raises `TypeError` or `ValueError` for invalid arguments.
     """
 
-    @known_keywords
     def __init__(
         self,
         strategy: Strategy,
@@ -117,7 +114,6 @@ class Trainer:
         self.summary = summary
         self.stop_reason: str | None = None
 
-    @known_keywords
     def fit(
         self,
         model: PyTree,
@@ -172,7 +168,7 @@ class Trainer:
                 raise ValueError(
                     explain("`fit(steps=...)` is before the checkpoint.", steps, expected)
                 )
-            opened = held.enter_context(self._open(tasks, start, steps, state.model))
+            opened = held.enter_context(self._open(tasks, start, steps))
             source, example, capacity = opened
             metrics = check_outer_update(self.strategy, state, example)
             loop = Loop(
@@ -230,27 +226,24 @@ class Trainer:
         """
         check_model(model, "plan(model=...)")
         state = self._init(model, "plan(model=...)")
-        with self._open(tasks, 0, 1, state.model) as (_, example, _):
+        with self._open(tasks, 0, 1) as (_, example, _):
             check_outer_update(self.strategy, state, example)
             return make_plan(self.strategy, state, example)
 
     def _init(self, model: PyTree, argument: str) -> TrainState:
         check_no_nan(model, argument)
-        with tracing(f"`{type(self.strategy).__name__}.init(model)`", type(model).__name__):
+        with annotate_errors(f"`{type(self.strategy).__name__}.init(model)`", type(model).__name__):
             state = self.strategy.init(model)
         check_init(self.strategy, state)
         # The step is the trainer's; weak types would make a second program after the first step.
         return strong(TrainState(jnp.zeros((), jnp.int32), state.model, state.opt_state))
 
     @contextlib.contextmanager
-    def _open(
-        self, tasks: Any, start: int, steps: int, model: PyTree
-    ) -> Iterator[tuple[Any, Task, int]]:
+    def _open(self, tasks: Any, start: int, steps: int) -> Iterator[tuple[Any, Task, int]]:
         """The source as `steps -> Sampled | Loaded`, the shapes of a batch of its tasks, and the
-        most steps it can serve at once. Its tasks are checked against the loss of `model`."""
-        check = partial(check_loss, self.strategy, model)
+        most steps it can serve at once."""
         if is_device_source(tasks):
-            check(with_labels(tasks, check_device_source(tasks, "fit(tasks=...)")))
+            check_device_source(tasks, "fit(tasks=...)")
             sampled = Sampled(tasks, self.meta_batch_size)
             example = eqx.filter_eval_shape(sampled.first, jax.random.key(0))
             yield (lambda steps: sampled), example, CAPACITY
@@ -260,7 +253,6 @@ class Trainer:
                 start=min(start, steps - 1),
                 steps=steps,
                 meta_batch_size=self.meta_batch_size,
-                check=check,
             ) as host:
                 yield host.take, host.example, host.capacity
         else:

@@ -15,12 +15,12 @@ from .._model.state import TrainState, init_state
 from .._model.support_statistics import without_statistics
 from .._strategy.by_inner_loop import RollsOut
 from .._strategy.strategy import (
+    annotate_batch_errors,
     apply_gradient,
     by_step,
     can_roll_out,
     check_outer_arguments,
     query_loss,
-    reading,
     split_or_none,
     support_losses,
 )
@@ -155,7 +155,7 @@ class Reptile(RollsOut):
                 _mean(metrics),
             )
 
-        with reading(tasks):
+        with annotate_batch_errors(tasks):
             adapted, inner, metrics = mean_over_tasks(merged, tasks, key, self.task_chunk)
         params = eqx.filter(state.model, eqx.is_inexact_array)
         towards = jax.tree.map(lambda p, a: p - a, params, adapted)
