@@ -11,7 +11,7 @@ from eqxmeta._arguments import check_path
 from eqxmeta._callback.drawing import Drawing
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain
-from eqxmeta._evaluation.figure import ONE_FOR_EACH, check_predictions, taking
+from eqxmeta._evaluation.figure import ONE_FOR_EACH, check_predictions, with_num_inner_steps
 from eqxmeta._evaluation.plot_adaptation import check_plot, plot_adaptation
 from eqxmeta._strategy.strategy import Strategy
 
@@ -54,7 +54,7 @@ class AdaptationPlot(Drawing):
         self._arguments = {"inner_steps": inner_steps, "num_tasks": num_tasks, "seed": seed}
 
     def check(self, strategy: Strategy, model: PyTree) -> None:
-        strategy = taking(strategy, 1, ONE_FOR_EACH)
+        strategy = with_num_inner_steps(strategy, 1, ONE_FOR_EACH)
         shape, queries = check_predictions(strategy, model, self._tasks, "AdaptationPlot")
         if math.prod(shape) != queries:
             raise ValueError(

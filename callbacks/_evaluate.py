@@ -11,7 +11,6 @@ from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain
 from eqxmeta._evaluation.evaluate import check_curve, check_steps, check_tasks, measure
 from eqxmeta._evaluation.result import Evaluation
-from eqxmeta._preflight.loss import check_labels
 from eqxmeta._task.task import Task, count_tasks
 
 
@@ -67,7 +66,6 @@ class Evaluate(Callback):
         steps = check_steps(run.strategy, self._inner_steps, "Evaluate")
         # One step is as good as many to find what cannot be traced.
         names = check_curve(run.strategy, run.state.model, self._task, None if steps is None else 1)
-        check_labels(run.strategy, run.state.model, self._tasks, self._task)
         self.logs = [f"{self._prefix}/{name}" for name in (*names, "transductive")]
 
     def on_step_end(self, run: Run) -> None:

@@ -1,63 +1,13 @@
 """Checks of arguments that many public names share. Each raises before anything is traced."""
 
-import dataclasses
-import difflib
-import functools
-import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import optax
 
 from ._errors import explain
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def known_keywords(method: Callable[P, R]) -> Callable[P, R]:
-    """`method`, which says which keyword may be meant by one that it does not have: that of an
-    argument with such a field, or of another method of the class, or the nearest of its own."""
-    names = list(inspect.signature(method).parameters)[1:]
-    called = method.__qualname__.removesuffix(".__init__").split(".")[-1]
-
-    @functools.wraps(method)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name not in names:
-                others = [*args[1:], *(kwargs[other] for other in names if other in kwargs)]
-                owners = [type(x).__name__ for x in others if name in _init_fields(x)]
-                owners += _methods_with(name, type(args[0]))
-                near = difflib.get_close_matches(name, names, n=1)
-                if owners:
-                    expected = f"`{owners[0]}(..., {name}=...)`, whose argument it is"
-                elif near:
-                    expected = f"`{near[0]}`"
-                else:
-                    expected = f"one of {', '.join(names)}"
-                message = f"`{called}({name}=...)` is not an argument."
-                raise TypeError(explain(message, f"{name}={kwargs[name]!r}"[:200], expected))
-        return method(*args, **kwargs)
-
-    return checked
-
-
-def _init_fields(x: Any) -> set[str]:
-    fields = dataclasses.fields(x) if dataclasses.is_dataclass(x) else ()
-    return {field.name for field in fields if field.init}
-
-
-def _methods_with(name: str, kind: type) -> list[str]:
-    """The methods of class `kind` that have such a parameter; of `__init__` the class's name."""
-    return [
-        kind.__name__ if method == "__init__" else method
-        for method, function in inspect.getmembers(kind, inspect.isfunction)
-        if method == "__init__" or method[0] != "_"
-        if name in inspect.signature(function).parameters
-    ]
 
 
 def check_int(value: Any, argument: str, *, minimum: int, what: str) -> int:

@@ -27,7 +27,7 @@ _TRACEABLE = (
 
 
 @contextmanager
-def tracing(whose: str, received: object, expected: str = _TRACEABLE) -> Iterator[None]:
+def annotate_errors(whose: str, received: object, expected: str = _TRACEABLE) -> Iterator[None]:
     """Around the user's own code. Its errors stay what they are, with a note of where they are
     from; ours, which say so themselves, and those with a note from further inside pass."""
     try:

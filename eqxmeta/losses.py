@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._errors import explain
@@ -48,13 +47,12 @@ def cross_entropy(
     model: Callable, batch: PyTree, key: PRNGKeyArray | None
 ) -> tuple[Float[Array, ""], Metrics]:
     """Cross-entropy in nats, mean over examples, of logits and integer labels; `accuracy` in
-    [0, 1] as a metric. An example with a NaN among its logits is not recognised.
+    [0, 1] as a metric.
 
     `batch` is `(x, y)`, `x: [n, ...]`, `y: [n]` of integers in `range(classes)`; the model maps
-    an example to `[classes]` logits. Raises `ValueError` or `TypeError` if shapes or dtypes are
-    others, and `ValueError` for a label outside the range if labels are known when the loss is
-    traced, as when a run begins. Where they are not, such a label makes the loss NaN, and its
-    gradient too.
+    an example to `[classes]` logits. A label outside that range, or a NaN among the logits, makes
+    the loss, its gradient and the accuracy NaN. Raises `ValueError` or `TypeError` if shapes or
+    dtypes are others.
     """
     x, y = _examples(batch)
     logits = _array(predict(model, x, key), "Logits")
@@ -68,27 +66,16 @@ def cross_entropy(
         )
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(explain("Labels are not integers.", f"dtype {y.dtype}", "class numbers"))
-    if isinstance(logits, Tracer) and not isinstance(y, Tracer):
-        _check_labels(np.asarray(y), logits.shape[1])
     labels = y.astype(jnp.int32)
     known = (labels >= 0) & (labels < logits.shape[1])
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(_widened(logits), labels)
     # A factor, because that reaches the gradient. Optax counts a negative label from the end, and
     # one that is too large is NaN to it, but with the gradient of the normalisation alone.
     losses = losses * jnp.where(known, 1.0, jnp.nan)
-    accuracy = jnp.mean((predicted_class(logits) == labels) & known)
-    return jnp.mean(losses), {"accuracy": accuracy}
-
-
-def _check_labels(labels: np.ndarray, classes: int) -> None:
-    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(
-            explain(
-                "The model has no output for some labels.",
-                f"{classes} logits an example, labels from {labels.min()} to {labels.max()}",
-                "labels in range(classes), and a logit for each class: of N-way tasks, N",
-            )
-        )
+    predicted = predicted_class(logits)  # -1 where a logit is NaN
+    hits = (predicted == labels).astype(float)
+    hits = jnp.where(known & (predicted >= 0), hits, jnp.nan)
+    return jnp.mean(losses), {"accuracy": jnp.mean(hits)}
 
 
 def _examples(batch: PyTree) -> tuple[PyTree, Array]:

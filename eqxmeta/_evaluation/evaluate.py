@@ -7,10 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_int, check_seed
-from .._errors import explain, tracing
+from .._errors import annotate_errors, explain, warn
 from .._model.check import check_model
 from .._model.support_statistics import (
     TransductiveLayer,
@@ -18,12 +19,11 @@ from .._model.support_statistics import (
     with_support_statistics,
     without_statistics,
 )
-from .._preflight.loss import check_labels
 from .._strategy.metrics import check_metrics
 from .._strategy.strategy import Strategy, can_roll_out
-from .._task.device_source import check_device_source, check_task
+from .._task.device_source import check_device_source, check_task, sample
 from .._task.layout import is_large
-from .._task.task import Task, count_tasks, shapes_of
+from .._task.task import Task, count_tasks, label_ranges, shapes_of
 from .._types import Loss
 from .result import Evaluation
 
@@ -58,8 +58,8 @@ def evaluate(
     result's `transductive` says so); a loss of your own must keep to it by itself.
     Adaptation uses the model as it is (dropout is on).
 
-    Raises `ValueError` or `TypeError` for invalid arguments, also for labels that the model has no
-    output for, of a source as far as its first task shows them.
+    Raises `ValueError` or `TypeError` for invalid arguments. Warns (`RuntimeWarning`) if the loss
+    of a task with integer labels is NaN, as `cross_entropy` makes it for labels without a logit.
     """
     check_model(model, "evaluate(model=...)")
     steps = check_steps(strategy, inner_steps, "evaluate")
@@ -70,7 +70,6 @@ def evaluate(
     num_tasks = check_int(
         num_tasks, "evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval"
     )
-    check_labels(strategy, model, tasks, task)
     return measure(strategy, model, tasks, task, num_tasks=num_tasks, steps=steps, seed=seed)
 
 
@@ -86,9 +85,26 @@ def measure(
 ) -> Evaluation:
     """`evaluate`, of arguments that have been checked. `task`: the shapes of one of `tasks`."""
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
-    with _tracing(model, task):
-        values = _evaluate(strategy, model, tasks, root, num_tasks, steps)
-    return Evaluation(jax.tree.map(np.asarray, values), has_layer(model, TransductiveLayer))
+    with _annotate(model, task):
+        values = jax.device_get(_evaluate(strategy, model, tasks, root, num_tasks, steps))
+    _warn_of_labels(values["loss"][:, -1], tasks, root)
+    return Evaluation(values, has_layer(model, TransductiveLayer))
+
+
+def _warn_of_labels(loss: np.ndarray, tasks: Any, root: PRNGKeyArray) -> None:
+    bad = np.flatnonzero(np.isnan(loss))
+    if not len(bad):
+        return
+    task, _ = _task_and_key(tasks, root, jnp.int32(bad[0]))
+    ranges = label_ranges(task, "task", ndim=1)
+    if ranges:
+        warn(
+            explain(
+                f"The evaluation is NaN for {len(bad)} of {len(loss)} tasks.",
+                f"{ranges}, of task {bad[0]}",
+                "labels in range(classes), with a logit for each class; and a finite model",
+            )
+        )
 
 
 def check_tasks(tasks: Any, argument: str) -> Task:
@@ -126,12 +142,12 @@ def check_curve(
     def curve(model: PyTree, task: Task) -> dict[str, Array]:
         return adaptation_curve(strategy, model, task, steps=steps, key=jax.random.key(0))
 
-    with _tracing(model, task):
+    with _annotate(model, task):
         return tuple(eqx.filter_eval_shape(curve, model, task))
 
 
-def _tracing(model: PyTree, task: Task) -> AbstractContextManager[None]:
-    return tracing(
+def _annotate(model: PyTree, task: Task) -> AbstractContextManager[None]:
+    return annotate_errors(
         "the evaluation, of `inner_adapt(model, support)` and `loss(model, query, None)`",
         f"{type(model).__name__}, support {shapes_of(task.support)}, query {shapes_of(task.query)}",
     )
@@ -147,13 +163,24 @@ def _evaluate(
     steps: int | None,
 ) -> dict[str, Array]:
     def one(index: Array) -> dict[str, Array]:
-        task_key, key = jax.random.split(jax.random.fold_in(root, index))
-        is_batch = isinstance(tasks, Task)
-        task = jax.tree.map(lambda x: x[index], tasks) if is_batch else tasks.sample(task_key)
+        task, key = _task_and_key(tasks, root, index)
         return adaptation_curve(strategy, model, task, steps=steps, key=key)
 
-    parallel = 1 if is_large(one, jnp.int32(0)) else min(num_tasks, _PARALLEL)
-    return jax.lax.map(one, jnp.arange(num_tasks), batch_size=parallel if parallel > 1 else None)
+    # Traced once: counted, and then computed as it is.
+    closed, shapes = jax.make_jaxpr(one, return_shape=True)(jnp.int32(0))
+    parallel = 1 if is_large(closed) else min(num_tasks, _PARALLEL)
+    values = jax.lax.map(
+        jaxpr_as_fun(closed), jnp.arange(num_tasks), batch_size=parallel if parallel > 1 else None
+    )
+    return jax.tree.unflatten(jax.tree.structure(shapes), values)
+
+
+def _task_and_key(tasks: Any, root: PRNGKeyArray, index: Array) -> tuple[Task, PRNGKeyArray]:
+    """Task `index`, and the key for adapting to it."""
+    task_key, key = jax.random.split(jax.random.fold_in(root, index))
+    if isinstance(tasks, Task):
+        return jax.tree.map(lambda x: x[index], tasks), key
+    return sample(tasks, task_key), key
 
 
 def adaptation_curve(

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_int, check_seed
-from .._errors import explain, tracing
+from .._errors import annotate_errors, explain
 from .._model.predict import predict
 from .._model.support_statistics import fill_statistics
 from .._strategy.strategy import Strategy
@@ -38,7 +38,7 @@ def check_figure(tasks: Any, num_tasks: int, seed: int, caller: str) -> tuple[Ta
     return check_device_source(tasks, f"{caller}(tasks=...)"), num_tasks, seed
 
 
-def taking(strategy: Strategy, steps: int, expected: str) -> Strategy:
+def with_num_inner_steps(strategy: Strategy, steps: int, expected: str) -> Strategy:
     """`strategy` with that many inner steps. Raises `ValueError` if it cannot be told."""
     if not hasattr(getattr(strategy, "inner", None), "steps"):
         raise ValueError(
@@ -74,5 +74,5 @@ def check_predictions(
         return adapted_predictions(strategy, model, support, x, jax.random.key(0))
 
     received = f"{type(model).__name__}, support {shapes_of(task.support)}, queries {shapes_of(x)}"
-    with tracing(f"`{caller}`, of `inner_adapt(model, support)` and its model", received):
+    with annotate_errors(f"`{caller}`, of `inner_adapt(model, support)` and its model", received):
         return eqx.filter_eval_shape(predictions, model, task.support, x).shape, len(x)

@@ -13,7 +13,14 @@ from .._arguments import check_int
 from .._errors import explain
 from .._strategy.strategy import Strategy
 from .._task.task import Task
-from .figure import FAINT, INK, ONE_FOR_EACH, adapted_predictions, check_figure, taking
+from .figure import (
+    FAINT,
+    INK,
+    ONE_FOR_EACH,
+    adapted_predictions,
+    check_figure,
+    with_num_inner_steps,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +79,8 @@ def plot_adaptation(
     panels[0, 0].set_ylim(truth.min() - margin, truth.max() + margin)
     for i, (name, (strategy, model)) in enumerate(learners.items()):
         predictions = [
-            _predictions(taking(strategy, k, ONE_FOR_EACH), model, sampled, key) for k in steps
+            _predictions(with_num_inner_steps(strategy, k, ONE_FOR_EACH), model, sampled, key)
+            for k in steps
         ]
         for j in range(num_tasks):
             panel = panels[0, j] if alone else panels[j, i]

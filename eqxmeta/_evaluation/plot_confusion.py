@@ -15,7 +15,7 @@ from .._errors import explain
 from .._model.predict import predicted_class
 from .._strategy.strategy import Strategy
 from .._task.task import Task
-from .figure import FAINT, FREE, INK, adapted_predictions, check_figure, taking
+from .figure import FAINT, FREE, INK, adapted_predictions, check_figure, with_num_inner_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def plot_confusion(
     from matplotlib.figure import Figure
 
     if inner_steps is not None:
-        strategy = taking(strategy, inner_steps, FREE)
+        strategy = with_num_inner_steps(strategy, inner_steps, FREE)
     keys = jax.random.split(jax.random.key(seed), num_tasks)
     drawn, predicted = _classified(strategy, model, tasks, keys)
     drawn, predicted = jax.tree.map(np.asarray, drawn), np.asarray(predicted)

@@ -8,6 +8,14 @@ import numpy as np
 from .._errors import explain
 
 
+def half_width95(values: np.ndarray) -> np.ndarray:
+    """Of the 95% interval, by Student's t, of the mean over the first axis, 2 or longer."""
+    from scipy.special import stdtrit  # takes a while to import; JAX depends on SciPy
+
+    n = len(values)
+    return stdtrit(n - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(n)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Query metrics of every task at every inner step.
@@ -37,10 +45,9 @@ class Evaluation:
         return self._of(name).mean(axis=0)
 
     def ci95(self, name: str = "loss") -> np.ndarray:
-        """Half-width of the 95% interval, 1.96 standard errors of the mean over tasks,
-        `[inner_steps + 1]`."""
-        values = self._of(name)
-        return 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+        """Half-width of the 95% interval of the mean over tasks, `[inner_steps + 1]`: standard
+        errors times the quantile of Student's t with `num_tasks - 1` degrees of freedom."""
+        return half_width95(self._of(name))
 
     def _of(self, name: str) -> np.ndarray:
         if name not in self.values:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 from .._errors import NonFiniteError, explain
 from .._model.state import TrainState, copied
 from .._strategy.metrics import SKIPPED
-from .._task.task import Task
+from .._task.task import Task, label_ranges
 from .chunk import Job, Report, key_of_step, train_chunk
 
 # So many skipped steps in a row are no accident: nothing more will be learnt.
@@ -168,34 +168,24 @@ def _too_many(
 
 def _about_tasks(job: Job, step: int) -> str:
     """What may explain it: tasks that are not finite, and the range of what may be labels."""
-    leaves = _leaves_of(job, step)
-    bad = _not_finite(leaves)
+    tasks = _tasks_of(job, jnp.int32(step))
+    bad = _not_finite(tasks)
     if bad:
         return f"The data of that step is not finite: {', '.join(bad)}"
-    ranges = [
-        f"`tasks.{name}` from {x.min()} to {x.max()}"
-        for name, x in leaves.items()
-        if jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == 2 and x.size
-    ]
-    labels = f"; labels must be in range(classes), and are {', '.join(ranges)}" if ranges else ""
+    ranges = label_ranges(tasks, "tasks", ndim=2)
+    labels = f"; labels must be in range(classes), and are {ranges}" if ranges else ""
     return f"The data of that step is finite{labels}"
 
 
 def _remedy(job: Job, step: int) -> str:
-    if _not_finite(_leaves_of(job, step)):
+    if _not_finite(_tasks_of(job, jnp.int32(step))):
         return "So must the data be, before anything else helps"
     return "A smaller learning rate or gradient clipping may help"
 
 
-def _leaves_of(job: Job, step: int) -> dict[str, np.ndarray]:
-    tasks = jax.device_get(_tasks_of(job, jnp.int32(step)))
-    leaves = jax.tree_util.tree_leaves_with_path(tasks)
-    return {jax.tree_util.keystr(path).lstrip("."): leaf for path, leaf in leaves}
-
-
-def _not_finite(leaves: dict[str, np.ndarray]) -> list[str]:
+def _not_finite(tasks: Task) -> list[str]:
     return [
-        f"`tasks.{name}`"
-        for name, x in leaves.items()
+        f"`tasks{jax.tree_util.keystr(path)}`"
+        for path, x in jax.tree_util.tree_leaves_with_path(jax.device_get(tasks))
         if jnp.issubdtype(x.dtype, jnp.inexact) and not np.isfinite(x).all()
     ]

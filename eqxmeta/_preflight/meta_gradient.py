@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._errors import explain, tracing
+from .._errors import annotate_errors, explain
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.modes import refuses_mixed
 from .._model.check import check_model
@@ -150,7 +150,7 @@ def _check_task(strategy: Any, model: PyTree, task: Any) -> None:
         )
     received = f"support {shapes_of(task.support)}, query {shapes_of(task.query)}"
     expected = "one task, `x: [examples, ...]`; of a batch `jax.tree.map(lambda x: x[0], tasks)`"
-    with tracing(f"`inner_adapt` and `loss`, for `{argument}`", received, expected):
+    with annotate_errors(f"`inner_adapt` and `loss`, for `{argument}`", received, expected):
         eqx.filter_eval_shape(
             lambda m, t: strategy.loss(strategy.inner_adapt(m, t.support), t.query, None),
             model,

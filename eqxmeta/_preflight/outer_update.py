@@ -5,11 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from .._errors import explain, tracing
+from .._errors import annotate_errors, explain
 from .._model.state import TrainState
 from .._strategy.strategy import Strategy
 from .._task.task import Task, shapes_of
-from .loss import check_scalars, show
+from .loss import check_loss, check_scalars, show, without_first_axis
 from .slow_layers import warn_slow_convolutions
 
 
@@ -17,10 +17,18 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
     """`strategy.outer_update` must give back the same kind of state, and scalar metrics, whose
     names are returned."""
     what = f"`{type(strategy).__name__}.outer_update`"
-    with tracing(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
-        closed, out, _ = eqx.filter_make_jaxpr(
-            lambda s, t: strategy.outer_update(s, t, key=jax.random.key(0))
-        )(state, tasks)
+    failed = None
+    with annotate_errors(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
+        try:
+            # The training program asks for the same trace again, which JAX remembers.
+            closed, out, _ = eqx.filter_make_jaxpr(strategy.outer_update)(
+                state, tasks, key=jax.random.key(0)
+            )
+        except Exception as error:
+            failed = error
+        if failed is not None:
+            check_loss(strategy, state.model, without_first_axis(tasks.support))
+            raise failed
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
         raise TypeError(
             explain(

@@ -12,7 +12,6 @@ from .._task.layout import TaskChunk
 from .._types import Loss
 from .arguments import check_arguments
 from .strategy import Strategy
-from .support_labels import check_support_labels
 
 
 class RollsOut(Strategy):
@@ -32,19 +31,12 @@ class RollsOut(Strategy):
     def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
         """`model` adapted to `support`; `options` are those of `InnerLoop.__call__`."""
 
+    @eqx.filter_jit
     def inner_adapt(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PyTree:
-        check_support_labels(self.loss, self.unadapted(model), support, key)
-        return _adapted(self, model, support, key)
-
-
-@eqx.filter_jit
-def _adapted(
-    strategy: RollsOut, model: PyTree, support: PyTree, key: PRNGKeyArray | None
-) -> PyTree:
-    adapted = strategy.inner_rollout(model, support, key=key).model
-    return with_support_statistics(strategy.loss, adapted, support, key=key)
+        adapted = self.inner_rollout(model, support, key=key).model
+        return with_support_statistics(self.loss, adapted, support, key=key)
 
 
 class ByInnerLoop(RollsOut):

@@ -10,7 +10,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-from .._errors import explain, tracing
+from .._errors import annotate_errors, explain
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.select import select
 from .._task.layout import TaskChunk
@@ -31,7 +31,7 @@ class Head(eqx.Module):
     def __call__(self, model: PyTree) -> PyTree:
         if self.where is not None:
             expected = "a function from the model to its head, such as `lambda m: m.layers[-1]`"
-            with tracing(f"`{self.argument}`", f"a `{type(model).__name__}`", expected):
+            with annotate_errors(f"`{self.argument}`", f"a `{type(model).__name__}`", expected):
                 return self.where(model)
         if _has_head(model):
             return model.head

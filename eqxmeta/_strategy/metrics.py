@@ -36,6 +36,12 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
                 f"names other than {RESERVED}",
             )
         )
+    for name, value in metrics.items():
+        if jnp.shape(value) != ():
+            received = f"{name!r} of shape {jnp.shape(value)}"
+            raise ValueError(
+                explain("A metric of the loss is not a scalar.", received, "means over examples")
+            )
 
 
 def by_step(metrics: Mapping[str, Array]) -> Metrics:

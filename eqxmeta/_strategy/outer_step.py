@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._errors import explain, tracing
+from .._errors import annotate_errors, explain
 from .._meta_gradient.modes import conjugate_complex
 from .._model.state import TrainState
 from .._model.support_statistics import with_support_statistics
@@ -77,7 +77,7 @@ def mean_over_batch(
 
 def annotate_batch_errors(tasks: Task) -> AbstractContextManager[None]:
     """Around what the user's code does with a batch of tasks: a single task may look like one."""
-    return tracing(
+    return annotate_errors(
         "`outer_update(state, tasks)`",
         f"{count_tasks(tasks)} tasks, of support {shapes_of(tasks.support)} and query "
         f"{shapes_of(tasks.query)}",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._errors import explain, tracing
+from .._errors import annotate_errors, explain
 from .._jaxpr.flops import count_flops
 from .task import Task
 
@@ -24,6 +24,12 @@ Body: TypeAlias = Callable[[Any, Task, PRNGKeyArray, PyTree], PyTree]
 _MAX_BLOCK = 32
 _BLOCK_BYTES = 2**18
 _BLOCK_FLOPS = 2**22
+
+
+@eqx.filter_jit(inline=True)
+def sample(tasks: Any, key: PRNGKeyArray) -> Any:
+    """`tasks.sample(key)`, traced once: JAX remembers it for whoever asks for the same again."""
+    return tasks.sample(key)
 
 
 class Sampled(eqx.Module):
@@ -44,7 +50,8 @@ class Sampled(eqx.Module):
 
     def first(self, key: PRNGKeyArray) -> Task:
         """The tasks of an outer step whose key is `key`."""
-        return jax.vmap(self.tasks.sample)(jax.random.split(key, self.meta_batch_size))
+        keys = jax.random.split(key, self.meta_batch_size)
+        return jax.vmap(lambda key: sample(self.tasks, key))(keys)
 
     def for_each_step(self, start: Any, stop: Any, key_of: KeyOf, body: Body, carry: PyTree):
         # Blocks begin at multiples of their length, wherever the chunk does: a task is computed by
@@ -94,8 +101,8 @@ def check_device_source(tasks: Any, argument: str) -> Task:
                 "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`",
             )
         )
-    with tracing(f"`{argument}.sample(key)`", f"a key, and {repr(tasks)[:200]}"):
-        task = eqx.filter_eval_shape(lambda t: t.sample(jax.random.key(0)), tasks)
+    with annotate_errors(f"`{argument}.sample(key)`", f"a key, and {repr(tasks)[:200]}"):
+        task = eqx.filter_eval_shape(sample, tasks, jax.random.key(0))
     check_task(task, f"{argument}.sample(key)")
     return task
 

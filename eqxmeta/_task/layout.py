@@ -5,11 +5,12 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._arguments import check_int
 from .._errors import explain
-from .._jaxpr.flops import count_flops, flops_of
+from .._jaxpr.flops import flops_of
 from .task import Task, count_tasks
 
 TaskChunk: TypeAlias = int | Literal["auto"] | None
@@ -33,9 +34,9 @@ def check_task_chunk(task_chunk: Any, argument: str) -> None:
         raise TypeError(explain(f"`{argument}` is NumPy's.", repr(task_chunk), expected))
 
 
-def is_large(fun: Callable[..., Any], *args: Any) -> bool:
-    """Whether tasks that cost what `fun(*args)` does are better done one after another."""
-    return jax.default_backend() == "cpu" and count_flops(fun, *args, loops=False) > _LARGE_TASK
+def is_large(closed: ClosedJaxpr, tasks: int = 1) -> bool:
+    """Whether tasks, of which `closed` computes so many, are better done one after another."""
+    return jax.default_backend() == "cpu" and flops_of(closed, loops=False) > tasks * _LARGE_TASK
 
 
 def mean_over_tasks(
@@ -58,10 +59,11 @@ def mean_over_tasks(
     if size == "auto":
         size = total
         if total > 1 and jax.default_backend() == "cpu":
-            alone = jax.make_jaxpr(lambda: fun(_over(_cut(batch, 0, 1))), return_shape=True)
-            closed, of_one = alone()
-            if flops_of(closed, loops=False) > _LARGE_TASK:
-                size, shapes = 1, of_one  # a trace tells both, and takes long
+            # Traced once: counted, and then, unless a task is large, computed as it is.
+            closed, shapes = jax.make_jaxpr(lambda: fun(_over(batch)), return_shape=True)()
+            if not is_large(closed, total):
+                return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(closed)())
+            size = 1
     if size >= total:
         return fun(_over(batch))
 

@@ -30,18 +30,16 @@ class Source(NamedTuple):
 def open_source(
     tasks: Any,
     meta_batch_size: int,
-    check: Callable[[Task], object],
     *,
     start: int = 0,
     steps: int,
 ) -> Iterator[Source]:
     """Batches of `meta_batch_size` tasks for outer steps `start` to `steps`.
 
-    `check` is given the shapes of a task. Raises what it raises, and `TypeError` or `ValueError`
-    for what is not a source of tasks.
+    Raises `TypeError` or `ValueError` for what is not a source of tasks.
     """
     if is_device_source(tasks):
-        check(check_device_source(tasks, "fit(tasks=...)"))
+        check_device_source(tasks, "fit(tasks=...)")
         sampled = Sampled(tasks, meta_batch_size)
         example = eqx.filter_eval_shape(sampled.first, jax.random.key(0))
         yield Source(lambda steps: sampled, example, None)
@@ -51,7 +49,6 @@ def open_source(
             start=min(start, steps - 1),
             steps=steps,
             meta_batch_size=meta_batch_size,
-            check=check,
         ) as host:
             yield Source(host.take, host.example, host.capacity)
     else:

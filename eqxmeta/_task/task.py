@@ -45,6 +45,16 @@ def shapes_of(tree: PyTree) -> str:
     return str(jax.tree.map(show, tree)).replace("'", "")
 
 
+def label_ranges(tasks: Task, name: str, *, ndim: int) -> str:
+    """ "`task.support[1]` from 0 to 4": of what may be labels, integers with `ndim` axes."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tasks))
+    return ", ".join(
+        f"`{name}{jax.tree_util.keystr(path)}` from {x.min()} to {x.max()}"
+        for path, x in leaves
+        if jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == ndim and x.size
+    )
+
+
 def check_batch(tasks: Any, argument: str) -> None:
     """Raises `TypeError` or `ValueError` if `tasks` are not a batch of tasks."""
     expected = (

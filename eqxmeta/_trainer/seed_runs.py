@@ -1,6 +1,5 @@
 """Where runs that differ in their seeds arrived, and their statistics."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from .._errors import explain
+from .._evaluation.result import half_width95
 from .._model.state import TrainState
 
 
@@ -57,36 +57,15 @@ class SeedRuns:
         Raises `ValueError` if there is one seed only, `KeyError` for an unknown metric.
         """
         values = self._of(name)
-        n = len(values)
-        if n < 2:
+        if len(values) < 2:
             raise ValueError(
                 explain("An interval over seeds cannot be computed.", "1 seed", "2 or more seeds")
             )
         with np.errstate(invalid="ignore"):
-            return student_t95(n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+            return half_width95(values)
 
     def _of(self, name: str) -> np.ndarray:
         if name not in self.metrics:
             expected = f"one of {tuple(self.metrics)}"
             raise KeyError(explain("There is no such metric.", repr(name), expected))
         return np.asarray(self.metrics[name], np.float64)
-
-
-def student_t95(df: int) -> float:
-    """The two-sided 95% quantile of Student's t: the finite series of Abramowitz and Stegun,
-    26.7.3 and 26.7.4, in the angle atan(t / sqrt(df)), by bisection."""
-
-    def within(angle: float) -> float:
-        term = math.cos(angle) if df % 2 else 1.0
-        total = 0.0
-        for k in range(df % 2, df - 1, 2):
-            total += term
-            term *= math.cos(angle) ** 2 * (k + 1) / (k + 2)
-        total *= math.sin(angle)
-        return (angle + total) * 2 / math.pi if df % 2 else total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
-    return math.sqrt(df) * math.tan(low)

@@ -20,9 +20,10 @@ from .._model.state import TrainState
 from .._preflight.outer_update import check_outer_update
 from .._strategy.strategy import Strategy
 from .._task.device_source import Sampled
+from .._task.source import open_source
 from .seed_arguments import check_alike, check_models, check_seeds, check_source
 from .seed_runs import SeedRuns
-from .start import initial_state, open_tasks
+from .start import initial_state
 from .trainer import Trainer
 
 
@@ -78,7 +79,7 @@ def fit_seeds(
     strategy = trainer.strategy
     inits = [initial_state(strategy, m, "fit_seeds(model=...)") for m in models]
     check_alike(inits)
-    with open_tasks(tasks, trainer.meta_batch_size, strategy, inits[0], steps=steps) as source:
+    with open_source(tasks, trainer.meta_batch_size, steps=steps) as source:
         check_outer_update(strategy, inits[0], source.example)
         sampled: Any = source.take(steps)
 

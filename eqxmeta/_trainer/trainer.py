@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from jaxtyping import PyTree
 
-from .._arguments import check_int, check_seed, known_keywords
+from .._arguments import check_int, check_seed
 from .._callback.callback import Callback, attach, name_of
 from .._callback.monitor import check_monitors
 from .._callback.run import OnNonFinite, Run, Settings
@@ -21,8 +21,9 @@ from .._preflight.outer_update import check_outer_update
 from .._preflight.plan import Plan, make_plan
 from .._strategy.metrics import SKIPPED
 from .._strategy.strategy import Strategy
+from .._task.source import open_source
 from .resume import can_resume, restore
-from .start import initial_state, open_tasks
+from .start import initial_state
 from .summary import describe, render
 
 
@@ -54,7 +55,6 @@ class Trainer:
     Raises `TypeError` or `ValueError` for invalid arguments.
     """
 
-    @known_keywords
     def __init__(
         self,
         strategy: Strategy,
@@ -108,7 +108,6 @@ class Trainer:
         self.summary = summary
         self.stop_reason: str | None = None
 
-    @known_keywords
     def fit(
         self,
         model: PyTree,
@@ -166,9 +165,7 @@ class Trainer:
             origin = restore(resume, state, callbacks, config)
             start = int(origin.state.step)
             source = held.enter_context(
-                open_tasks(
-                    tasks, self.meta_batch_size, self.strategy, state, start=start, steps=steps
-                )
+                open_source(tasks, self.meta_batch_size, start=start, steps=steps)
             )
             metrics = check_outer_update(self.strategy, state, source.example)
             loop = Loop(settings, origin, source, callbacks, metrics)
@@ -216,7 +213,7 @@ class Trainer:
         """
         check_model(model, "plan(model=...)")
         state = initial_state(self.strategy, model, "plan(model=...)")
-        with open_tasks(tasks, self.meta_batch_size, self.strategy, state, steps=1) as source:
+        with open_source(tasks, self.meta_batch_size, steps=1) as source:
             check_outer_update(self.strategy, state, source.example)
             return make_plan(self.strategy, state, source.example)
 

@@ -69,7 +69,8 @@ class ProtoNet(GradientStrategy):
     Before adaptation there is no classifier: no metric `loss_before`, and in an `Evaluation` the
     column of step 0 is NaN; that of step 1 is what counts.
 
-    Raises `TypeError` or `ValueError` for arguments, or tasks, that are not as above.
+    Raises `TypeError` or `ValueError` for arguments, or tasks, that are not as above. In a compiled
+    program a support label outside `range(ways)` makes every logit NaN.
     """
 
     loss: Loss
@@ -114,7 +115,10 @@ def _classifier(
     member = jax.nn.one_hot(y, classes, dtype=features.dtype)  # [examples, classes]
     count = jnp.sum(member, axis=0)
     prototypes = member.T @ features / jnp.maximum(count, 1)[:, None]
-    return PrototypeClassifier(model, prototypes, count > 0)
+    # A label without a class would only be left out: NaN instead of a plausible classifier.
+    wrong = jnp.any((y < 0) | (y >= classes))
+    prototypes = jnp.where(wrong, jnp.nan, prototypes)
+    return PrototypeClassifier(model, prototypes, (count > 0) | wrong)
 
 
 def _examples(support: Any) -> tuple[PyTree, Array]:

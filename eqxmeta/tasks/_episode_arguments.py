@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from .._arguments import native
-from .._errors import explain, tracing
+from .._errors import annotate_errors, explain
 
 
 def as_float(images: Shaped[Array, "..."]) -> Float[Array, "..."]:
@@ -104,7 +104,7 @@ def check_augment(augment: tuple[Callable, ...], images: Shaped[Array, "N ..."])
         if not callable(function):
             raise TypeError(explain("`augment` is not a function.", repr(function), expected))
         called = f"`augment`, {getattr(function, '__name__', function)}(image, key=key)"
-        with tracing(called, f"an image, {image.dtype} {image.shape}", expected):
+        with annotate_errors(called, f"an image, {image.dtype} {image.shape}", expected):
             made = eqx.filter_eval_shape(lambda x, f=function: f(x, key=jax.random.key(0)), image)
         shape, dtype = getattr(made, "shape", None), getattr(made, "dtype", None)
         if (shape, dtype) != (image.shape, image.dtype):

@@ -10,9 +10,7 @@ import pytest
 from jax import Array
 
 import eqxmeta as em
-from eqxmeta.callbacks import Evaluate
 
-from ..fake_run import fake_run
 from ..helpers import TinyMLP, tiny_mlp, tree_allclose
 
 KEY = jax.random.key(0)
@@ -286,26 +284,37 @@ def test_a_prediction_does_not_depend_on_the_other_queries():
 def test_mean_and_interval():
     values = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
     result = em.Evaluation({"loss": values, "accuracy": values > 0})
-    n = 7
+    n = 7  # 2.446912 is the 97.5 % point of Student's t with 6 degrees of freedom
     for k in range(3):
         column = [float(v) for v in values[:, k]]
         mean = sum(column) / n
         variance = sum((v - mean) ** 2 for v in column) / (n - 1)
         assert result.mean()[k] == pytest.approx(mean, rel=1e-12)
-        assert result.ci95()[k] == pytest.approx(1.96 * (variance / n) ** 0.5, rel=1e-12)
+        assert result.ci95()[k] == pytest.approx(2.446912 * (variance / n) ** 0.5)
         # A proportion: per-task values of 0 and 1.
         p = sum(v > 0 for v in column) / n
         assert result.mean("accuracy")[k] == pytest.approx(p)
-        expected = 1.96 * (p * (1 - p) / (n - 1)) ** 0.5
+        expected = 2.446912 * (p * (1 - p) / (n - 1)) ** 0.5
         assert result.ci95("accuracy")[k] == pytest.approx(expected)
     assert result.mean().dtype == np.float64
 
 
+@pytest.mark.parametrize(
+    ("df", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042), (1001, 1.962)]
+)
+def test_the_interval_is_students(df, t):
+    """The table of Student's t, two-sided 95 %."""
+    values = np.random.default_rng(df).normal(size=(df + 1, 1))
+    error = np.std(values, ddof=1) / (df + 1) ** 0.5
+    interval = em.Evaluation({"loss": values}).ci95()[0]
+    assert abs(interval / error - t) < 5.1e-4
+
+
 def test_an_evaluation_is_printed_in_a_line():
-    """After the last step, of two tasks: mean 3 and 2, interval 1.96 times 1 and 0."""
+    """After the last step, of two tasks: mean 3 and 2, interval 12.7 times 1 and 0."""
     curve = np.array([[9.0, 2.0], [9.0, 4.0]])
     result = em.Evaluation({"loss": curve, "accuracy": 0 * curve + 2}, transductive=True)
-    expected = "2 tasks, after adaptation: loss=3 ± 2, accuracy=2 ± 0, transductive=True"
+    expected = "2 tasks, after adaptation: loss=3 ± 13, accuracy=2 ± 0, transductive=True"
     assert repr(result) == f"Evaluation({expected})"
 
 
@@ -411,27 +420,30 @@ def test_batches_that_are_none_are_refused(tasks):
 
 @pytest.mark.parametrize("wrong", ["support", "query"])
 @pytest.mark.parametrize("as_batch", [True, False])
-def test_labels_without_an_output_are_refused(wrong, as_batch):
+def test_labels_without_a_logit_are_nan_and_told_of(wrong, as_batch):
     # From 1 on, of three classes, in the last task alone: the others would hide it in the mean.
     def labels(shift):
         y = np.tile(np.array([0, 1, 2], np.int32), (4, 1))
         y[-1] += shift
         return y
 
-    x = np.zeros((4, 3, 5), np.float32)
+    x = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
     shifts = {"support": 0, "query": 0, wrong: 1}
     batch = em.Task(*((x, labels(shifts[name])) for name in ("support", "query")))
-    strategy = em.MAML(em.losses.cross_entropy, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))
     model = eqx.nn.Linear(5, 3, key=jax.random.key(0))
 
     class Last(eqx.Module):
         def sample(self, key):
             return jax.tree.map(lambda leaf: jnp.asarray(leaf[-1]), batch)
 
-    tasks = batch if as_batch else Last()
-    expected = r"(?s)no output for some labels.*3 logits an example, labels from 1 to 3"
-    with pytest.raises(ValueError, match=expected):
-        em.evaluate(strategy, model, tasks)
-    run = fake_run(strategy=strategy, state=strategy.init(model))
-    with pytest.raises(ValueError, match=expected):
-        Evaluate(tasks, every=5).refuse(run)
+    message = rf"NaN for {'1 of 4' if as_batch else '5 of 5'} tasks(?s:.)*{wrong}\[1\]` from 1 to 3"
+    for strategy in (
+        maml(loss=em.losses.cross_entropy),
+        em.ANIL(em.losses.cross_entropy, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1)),
+        em.ProtoNet(em.losses.cross_entropy, optax.sgd(0.1), ways=3),
+    ):
+        with pytest.warns(RuntimeWarning, match=message):
+            result = em.evaluate(strategy, model, batch if as_batch else Last(), num_tasks=5)
+        for name in ("loss", "accuracy"):
+            assert np.isnan(result.mean(name)[-1])
+            assert np.isfinite(result.values[name][:-1, -1]).all() == as_batch

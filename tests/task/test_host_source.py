@@ -2,7 +2,6 @@
 
 import threading
 import time
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -172,35 +171,6 @@ def test_jax_arrays_and_integers_are_welcome():
     recorder = Recorder()
     boring_fit(5, strategy=Labels(), tasks=Source(batch=labelled), callbacks=[recorder])
     assert recorder.metrics["seen"].tolist() == [3.5] * 5
-
-
-class Numbered(BoringStrategy):
-    """Its examples have numbers, `[n]` integers as labels are, and no limit."""
-
-    traces: ClassVar[list[int]] = []
-
-    def loss(self, model, batch, key):
-        self.traces.append(1)
-        return em.losses.mse(model, batch[:2], key)
-
-    @eqx.filter_jit
-    def outer_update(self, state, tasks, *, key):
-        (xs, ys, _), (xq, yq, _) = tasks.support, tasks.query
-        return BoringStrategy.outer_update(self, state, em.Task((xs, ys), (xq, yq)), key=key)
-
-
-def test_integers_that_grow_for_ever_are_looked_at_once():
-    def numbered(step):
-        task = host_batch(step)
-        numbers = np.arange(8, dtype=np.int32).reshape(2, 4) + 8 * step
-        return jax.tree.map(lambda xy: (*xy, numbers), task, is_leaf=lambda t: type(t) is tuple)
-
-    def traces(steps):
-        Numbered.traces.clear()
-        boring_fit(steps, strategy=Numbered(), tasks=Source(batch=numbered))
-        return len(Numbered.traces)
-
-    assert traces(40) < traces(20) + 5
 
 
 # Resuming.

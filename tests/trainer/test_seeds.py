@@ -11,7 +11,7 @@ import pytest
 
 import eqxmeta as em
 from eqxmeta._trainer import seeds as _seeds
-from eqxmeta._trainer.seed_runs import SeedRuns, student_t95
+from eqxmeta._trainer.seed_runs import SeedRuns
 from eqxmeta._trainer.seeds import fit_seeds
 
 from ..boring import (
@@ -198,18 +198,6 @@ def runs_of(values):
     state = em.TrainState(jnp.int32(0), BoringModel(), None)
     n = len(values)
     return SeedRuns(tuple(range(n)), state, {"loss": np.array(values)}, np.ones(n, bool), 2, None)
-
-
-@pytest.mark.parametrize(
-    ("df", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042), (1001, 1.962)]
-)
-def test_student_t_against_the_table(df, t):
-    assert abs(student_t95(df) - t) < 5.1e-4
-
-
-def test_student_t_in_closed_form():
-    np.testing.assert_allclose(student_t95(1), np.tan(0.475 * np.pi), rtol=1e-12)
-    np.testing.assert_allclose(student_t95(2), 0.95 / np.sqrt((1 - 0.95**2) / 2), rtol=1e-12)
 
 
 def test_mean_and_interval_by_hand():
