@@ -17,18 +17,12 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
     """`strategy.outer_update` must give back the same kind of state, and scalar metrics, whose
     names are returned."""
     what = f"`{type(strategy).__name__}.outer_update`"
-    failed = None
     with annotate_errors(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
-        try:
-            # The training program asks for the same trace again, which JAX remembers.
-            closed, out, _ = eqx.filter_make_jaxpr(strategy.outer_update)(
-                state, tasks, key=jax.random.key(0)
-            )
-        except Exception as error:
-            failed = error
-        if failed is not None:
+        traced = _traced(strategy, state, tasks)
+        if isinstance(traced, Exception):
             check_loss(strategy, state.model, without_first_axis(tasks.support))
-            raise failed
+            raise traced
+    closed, out = traced
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
         raise TypeError(
             explain(
@@ -55,6 +49,18 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
         )
     warn_slow_convolutions(closed)
     return set(metrics)
+
+
+def _traced(strategy: Strategy, state: TrainState, tasks: Task) -> Any:
+    """The jaxpr and the shapes of what it computes, or the error. The training program asks for
+    the same trace again, which JAX remembers."""
+    try:
+        closed, out, _ = eqx.filter_make_jaxpr(strategy.outer_update)(
+            state, tasks, key=jax.random.key(0)
+        )
+    except Exception as error:  # handed on: the loss may have something plainer to say
+        return error
+    return closed, out
 
 
 def check_init(strategy: Strategy, state: Any) -> None:

@@ -26,7 +26,7 @@ _BLOCK_BYTES = 2**18
 _BLOCK_FLOPS = 2**22
 
 
-@eqx.filter_jit(inline=True)
+@eqx.filter_jit(inline=True)  # pyright: ignore
 def sample(tasks: Any, key: PRNGKeyArray) -> Any:
     """`tasks.sample(key)`, traced once: JAX remembers it for whoever asks for the same again."""
     return tasks.sample(key)
