@@ -19,7 +19,7 @@ from .._model.support_statistics import (
     with_support_statistics,
     without_statistics,
 )
-from .._strategy.metrics import check_metrics
+from .._strategy.metrics import check_loss_output
 from .._strategy.strategy import Strategy, can_roll_out
 from .._task.device_source import check_device_source, check_task, sample
 from .._task.layout import is_large
@@ -191,8 +191,9 @@ def adaptation_curve(
     def measure(model: PyTree) -> dict[str, Array]:
         loss: Loss = strategy.loss  # pyright: ignore
         model = with_support_statistics(loss, eqx.nn.inference_mode(model), task.support)
-        value, metrics = loss(model, task.query, None)
-        check_metrics(metrics)
+        out = loss(model, task.query, None)
+        check_loss_output(out)
+        value, metrics = out
         return {"loss": value, **metrics}
 
     model = without_statistics(model)

@@ -4,16 +4,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._errors import add_note, annotate_errors, explain
+from .._errors import add_note, annotate_errors
 from .._model.predict import predict
-from .._strategy.metrics import SKIPPED
+from .._strategy.metrics import LOSS, check_loss_output
 from .._strategy.strategy import Strategy
 from .._task.task import shapes_of
-
-_LOSS = "`loss(model, batch, key)`"
 
 
 def check_loss(strategy: Strategy, model: PyTree, support: PyTree) -> None:
@@ -34,29 +31,13 @@ def check_loss(strategy: Strategy, model: PyTree, support: PyTree) -> None:
     def of_support(model: PyTree, support: PyTree) -> Any:
         return loss(predictor_of(model, support), support, jax.random.key(0))
 
-    with annotate_errors(_LOSS, f"{type(model).__name__}, and a batch of {shapes_of(support)}"):
+    with annotate_errors(LOSS, f"{type(model).__name__}, and a batch of {shapes_of(support)}"):
         try:
             out = eqx.filter_eval_shape(of_support, model, support)
         except Exception as error:
             _note_refusal(error, predictor_of, model, support)
             raise
-    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
-        raise TypeError(
-            explain(
-                f"{_LOSS} returned something else than a pair.",
-                show(out),
-                "(scalar, dict of scalar metrics)",
-            )
-        )
-    value, _ = out
-    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(
-            explain(
-                f"The first value of {_LOSS} is not a loss.",
-                show(value),
-                "a floating-point scalar: a mean over examples",
-            )
-        )
+    check_loss_output(out)
 
 
 def _note_refusal(error: Exception, predictor_of: Any, model: PyTree, support: PyTree) -> None:
@@ -73,7 +54,7 @@ def _note_refusal(error: Exception, predictor_of: Any, model: PyTree, support: P
         example = shapes_of(without_first_axis(support[0]))
         add_note(
             error,
-            f"The model refused one example. (The error came out of {_LOSS}.)",
+            f"The model refused one example. (The error came out of {LOSS}.)",
             f"{type(model).__name__}, and an example of shape {example}, of a batch of "
             f"{shapes_of(support)}",
             "a model that JAX can trace for one such example, without a batch axis",
@@ -82,24 +63,3 @@ def _note_refusal(error: Exception, predictor_of: Any, model: PyTree, support: P
 
 def without_first_axis(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
-
-
-def check_scalars(metrics: dict[Any, Any], what: str) -> None:
-    for name, value in metrics.items():
-        if not isinstance(name, str) or getattr(value, "shape", None) != ():
-            raise ValueError(
-                explain(
-                    f"{what} are invalid.",
-                    f"{name!r}: {show(value)}",
-                    "scalar arrays under string names",
-                )
-            )
-    for name in {"step", SKIPPED} & metrics.keys():
-        raise ValueError(explain(f"{what} use a reserved name.", repr(name), "another name"))
-
-
-def show(value: Any) -> str:
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype.name}{list(value.shape)}"
-    text = " ".join(repr(value).split())
-    return f"{type(value).__name__} {text[:200]}"

@@ -7,9 +7,10 @@ import jax
 
 from .._errors import annotate_errors, explain
 from .._model.state import TrainState
+from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
 from .._task.task import Task, shapes_of
-from .loss import check_loss, check_scalars, show, without_first_axis
+from .loss import check_loss, without_first_axis
 from .slow_layers import warn_slow_convolutions
 
 
@@ -35,6 +36,9 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
             explain(f"The metrics of {what} are invalid.", show(metrics), "a dict of scalars")
         )
     check_scalars(metrics, f"The metrics of {what}")
+    for name in {"step", SKIPPED} & metrics.keys():
+        message = f"The metrics of {what} use a reserved name."
+        raise ValueError(explain(message, repr(name), "another name"))
     before, after = _layout(state), _layout(new)
     if before != after:
         changed = sorted(

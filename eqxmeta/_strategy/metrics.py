@@ -18,9 +18,23 @@ RESERVED = ("loss", "loss_before", "loss_after", "pooled_loss", "grad_norm", "st
 SKIPPED = "skipped"
 
 
-def check_metrics(metrics: Mapping[str, Any]) -> None:
-    """Raises `ValueError` if the user's loss reports a metric under a name of the library's."""
-    clash = [
+LOSS = "`loss(model, batch, key)`"
+
+
+def check_loss_output(out: Any) -> None:
+    """Raises `TypeError` or `ValueError` unless `out`, of the user's loss, is a floating-point
+    scalar and a dict of scalars under names of their own."""
+    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+        expected = "(scalar, dict of scalar metrics)"
+        message = f"{LOSS} returned something else than a pair."
+        raise TypeError(explain(message, show(out), expected))
+    value, metrics = out
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        expected = "a floating-point scalar: a mean over examples"
+        message = f"The first value of {LOSS} is not a loss."
+        raise ValueError(explain(message, show(value), expected))
+    check_scalars(metrics, f"The metrics of {LOSS}")
+    taken = [
         name
         for name in metrics
         if name in RESERVED
@@ -28,20 +42,23 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
         or name.startswith("support_loss/")
         or (name.endswith("_before") and name.removesuffix("_before") in metrics)
     ]
-    if clash:
-        raise ValueError(
-            explain(
-                "The loss reports a metric under a reserved name.",
-                clash,
-                f"names other than {RESERVED}",
-            )
-        )
+    if taken:
+        message = "The loss reports a metric under a reserved name."
+        raise ValueError(explain(message, taken, f"names other than {RESERVED}"))
+
+
+def check_scalars(metrics: Mapping[Any, Any], what: str) -> None:
     for name, value in metrics.items():
-        if jnp.shape(value) != ():
-            received = f"{name!r} of shape {jnp.shape(value)}"
-            raise ValueError(
-                explain("A metric of the loss is not a scalar.", received, "means over examples")
-            )
+        if not isinstance(name, str) or getattr(value, "shape", None) != ():
+            expected = "scalar arrays under string names"
+            raise ValueError(explain(f"{what} are invalid.", f"{name!r}: {show(value)}", expected))
+
+
+def show(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype.name}{list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text[:200]}"
 
 
 def by_step(metrics: Mapping[str, Array]) -> Metrics:

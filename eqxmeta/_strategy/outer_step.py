@@ -17,7 +17,7 @@ from .._model.support_statistics import with_support_statistics
 from .._task.layout import OverTasks, TaskChunk, mean_over_tasks
 from .._task.task import Task, check_batch, count_tasks, shapes_of
 from .._types import Loss, Metrics
-from .metrics import by_step, check_metrics
+from .metrics import by_step, check_loss_output
 from .strategy import Strategy, can_roll_out
 
 
@@ -129,10 +129,11 @@ def query_loss(
     """Query loss after adaptation, and the metrics of before (unless `None`) and after."""
 
     def on_query(model: PyTree) -> tuple[Float[Array, ""], Metrics]:
-        return loss(with_support_statistics(loss, model, task.support, key=key), task.query, key)
+        out = loss(with_support_statistics(loss, model, task.support, key=key), task.query, key)
+        check_loss_output(out)
+        return out
 
     after, metrics_after = on_query(adapted)
-    check_metrics(metrics_after)
     if unadapted is None:
         return after, metrics_after
     # Stopped at its input, so that nothing of it is kept for the backward pass.

@@ -12,13 +12,13 @@ from eqxmeta import (
     Curve,
     Image,
     InnerLoop,
-    Run,
     TrainState,
     load,
     losses,
     save,
 )
 from eqxmeta._callback.callback import Callback, attach, name_of
+from eqxmeta._callback.run import Origin, Run, Settings
 from eqxmeta._checkpoint.save_load import read_manifest
 from eqxmeta.callbacks import Checkpoint
 
@@ -54,14 +54,11 @@ def fit(checkpoint, steps, *, resume=None, loss=None, logs=None, others=(), stop
         start = read_manifest(resume)["meta"]["step"]
         for callback in callbacks:
             callback.load_state_dict(states[name_of(callback)])
+    meta = {} if resume is None else read_manifest(resume)["meta"]
     run = Run(
-        strategy=STRATEGY,
-        steps=steps,
-        start=start,
-        resuming=resume is not None,
-        resumed_from=resume,
-        config={"seed": 5, "lr": 0.1},
-        snapshot=lambda: state_at(run.step),
+        Settings(STRATEGY, steps, config={"seed": 5, "lr": 0.1}),
+        Origin(state_at(start), resuming=resume is not None, path=resume, meta=meta),
+        state_after=state_at,
         publish=lambda scalars: [c.on_log(run, scalars) for c in callbacks] and None,
         callback_states=lambda: {name_of(c): c.state_dict() for c in callbacks},
     )
