@@ -177,7 +177,7 @@ def test_a_later_library_may_have_more_fields(tmp_path):
         config["fingerprint"]["tasks"][".novel"] = "False"
         return config
 
-    real = em._trainer.describe
+    real = em._trainer.trainer.describe
     with mock.patch(describe, later):
         with pytest.raises(em.CheckpointMismatch, match=r"(?s)tasks\.novel=nothing.*=False"):
             _fit_scaled(tmp_path, Scaled(), _episodes(), 4)
