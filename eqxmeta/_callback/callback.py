@@ -145,7 +145,7 @@ def _check_hooks(callback: Callback, where: str) -> None:
         hook = getattr(callback, name)
         if not callable(hook):
             raise TypeError(
-                explain(f"{where} has a hook that is none.", f"{name}={hook!r}", "a method")
+                explain(f"{where} has a hook that is not a method.", f"{name}={hook!r}", "a method")
             )
         try:
             inspect.signature(hook).bind(*[None] * wanted)

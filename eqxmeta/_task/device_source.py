@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._errors import annotate_errors, explain
-from .._jaxpr.flops import count_flops
+from .._jaxpr.flops import flops_of
 from .task import Task
 
 # What sources are asked for: `body(step, tasks, key, carry)` for every outer step of a range, with
@@ -33,19 +33,24 @@ def sample(tasks: Any, key: PRNGKeyArray) -> Any:
 
 
 class Sampled(eqx.Module):
-    """Tasks sampled inside the compiled loop, for `block` outer steps at a time."""
+    """Tasks sampled inside the compiled loop, for `block` outer steps at a time. `example`: the
+    shapes of the tasks of one."""
 
     tasks: Any
     meta_batch_size: int
+    example: Task
     block: int
 
     def __init__(self, tasks: Any, meta_batch_size: int):
         self.tasks = tasks
         self.meta_batch_size = meta_batch_size
-        batch = eqx.filter_eval_shape(self.first, jax.random.key(0))
-        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch))
-        flops = count_flops(self.first, jax.random.key(0))
-        fits = min(_BLOCK_BYTES // max(size, 1), _BLOCK_FLOPS // max(flops, 1))
+
+        def draw(key: PRNGKeyArray) -> Task:  # a method is hashed, for which all fields are needed
+            return self.first(key)
+
+        closed, self.example = jax.make_jaxpr(draw, return_shape=True)(jax.random.key(0))
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(self.example))
+        fits = min(_BLOCK_BYTES // max(size, 1), _BLOCK_FLOPS // max(flops_of(closed), 1))
         self.block = max(1, min(_MAX_BLOCK, fits))
 
     def first(self, key: PRNGKeyArray) -> Task:

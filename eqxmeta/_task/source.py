@@ -4,9 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
-
 from .._errors import explain
 from .device_source import Loaded, Sampled, check_device_source, is_device_source
 from .host_source import HostSource
@@ -41,8 +38,7 @@ def open_source(
     if is_device_source(tasks):
         check_device_source(tasks, "fit(tasks=...)")
         sampled = Sampled(tasks, meta_batch_size)
-        example = eqx.filter_eval_shape(sampled.first, jax.random.key(0))
-        yield Source(lambda steps: sampled, example, None)
+        yield Source(lambda steps: sampled, sampled.example, None)
     elif hasattr(tasks, "__getitem__"):
         with HostSource(
             tasks,

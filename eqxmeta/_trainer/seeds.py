@@ -1,7 +1,6 @@
 """Several seeds of a run as one compiled program."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
 from .._arguments import check_int
-from .._errors import explain
+from .._errors import explain, warn
 from .._loop.chunk import Job, Report, count_non_finite, outer_steps
 from .._loop.pace import Pace
 from .._loop.signals import on_interrupt
@@ -132,7 +131,7 @@ def _run(
             f"{which} ({len(bad)} of {len(seeds)} runs)",
             "finite metrics and parameters; see `SeedRuns.finite`. The other runs are not affected",
         )
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warn(message)
     metrics = {name: np.concatenate([row[name] for row in rows], axis=1) for name in rows[0]}
     finite = np.array([index not in bad for index in range(len(seeds))])
     return SeedRuns(seeds, states, metrics, finite, steps, stop_reason)

@@ -1,6 +1,8 @@
 """A run that is broken off and resumed is the run that never was: its state, callbacks, files."""
 
+import builtins
 import errno
+import io
 import json
 import os
 import random
@@ -127,6 +129,30 @@ def test_resume_from_an_explicit_path(tmp_path):
         assert recorder.metrics["step"].tolist() == list(range(int(str(path)[-7:-5]) + 1, 51))
         assert same_bits(state, straight)
     assert contents(tmp_path) == before
+
+
+def test_resuming_opens_the_checkpoint_twice(tmp_path, monkeypatch):
+    # Once to choose it among those of all callbacks, and once to load it; whoever else wants to
+    # know what it says, such as the logs and `Checkpoint`, is told.
+    def fit(steps):
+        callbacks = everything(tmp_path, BoringTasks(), monitor="loss")
+        return boring_fit(steps, callbacks=callbacks, resume="auto")
+
+    fit(50)
+    opened = []
+
+    def counting(function):
+        def counted(file, *args, **kwargs):
+            opened.append(str(file))
+            return function(file, *args, **kwargs)
+
+        return counted
+
+    for module in (builtins, io, os):
+        monkeypatch.setattr(module, "open", counting(module.open))
+    fit(60)
+    newest = str(tmp_path / "saved" / "step-000000050.ckpt")
+    assert opened.count(newest) == 2
 
 
 def test_resume_auto_without_a_checkpoint_starts(tmp_path):
