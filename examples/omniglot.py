@@ -66,6 +66,8 @@ def main():
     parser.add_argument("--test-tasks", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("runs/omniglot"))
     args = parser.parse_args()
+    # What took more than a second to compile is found there by the next start.
+    jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
     name, out = args.algorithm, args.out / args.algorithm.lower()
     strategy, inner_steps = recipe(name, args.steps)
     train_ways = args.train_ways or (30 if name == "ProtoNet" else args.ways)

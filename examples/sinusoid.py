@@ -31,9 +31,8 @@ class OneSine(eqx.Module):
 
 def recipe(name, steps):
     if name == "Reptile":
-        towards_adapted = optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
-        inner = em.InnerLoop(optax.sgd(0.02), steps=5)
-        return em.Reptile(em.losses.mse, inner, towards_adapted, batch_size=10)
+        inner, outer = optax.sgd(0.02), optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
+        return em.Reptile(em.losses.mse, em.InnerLoop(inner, steps=5), outer, batch_size=10)
     algorithm = {"Joint": em.Joint, "MAML": em.MAML, "FOMAML": em.FOMAML}[name]
     return algorithm(em.losses.mse, em.InnerLoop(optax.sgd(0.01), steps=1), optax.adam(1e-3))
 
@@ -105,6 +104,7 @@ def main():
     parser.add_argument("--steps", type=int, help="outer steps, instead of the recipe's number")
     parser.add_argument("--out", type=Path, default=Path("runs/sinusoid"))
     args = parser.parse_args()
+    jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))  # for the next start
     if args.paper:
         for shots in (5, 10):
             folder = args.out / f"paper-{shots}-shot"
