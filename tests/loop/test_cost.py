@@ -18,8 +18,6 @@ from eqxmeta.callbacks import JSONL, Checkpoint, ProgressBar, TensorBoard
 from ..boring import BoringModel, BoringStrategy, BoringTasks, Recorder, compilations
 from ..helpers import tiny_mlp
 
-pytestmark = pytest.mark.optimised
-
 
 def notebook(gradient="mixed", steps=1):
     """The founding notebook's MAML: 16 tasks of 32 + 32 points, an MLP 1-40-40-1."""
@@ -84,6 +82,7 @@ def test_one_transfer_a_chunk(monkeypatch):
         pytest.param("reverse", 5, 3400, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.optimised
 def test_memory_of_the_training_program(gradient, steps, kib):
     compiled = compiled_chunk(*notebook(gradient, steps)).compiled
     assert compiled.memory_analysis().temp_size_in_bytes < kib * 1024

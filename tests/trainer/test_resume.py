@@ -26,9 +26,6 @@ from ..boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_
 from ..resume_run import everything, parts
 from ..same_run import check_same_run, events_of, logged_steps
 
-# Runs in other processes are compiled as users' are.
-pytestmark = pytest.mark.optimised
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -67,6 +64,7 @@ def test_fit_200_equals_fit_100_and_a_new_process(broken_once):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised  # as the runs in other processes are
 def test_a_run_in_this_process_equals_those_in_others(broken_once, tmp_path):
     strategy, model, tasks = parts(boring=False)
     trainer = em.Trainer(strategy, meta_batch_size=3, seed=1, steps_per_execution=9, summary=False)
