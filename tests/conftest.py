@@ -13,17 +13,31 @@ import pytest  # noqa: E402
 # In the background of a shell Ctrl-C is ignored, by processes that are started from here too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# XLA's expensive passes would take half of the suite's time.
+jax.config.update("jax_disable_most_optimizations", True)
+
 # Broadcasting between ranks is written out, or is a bug.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(request):
-    """Without XLA's expensive passes, which take half of the suite's time, except in modules with
-    `pytestmark = pytest.mark.optimised`: what users run is what must be bitwise reproducible."""
-    optimised = request.node.get_closest_marker("optimised") is not None
-    jax.config.update("jax_disable_most_optimizations", not optimised)
+def forget_programs():
+    """Programs of other modules fill the memory."""
     yield
+    jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def optimised(request):
+    """All of XLA's passes, in tests that are marked so: what users run is what must be bitwise
+    reproducible."""
+    if request.node.get_closest_marker("optimised") is None:
+        yield
+        return
+    jax.clear_caches()  # a program that was compiled without them would be used
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
 
 

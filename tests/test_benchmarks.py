@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks._report import Row, read_json, table, write_json
 from benchmarks._timing import paired
 
@@ -40,6 +42,7 @@ def test_pairs_are_timed_in_turn():
     assert list(found) == ["b"] and len(found["b"]) == 3 and min(found["b"]) > 0
 
 
+@pytest.mark.slow
 def test_a_section_runs_from_the_command_line(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--only", "inner_loop", "--quick"]
     done = subprocess.run(

@@ -30,6 +30,7 @@ def test_at_most_120_lines(path):
     assert len(path.read_text().splitlines()) < 120
 
 
+@pytest.mark.slow
 def test_sinusoid(tmp_path):
     out = run("sinusoid.py", "--steps", 60, cwd=tmp_path)
     assert re.search(r"one sine: MSE \d+\.\d+ before", out)
@@ -67,17 +68,27 @@ def test_sinusoid_that_is_interrupted_at_its_first_run_does_not_go_on(monkeypatc
     assert ended.value.code == 130
 
 
+@pytest.mark.slow
 def test_sinusoid_in_the_papers_setting(tmp_path):
     out = run("sinusoid.py", "--paper", "--steps", 20, cwd=tmp_path)
     assert out.count("MSE over 600 new tasks") == 3
 
 
+def test_custom_strategy_in_this_process(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["custom_strategy.py", "--steps", "2"])
+    runpy.run_path(str(EXAMPLES / "custom_strategy.py"), run_name="__main__")
+    assert re.search(r"MSE \S+ before, \S+ ±", capsys.readouterr().out)
+
+
+@pytest.mark.slow
 def test_custom_strategy(tmp_path):
     out = run("custom_strategy.py", "--steps", 800, cwd=tmp_path)
     before, after = re.search(r"MSE (\S+) before, (\S+) ±", out).groups()
     assert float(after) < 0.6 * float(before)
 
 
+@pytest.mark.slow
 def test_custom_callback(tmp_path):
     out = run("custom_callback.py", "--steps", 1000, cwd=tmp_path)
     assert re.search(r"stopped at step \d+ of 1,000: moved only", out)
@@ -92,6 +103,7 @@ def drawings(path):
 
 
 @pytest.mark.parametrize("algorithm", ["MetaSGD", "ProtoNet"])
+@pytest.mark.slow
 def test_omniglot(tmp_path, algorithm):
     drawings(tmp_path / "data.npz")
     settings = (
@@ -109,6 +121,7 @@ def test_omniglot(tmp_path, algorithm):
     assert re.search(rf"{algorithm}, 5-way 1-shot(.|\n)*test accuracy .* over 20 tasks", out)
 
 
+@pytest.mark.slow
 def test_omniglot_that_is_interrupted_saves_and_tells_the_shell(tmp_path):
     drawings(tmp_path / "data.npz")
     # Warned of, rightly: no evaluation came to be.

@@ -1,5 +1,7 @@
 """Every block of code in the README runs as it stands there, but for the number of steps."""
 
+import ast
+import functools
 import re
 import shlex
 import tomllib
@@ -9,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import eqxmeta as em
+import eqxmeta.callbacks
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -17,6 +22,22 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def test_python_blocks_name_what_exists():
+    # What can be said of them without training: `test_python_blocks_run_in_order` is a slow one.
+    named = set()
+    for block in blocks("python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and re.fullmatch(r"em(\.\w+)+", ast.unparse(node)):
+                named.add(ast.unparse(node))
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith("eqxmeta"):
+                module = node.module.replace("eqxmeta", "em", 1)
+                named |= {f"{module}.{alias.name}" for alias in node.names}
+    assert {"em.MAML", "em.callbacks.Checkpoint"} <= named
+    for name in named:
+        functools.reduce(getattr, name.split(".")[1:], em)
+
+
+@pytest.mark.slow
 def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # Few-shot images: noise around a pattern for each class.

@@ -96,6 +96,7 @@ def test_a_model_and_tasks_of_the_same_parts(saved, tmp_path):
     assert int(_fit_scaled(tmp_path, Scaled(), _episodes(), 4).step) == 4
 
 
+@pytest.mark.slow
 def test_functions_are_known_again_in_another_process(tmp_path):
     # What a jitted function, a bound method or an object prints of itself is where in memory it is.
     program = """

@@ -20,6 +20,7 @@ from .writes import writes
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_killed_terminated_and_interrupted_runs_are_continued_exactly():
     # A process of its own: it forks, which JAX allows before its first use only.
     command = [sys.executable, "-m", "tests.faults", "kill", "--times", "5"]

@@ -96,6 +96,7 @@ with locked(folder):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["unwinds", "outlives"])
 def test_a_fork_of_the_owner_is_no_owner(tmp_path, how):
     command = [sys.executable, "-c", FORKING, str(tmp_path), how]
@@ -178,18 +179,18 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("resume", [None, "auto"])
-def test_a_run_into_the_folder_of_another_process_touches_nothing(owner, tmp_path, resume):
+def test_a_run_into_the_folder_of_another_process_touches_nothing(owner, tmp_path):
     def callbacks():
         return [JSONL(tmp_path / "log"), Checkpoint(tmp_path / "saved", every=10)]
 
     boring_fit(20, callbacks=callbacks())
     owner(tmp_path / "saved")
     before, recorder = contents(tmp_path), Recorder()
-    with pytest.raises(em.CheckpointInUse):
-        boring_fit(30, callbacks=[*callbacks(), recorder], resume=resume)
-    assert recorder.events == []
-    assert contents(tmp_path) == before
+    for resume in (None, "auto"):
+        with pytest.raises(em.CheckpointInUse):
+            boring_fit(30, callbacks=[*callbacks(), recorder], resume=resume)
+        assert recorder.events == []
+        assert contents(tmp_path) == before
 
 
 RUN = """
@@ -217,6 +218,7 @@ def run(folder):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_of_two_runs_into_one_folder_the_second_is_refused(tmp_path):
     saved = tmp_path / "saved"
     owner = run(tmp_path)
@@ -236,6 +238,7 @@ def test_of_two_runs_into_one_folder_the_second_is_refused(tmp_path):
         owner.kill()
 
 
+@pytest.mark.slow
 def test_after_kill_9_of_the_owner_a_new_run_starts(tmp_path):
     owner = run(tmp_path)
     try:

@@ -25,8 +25,6 @@ from ..boring import (
 )
 from ..helpers import tiny_mlp, tree_allclose
 
-pytestmark = pytest.mark.optimised
-
 
 def test_one_program_for_all_cadences_and_no_more_for_the_next_runs():
     strategy = BoringStrategy(noise=0.125)  # not used elsewhere: its program is not cached yet
@@ -81,6 +79,7 @@ def test_one_program_when_the_users_state_is_weakly_typed(where):
     assert len(compiled) == 1
 
 
+@pytest.mark.optimised
 def test_the_cut_and_the_callbacks_leave_no_trace_in_the_state():
     plain = boring_fit(150, steps_per_execution=64)
     assert int(plain.step) == 150
@@ -102,6 +101,7 @@ def test_the_cut_and_the_callbacks_leave_no_trace_in_the_state():
             assert same_bits(plain, boring_fit(150, callbacks=some))
 
 
+@pytest.mark.optimised
 def test_the_cut_leaves_no_trace_with_dropout_and_adam():
     class Dropped(eqx.Module):
         layer: eqx.nn.Linear
@@ -127,6 +127,13 @@ def test_the_cut_leaves_no_trace_with_dropout_and_adam():
     assert same_bits(states[0], states[2])
     other = boring_fit(60, strategy=strategy, model=model, tasks=tasks, seed=1)
     assert not same_bits(states[0].model, other.model)
+
+
+@pytest.mark.optimised
+def test_in_64_bits(x64):
+    states = [boring_fit(20, steps_per_execution=limit) for limit in (3, 20)]
+    assert states[0].model.weight.dtype == jnp.float64
+    assert same_bits(*states)
 
 
 def test_tasks_depend_on_seed_and_step_alone():
@@ -244,20 +251,17 @@ def test_the_step_is_the_trainers():
     assert recorder.metrics["index"].tolist() == list(range(10))
 
 
-@pytest.mark.parametrize("step", [0, 5, np.int32(5), jnp.int32(5), jnp.zeros(())])
-def test_the_step_is_the_trainers_from_the_start(step):
+def test_the_step_is_the_trainers_from_the_start():
     # It is what the keys of the tasks are folded from.
     class Elsewhere(BoringStrategy):
         def init(self, model):
-            return eqx.tree_at(lambda s: s.step, BoringStrategy.init(self, model), step)
+            return eqx.tree_at(lambda s: s.step, BoringStrategy.init(self, model), start["step"])
 
-    recorder = Recorder()
-    state = boring_fit(10, strategy=Elsewhere(), callbacks=[recorder])
-    assert recorder.metrics["index"].tolist() == list(range(10))
-    assert same_bits(state, boring_fit(10))
-
-
-def test_in_64_bits(x64):
-    states = [boring_fit(20, steps_per_execution=limit) for limit in (3, 20)]
-    assert states[0].model.weight.dtype == jnp.float64
-    assert same_bits(*states)
+    start = {}
+    straight = boring_fit(10)
+    for step in (0, 5, np.int32(5), jnp.int32(5), jnp.zeros(())):
+        start["step"] = step
+        recorder = Recorder()
+        state = boring_fit(10, strategy=Elsewhere(), callbacks=[recorder])
+        assert recorder.metrics["index"].tolist() == list(range(10))
+        assert same_bits(state, straight)

@@ -128,6 +128,7 @@ def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(sigint):
 
 
 @pytest.mark.parametrize("again", [False, True])
+@pytest.mark.slow
 def test_a_real_ctrl_c_from_outside(tmp_path, again):
     folder = tmp_path / "saved"
     command = [sys.executable, "-m", "tests.interrupt_run", str(folder), *["again"] * again]

@@ -123,6 +123,7 @@ def test_the_trainer_tells_what_ended_the_run():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows knows no SIGTERM")
+@pytest.mark.slow
 def test_a_real_one_from_outside(tmp_path):
     command = [sys.executable, "-m", "tests.interrupt_run", str(tmp_path)]
     process = subprocess.Popen(

@@ -26,9 +26,6 @@ from ..boring import BoringModel, BoringStrategy, BoringTasks, Recorder, boring_
 from ..resume_run import everything, parts
 from ..same_run import check_same_run, events_of, logged_steps
 
-# Runs in other processes are compiled as users' are.
-pytestmark = pytest.mark.optimised
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -58,6 +55,7 @@ def broken_once(tmp_path_factory):
     return resumed, straight
 
 
+@pytest.mark.slow
 def test_fit_200_equals_fit_100_and_a_new_process(broken_once):
     resumed, straight = broken_once
     assert "resumed at step 100" in (resumed / "out").read_text()
@@ -65,6 +63,8 @@ def test_fit_200_equals_fit_100_and_a_new_process(broken_once):
     check_same_run(resumed, straight, 200)
 
 
+@pytest.mark.slow
+@pytest.mark.optimised  # as the runs in other processes are
 def test_a_run_in_this_process_equals_those_in_others(broken_once, tmp_path):
     strategy, model, tasks = parts(boring=False)
     trainer = em.Trainer(strategy, meta_batch_size=3, seed=1, steps_per_execution=9, summary=False)
@@ -73,6 +73,7 @@ def test_a_run_in_this_process_equals_those_in_others(broken_once, tmp_path):
     assert same_bits(saved, state)
 
 
+@pytest.mark.slow
 def test_tensorboard_itself_reads_every_step_once(broken_once):
     boards = [folder / "board" for folder in broken_once]
     assert events_of(boards[0]) == events_of(boards[1])
@@ -84,6 +85,7 @@ def test_tensorboard_itself_reads_every_step_once(broken_once):
 STEPS = 2000
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path_factory):
     straight, tmp_path = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("killed")
     whole = start(straight, STEPS, "--boring")
