@@ -97,10 +97,10 @@ OPTIMIZERS = {
     ("name", "steps", "architecture"),
     [
         ("sgd", 8, Relu),
-        ("momentum", 4, TinyMLP),
+        pytest.param("momentum", 4, TinyMLP, marks=pytest.mark.slow),
         ("adam", 1, TinyMLP),
-        ("adamw", 3, TinyMLP),
-        ("rmsprop", 2, TinyMLP),
+        pytest.param("adamw", 3, TinyMLP, marks=pytest.mark.slow),
+        pytest.param("rmsprop", 2, TinyMLP, marks=pytest.mark.slow),
         ("clip", 3, Relu),
         ("adam_schedule", 5, TinyMLP),
     ],
@@ -255,7 +255,14 @@ ADAMS = {
 }
 
 
-@pytest.mark.parametrize("name", ADAMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adam",
+        "chain",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("b1=0", "amsgrad", "injected")),
+    ],
+)
 def test_adam_with_a_dead_unit(name):
     """On the support the unit gets no gradient, so that Adam's moments stay exactly zero; on the
     query it is alive, and what it hears from there must not be lost in a NaN."""
@@ -560,7 +567,10 @@ def complex_loss(model: Point, batch, key):
     return jnp.mean(jnp.abs(batch * model.w - 1) ** 2), {}
 
 
-@pytest.mark.parametrize("name, told", [("MAML", False), ("Reptile", True), ("Joint", True)])
+@pytest.mark.parametrize(
+    "name, told",
+    [("MAML", False), ("Reptile", True), pytest.param("Joint", True, marks=pytest.mark.slow)],
+)
 def test_the_check_says_for_which_strategies_it_is(name, told):
     strategy = getattr(em, name)(em.losses.mse, em.InnerLoop(optax.sgd(0.1), 2), optax.sgd(1.0))
     check = em.check_meta_gradient(strategy, TinyMLP(KEY), sine_task())

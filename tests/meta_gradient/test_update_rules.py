@@ -273,11 +273,11 @@ BY_GRADIENT = {"MAML": (em.MAML, MAML), "FOMAML": (em.FOMAML, FOMAML), "Joint": 
 @pytest.mark.parametrize(
     ("name", "inner", "steps", "outer", "num_tasks", "gradient"),
     [
-        ("MAML", "sgd", 1, "adam", 4, "mixed"),
+        pytest.param("MAML", "sgd", 1, "adam", 4, "mixed", marks=pytest.mark.slow),
         ("MAML", "momentum", 5, "sgd", 1, "reverse"),
         ("MAML", "annealed", 3, "momentum", 2, "mixed"),
-        ("FOMAML", "sgd", 1, "sgd", 1, "mixed"),
-        ("FOMAML", "sgd", 5, "adam", 4, "reverse"),
+        pytest.param("FOMAML", "sgd", 1, "sgd", 1, "mixed", marks=pytest.mark.slow),
+        pytest.param("FOMAML", "sgd", 5, "adam", 4, "reverse", marks=pytest.mark.slow),
         ("FOMAML", "adam", 3, "momentum", 2, "mixed"),
         ("Joint", "adam", 2, "adam", 4, "mixed"),
     ],
@@ -292,9 +292,9 @@ def test_meta_gradient_descent(name, inner, steps, outer, num_tasks, gradient):
     ("inner", "steps", "num_tasks", "inner_state"),
     [
         ("sgd", 5, 4, "reset"),
-        ("sgd", 3, 1, "reset"),
-        ("paper", 4, 2, "reset"),
-        ("paper", 4, 1, "carry"),
+        pytest.param("sgd", 3, 1, "reset", marks=pytest.mark.slow),
+        pytest.param("paper", 4, 2, "reset", marks=pytest.mark.slow),
+        pytest.param("paper", 4, 1, "carry", marks=pytest.mark.slow),
         ("paper", 3, 3, "carry"),
     ],
 )
@@ -311,7 +311,7 @@ def test_reptile(inner, steps, num_tasks, inner_state):
         assert int(count) == UPDATES * steps
 
 
-@pytest.mark.parametrize("name", ["MAML", "Reptile"])
+@pytest.mark.parametrize("name", ["MAML", pytest.param("Reptile", marks=pytest.mark.slow)])
 def test_in_float64_only_rounding_is_left(x64, name):
     """In float32 1e-5 could hide a small term; here it could not. And the derivative of an Adam
     step is a difference of large, almost equal terms, of which float32 leaves three digits."""

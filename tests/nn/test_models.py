@@ -16,6 +16,7 @@ from ..helpers import tree_allclose
 KEY = jax.random.key(0)
 THREE_PARTS = r"[^\n]+\nReceived: (.|\n)+\nExpected: (.|\n)+"
 NORMS = ("support", "batch", "layer", "group")
+predict = eqx.filter_jit(em.losses.predict)
 
 
 def shapes_of(make):
@@ -89,19 +90,24 @@ def test_without_a_head_the_output_is_the_features(make):
 
 
 def test_initial_weights_are_the_published_ones():
-    conv4 = em.nn.Conv4(3, 5, size=84, key=KEY)
-    for layer, fans in ((conv4.blocks[1].conv, 2 * 9 * 64), (conv4.head, 1605)):
+    @eqx.filter_jit
+    def some_layers():  # compiled, so that of all layers only these are drawn
+        conv4 = em.nn.Conv4(3, 5, size=84, key=KEY)
+        fc = em.nn.OmniglotFC(784, 5, key=KEY).layers[0]
+        block = _Block(64, 160, "support", KEY)
+        return conv4.blocks[1].conv, conv4.head, fc, block.convs[1], block.shortcut
+
+    conv, head, fc, second, shortcut = some_layers()
+    for layer, fans in ((conv, 2 * 9 * 64), (head, 1605)):
         assert np.all(np.asarray(layer.bias) == 0)
         limit = np.sqrt(6 / fans)
         weight = np.asarray(layer.weight)
         np.testing.assert_allclose(np.abs(weight).max(), limit, rtol=0.02)
         np.testing.assert_allclose(weight.std(), limit / np.sqrt(3), rtol=0.03)
-    fc = em.nn.OmniglotFC(784, 5, key=KEY).layers[0]
     # A normal distribution cut at two standard deviations has 0.88 of its standard deviation.
     np.testing.assert_allclose(np.asarray(fc.weight).std(), 0.01 * 0.8796, rtol=0.01)
     assert np.abs(fc.weight).max() <= 0.02 and np.all(np.asarray(fc.bias) == 0)
-    resnet = _Block(64, 160, "support", KEY)
-    for layer, fan_out in ((resnet.convs[1], 9 * 160), (resnet.shortcut, 160)):
+    for layer, fan_out in ((second, 9 * 160), (shortcut, 160)):
         assert layer.bias is None
         np.testing.assert_allclose(np.asarray(layer.weight).std(), (2 / fan_out) ** 0.5, rtol=0.02)
 
@@ -125,7 +131,7 @@ def norm_by_numpy(x):
     return (x - mean) / np.sqrt(var + 1e-5)
 
 
-@pytest.mark.parametrize("size", [28, 21])
+@pytest.mark.parametrize("size", [pytest.param(28, marks=pytest.mark.slow), 21])
 def test_conv4_by_hand(size):
     """In the papers' order: convolution, norm, relu, pool."""
     model = em.nn.Conv4(2, 3, size=size, width=4, key=KEY)
@@ -134,7 +140,7 @@ def test_conv4_by_hand(size):
     for block in model.blocks:
         x = pool_by_numpy(np.maximum(norm_by_numpy(conv_by_numpy(x, block.conv)), 0))
     expected = x.reshape(6, -1) @ np.asarray(model.head.weight).T + np.asarray(model.head.bias)
-    np.testing.assert_allclose(em.losses.predict(model, images), expected, atol=1e-4)
+    np.testing.assert_allclose(predict(model, images), expected, atol=1e-4)
 
 
 def test_a_residual_block_by_hand():
@@ -150,7 +156,7 @@ def test_a_residual_block_by_hand():
         y = leaky(y) if i < 2 else y
     shortcut = np.einsum("nchw,kc->nkhw", x, np.asarray(block.shortcut.weight)[:, :, 0, 0])
     expected = pool_by_numpy(leaky(y + norm_by_numpy(shortcut)))
-    found = em.losses.predict(block, jnp.moveaxis(images, 1, -1))  # channels last
+    found = predict(block, jnp.moveaxis(images, 1, -1))  # channels last
     np.testing.assert_allclose(jnp.moveaxis(found, -1, 1), expected, atol=1e-4)
 
 
@@ -163,8 +169,8 @@ def test_a_block_is_its_layers_with_the_channels_last(norm):
     def channels_first(x):
         return jax.nn.relu(block.pool(block.norm(block.conv(x))))
 
-    found = em.losses.predict(block, jnp.moveaxis(images, 1, -1))
-    expected = em.losses.predict(channels_first, images)
+    found = predict(block, jnp.moveaxis(images, 1, -1))
+    expected = predict(channels_first, images)
     np.testing.assert_allclose(jnp.moveaxis(found, -1, 1), expected, atol=1e-5)
 
 
@@ -187,15 +193,15 @@ def test_a_backbone_turns_its_images_once():
     assert sorted(found) == sorted([(5, 2, 16, 16), *weights])
 
 
-def image_tasks(num_tasks: int, seed: int = 0) -> em.Task:
-    """Classes 0 to 2 of 16x16 images: a pattern each, with noise."""
+def image_tasks(num_tasks: int, seed: int = 0, size: int = 16) -> em.Task:
+    """Classes 0 to 2 of square images: a pattern each, with noise."""
 
     def draw(n, seed):
         rng = np.random.default_rng(seed)
         y = np.tile(np.arange(3), (num_tasks, n))
-        patterns = rng.normal(size=(num_tasks, 3, 1, 16, 16))
+        patterns = rng.normal(size=(num_tasks, 3, 1, size, size))
         x = patterns[np.arange(num_tasks)[:, None], y] + 0.5 * rng.normal(
-            size=(num_tasks, 3 * n, 1, 16, 16)
+            size=(num_tasks, 3 * n, 1, size, size)
         )
         return jnp.asarray(x), jnp.asarray(y, jnp.int32)
 
@@ -203,9 +209,33 @@ def image_tasks(num_tasks: int, seed: int = 0) -> em.Task:
     return em.Task(draw(1, seed), draw(2, seed))
 
 
-def test_mixed_and_reverse_are_the_same_run_on_a_convnet(x64):
+class OneBlock(eqx.Module):
+    """Of a Conv4 the first block, with a head: `[1, size, size] -> [3]`."""
+
+    block: eqx.Module
+    head: eqx.nn.Linear
+
+    def __init__(self, size: int):
+        self.block = em.nn.Conv4(1, None, width=2, key=KEY).blocks[0]
+        self.head = eqx.nn.Linear(2 * (size // 2) ** 2, 3, key=KEY)
+
+    def __call__(self, x):
+        return self.head(jnp.ravel(self.block(jnp.moveaxis(x, 0, -1))))
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (OneBlock, 4),
+        pytest.param(
+            lambda size: em.nn.Conv4(1, 3, size=size, width=4, key=KEY), 16, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["one block", "Conv4"],
+)
+def test_mixed_and_reverse_are_the_same_run_on_a_convnet(make, size, x64):
     """To rounding, with max-pooling, over several outer steps."""
-    model = em.nn.Conv4(1, 3, size=16, width=4, key=KEY)
+    model = make(size)
     model = jax.tree.map(lambda x: x.astype(jnp.float64) if eqx.is_array(x) else x, model)
     runs = {}
     for gradient in ("mixed", "reverse"):
@@ -213,7 +243,7 @@ def test_mixed_and_reverse_are_the_same_run_on_a_convnet(x64):
         strategy = em.MAML(em.losses.cross_entropy, inner, optax.adam(1e-2))
         state, losses = strategy.init(model), []
         for i in range(3):
-            state, metrics = strategy.outer_update(state, image_tasks(2, i), key=None)
+            state, metrics = strategy.outer_update(state, image_tasks(2, i, size), key=None)
             losses.append(float(metrics["loss"]))
         runs[gradient] = state, losses
     np.testing.assert_allclose(runs["mixed"][1], runs["reverse"][1], rtol=1e-9)
@@ -222,14 +252,14 @@ def test_mixed_and_reverse_are_the_same_run_on_a_convnet(x64):
 
 
 def test_an_adapted_conv4_classifies_one_image_in_half_precision():
-    model = em.nn.Conv4(1, 3, size=16, width=4, key=KEY)
+    model = em.nn.Conv4(1, 3, size=16, width=2, key=KEY)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_array(x) else x, model)
     task = jax.tree.map(lambda x: x[0], image_tasks(1))
     (x, y), (queries, _) = task.support, task.query
     x, queries = x.astype(jnp.bfloat16), queries.astype(jnp.bfloat16)
-    inner = em.InnerLoop(optax.sgd(0.4), 2)
+    inner = em.InnerLoop(optax.sgd(0.4), 1)
     adapted = em.MAML(em.losses.cross_entropy, inner, optax.sgd(0.1)).inner_adapt(half, (x, y))
-    logits = adapted(queries[0])
+    logits = eqx.filter_jit(lambda model, x: model(x))(adapted, queries[0])
     assert logits.dtype == jnp.bfloat16 and logits.shape == (3,)
 
 
@@ -241,7 +271,7 @@ def test_each_policy_by_its_name(norm):
         assert type(block.norm) is expected.get(norm, eqx.nn.GroupNorm)
     if norm in ("layer", "group"):
         assert model.blocks[0].norm.groups == {"layer": 1, "group": 2}[norm]
-        assert model(jnp.ones((1, 16, 16))).shape == (3,)
+        assert shapes_of_call(model, jnp.ones((1, 16, 16))) == (3,)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +292,13 @@ def test_arguments_are_checked(make, error, said):
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_images_of_another_shape_are_refused():
-    model = em.nn.Conv4(1, 5, key=KEY)
+    model = shapes_of(lambda: em.nn.Conv4(1, 5, key=KEY))
     for shape in ((28, 28), (28, 28, 1), (1, 84, 84)):
         with pytest.raises(ValueError, match="another shape" + THREE_PARTS):
-            em.losses.predict(model, jnp.ones((2, *shape)))
-    network = em.nn.OmniglotFC(784, 5, norm="layer", key=KEY)
+            shapes_of_call(em.losses.predict, model, jnp.ones((2, *shape)))
+    network = shapes_of(lambda: em.nn.OmniglotFC(784, 5, norm="layer", key=KEY))
     with pytest.raises(ValueError, match=r"another size[\s\S]*400 values[\s\S]*784 values"):
-        network(jnp.ones((1, 20, 20)))
+        shapes_of_call(network, jnp.ones((1, 20, 20)))
 
 
 @pytest.mark.usefixtures("as_users_run_it")
@@ -285,4 +315,6 @@ def test_an_image_of_numpy_is_an_image():
     """Divided by 255 it is of float64, which is JAX's own float to JAX."""
     model = em.nn.Conv4(1, 3, size=16, width=2, norm="layer", key=KEY)
     image = np.random.default_rng(0).integers(0, 256, (1, 16, 16)) / 255
-    assert tree_allclose(model(image), model(jnp.asarray(image)))
+    # Both are constants of one program: an argument of `jit` would not be of NumPy any more.
+    found, expected = jax.jit(lambda: (model(image), model(jnp.asarray(image))))()
+    assert tree_allclose(found, expected)

@@ -1,5 +1,6 @@
 """Normalisation layers: whose statistics, what depends on what, and what is refused."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +18,8 @@ from ..helpers import tiny_mlp, tree_allclose
 
 KEY = jax.random.key(0)
 MSE = em.losses.mse
+predict = eqx.filter_jit(em.losses.predict)
+call = eqx.filter_jit(lambda model, x: model(x))
 THREE_PARTS = r"[^\n]+\nReceived: (.|\n)+\nExpected: (.|\n)+"
 
 
@@ -59,6 +62,7 @@ def loop(gradient="mixed", steps: int = 2) -> em.InnerLoop:
     return em.InnerLoop(optax.sgd(0.1), steps, gradient)
 
 
+@functools.cache  # the same optimizers, hence the same compiled programs
 def maml(gradient="mixed", steps: int = 2, loss=MSE) -> em.MAML:
     return em.MAML(loss, loop(gradient, steps), optax.sgd(0.1))
 
@@ -99,16 +103,16 @@ def with_affine(model: Net) -> Net:
 @pytest.mark.parametrize("layer", [em.nn.SupportNorm, em.nn.BatchNorm])
 def test_a_batch_is_normalised_by_itself(layer):
     model, (x, _) = with_affine(Net(layer)), examples(5, 0)
-    np.testing.assert_allclose(em.losses.predict(model, x), by_numpy(model, x, x), atol=1e-5)
+    np.testing.assert_allclose(predict(model, x), by_numpy(model, x, x), atol=1e-5)
 
 
 def test_an_adapted_model_has_the_statistics_of_the_support_set_under_its_own_weights():
     (x, y), (queries, _) = task().support, task().query
     adapted = maml().inner_adapt(with_affine(Net()), (x, y))
     expected = by_numpy(adapted, x, queries)
-    one_by_one = np.stack([adapted(q) for q in queries])
+    one_by_one = np.stack([call(adapted, q) for q in queries])
     np.testing.assert_allclose(one_by_one, expected, atol=1e-5)
-    np.testing.assert_allclose(em.losses.predict(adapted, queries), expected, atol=1e-5)
+    np.testing.assert_allclose(predict(adapted, queries), expected, atol=1e-5)
     # And the weights are not those of the beginning.
     assert not np.allclose(expected, by_numpy(with_affine(Net()), x, queries), atol=1e-2)
 
@@ -120,7 +124,7 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ["MAML", pytest.param("Joint", marks=pytest.mark.slow), "Reptile"])
 def test_query_losses_are_those_of_the_support_statistics(name):
     strategy, model, tasks = STRATEGIES[name](), Net(), batch()
     state, metrics = strategy.outer_update(strategy.init(model), tasks, key=None)
@@ -222,7 +226,7 @@ def test_the_order_of_the_support_set_does_not_matter():
     (x, y), (queries, _) = task().support, task().query
     order = np.array([3, 0, 4, 1, 2])
     models = [maml().inner_adapt(Net(), s) for s in ((x, y), (x[order], y[order]))]
-    np.testing.assert_allclose(*(em.losses.predict(m, queries) for m in models), atol=1e-5)
+    np.testing.assert_allclose(*(predict(m, queries) for m in models), atol=1e-5)
 
 
 def test_the_callback_publishes_what_is_transductive():
@@ -243,7 +247,9 @@ def test_the_callback_publishes_what_is_transductive():
 # Gradients.
 
 
-@pytest.mark.parametrize("layer", [em.nn.SupportNorm, em.nn.BatchNorm])
+@pytest.mark.parametrize(
+    "layer", [em.nn.SupportNorm, pytest.param(em.nn.BatchNorm, marks=pytest.mark.slow)]
+)
 def test_the_meta_gradient_flows_through_the_statistics(layer):
     check = em.check_meta_gradient(maml(steps=3), Net(layer), task())
     assert check.mixed_vs_reverse < 1e-10
@@ -267,7 +273,7 @@ def test_the_gradient_is_another_one_if_the_statistics_are_constant(x64):
     assert np.linalg.norm(exact - constant) > 0.1 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("chunk", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_modes_agree_in_the_outer_step(chunk):
     """Also with tasks one after another in a scan, and with blocks of inner steps remembered."""
     states = []

@@ -65,7 +65,10 @@ def test_one_step_against_the_formula(x64):
     np.testing.assert_allclose(metrics["loss"], np.mean((xq @ adapted - yq[:, 0]) ** 2))
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(1.0), optax.adam(0.5)], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [pytest.param(optax.sgd(1.0), id="sgd", marks=pytest.mark.slow), optax.adam(0.5)],
+)
 def test_meta_gradient_against_finite_differences(optimizer):
     """In the rates too, in mixed mode, over several steps, with any inner optimizer."""
     strategy = meta_sgd(3, optimizer=optimizer)

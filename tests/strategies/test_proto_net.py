@@ -44,7 +44,14 @@ def by_hand(embed, support, x) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [2, 0, 2, 1, 2, 2], [0, 3, 3, 0, 0, 3]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param([0, 0, 1, 1, 2, 2], marks=pytest.mark.slow),
+        [2, 0, 2, 1, 2, 2],
+        [0, 3, 3, 0, 0, 3],
+    ],
+)
 def test_logits_against_the_equations(labels):
     """Sorted and balanced; neither; and with classes that are not there."""
     x, query = jax.random.normal(KEY, (6, 4)), jax.random.normal(jax.random.key(1), (5, 4))
@@ -126,14 +133,12 @@ def test_features_of_any_shape_and_dropout():
     task = blobs(3, 2).sample(KEY)
     strategy = proto_net()
     tasks = jax.tree.map(lambda x: x[None], task)
-    trainer = em.Trainer(strategy, meta_batch_size=1, summary=False)
-    state = trainer.fit(model, blobs(3, 2), 1)
-    assert float(state.model.scale) != 1
-    losses = [
-        float(strategy.outer_update(strategy.init(model), tasks, key=key)[1]["loss"])
+    updates = [
+        strategy.outer_update(strategy.init(model), tasks, key=key)
         for key in (None, KEY, jax.random.key(1))
     ]
-    assert len(set(losses)) == 3
+    assert all(float(state.model.scale) != 1 for state, _ in updates)
+    assert len({float(metrics["loss"]) for _, metrics in updates}) == 3
     classifier = strategy.inner_adapt(model, task.support)
     expected = by_hand(lambda x: x, task.support, task.query[0])
     np.testing.assert_allclose(jax.vmap(classifier)(task.query[0]), expected, rtol=1e-4, atol=1e-5)

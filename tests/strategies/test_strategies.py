@@ -1,5 +1,7 @@
 """The strategies by themselves: without a Trainer, their metrics, their extension points."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -19,9 +21,13 @@ NAMES = ["MAML", "FOMAML", "Joint", "Reptile"]
 each_strategy = pytest.mark.parametrize("name", NAMES)
 # Of the four, two whose outer updates have nothing in common.
 two_strategies = pytest.mark.parametrize("name", ["MAML", "Reptile"])
+two_quickly = pytest.mark.parametrize(
+    "name", ["MAML", "Reptile", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[1:3])]
+)
 THREE_PARTS = r"[^\n]+\nReceived: (.|\n)+\nExpected: (.|\n)+"
 
 
+@functools.cache  # the same optimizers, hence the same compiled programs
 def strategy_of(name: str, *, steps: int = 3, loss=MSE, outer=None) -> em.Strategy:
     return getattr(em, name)(loss, em.InnerLoop(optax.sgd(0.1), steps), outer or optax.sgd(0.05))
 
@@ -53,7 +59,7 @@ def classification_tasks() -> em.Task:
 # Without a Trainer.
 
 
-@each_strategy
+@two_quickly
 def test_usable_without_a_trainer(name):
     # Reptile's own rate is that of its interpolation.
     outer = optax.sgd(0.5) if name == "Reptile" else optax.adam(0.01)
@@ -256,7 +262,7 @@ def reporting(*names: str):
     return loss
 
 
-@each_strategy
+@two_quickly
 @pytest.mark.parametrize(
     "names",
     [
