@@ -173,7 +173,7 @@ def test_a_transfer_that_breaks_off(server, tmp_path):
 
 def test_a_file_that_is_there_is_never_written_over(server, tmp_path):
     (tmp_path / "omniglot28.npz").write_bytes(b"the user's own")
-    with pytest.raises(ValueError, match=r"omniglot28\.npz is damaged"):
+    with pytest.raises(ValueError, match=r"omniglot28\.npz cannot be read"):
         em.data.omniglot(tmp_path, download=True)
     assert (tmp_path / "omniglot28.npz").read_bytes() == b"the user's own"
     assert server.asked == []
