@@ -10,8 +10,8 @@ from jaxtyping import PyTree
 from eqxmeta._arguments import check_path
 from eqxmeta._callback.drawing import Drawing
 from eqxmeta._callback.run import Run
-from eqxmeta._errors import explain
-from eqxmeta._evaluation.figure import ONE_FOR_EACH, check_predictions, with_num_inner_steps
+from eqxmeta._evaluation.evaluate import with_num_inner_steps
+from eqxmeta._evaluation.figure import check_predictions
 from eqxmeta._evaluation.plot_adaptation import check_plot, plot_adaptation
 from eqxmeta._strategy.strategy import Strategy
 
@@ -54,16 +54,14 @@ class AdaptationPlot(Drawing):
         self._arguments = {"inner_steps": inner_steps, "num_tasks": num_tasks, "seed": seed}
 
     def check(self, strategy: Strategy, model: PyTree) -> None:
-        strategy = with_num_inner_steps(strategy, 1, ONE_FOR_EACH)
-        shape, queries = check_predictions(strategy, model, self._tasks, "AdaptationPlot")
-        if math.prod(shape) != queries:
-            raise ValueError(
-                explain(
-                    "`AdaptationPlot` cannot draw what the model predicts.",
-                    f"{list(shape)} for {queries} examples",
-                    "a model with one output",
-                )
-            )
+        check_predictions(
+            with_num_inner_steps(strategy, 1),
+            model,
+            self._tasks,
+            "AdaptationPlot",
+            lambda shape, queries: math.prod(shape) == queries,
+            "a model with one output",
+        )
 
     def draw(self, run: Run, title: str) -> "Figure":
         learner = {"": (run.strategy, run.state.model)}

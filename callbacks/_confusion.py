@@ -7,8 +7,8 @@ from jaxtyping import PyTree
 
 from eqxmeta._callback.drawing import Drawing
 from eqxmeta._callback.run import Run
-from eqxmeta._errors import explain
-from eqxmeta._evaluation.figure import FREE, check_predictions, with_num_inner_steps
+from eqxmeta._evaluation.evaluate import with_num_inner_steps
+from eqxmeta._evaluation.figure import check_predictions
 from eqxmeta._evaluation.plot_confusion import check_confusion, plot_confusion
 from eqxmeta._strategy.strategy import Strategy
 
@@ -59,16 +59,15 @@ class Confusion(Drawing):
     def check(self, strategy: Strategy, model: PyTree) -> None:
         inner_steps = self._arguments["inner_steps"]
         if inner_steps is not None:
-            strategy = with_num_inner_steps(strategy, inner_steps, FREE)
-        shape, queries = check_predictions(strategy, model, self._tasks, "Confusion")
-        if len(shape) != 2:
-            raise ValueError(
-                explain(
-                    "`Confusion` cannot draw what the model predicts.",
-                    f"{list(shape)} for {queries} examples",
-                    "a model with one output for each class",
-                )
-            )
+            strategy = with_num_inner_steps(strategy, inner_steps)
+        check_predictions(
+            strategy,
+            model,
+            self._tasks,
+            "Confusion",
+            lambda shape, queries: len(shape) == 2,
+            "a model with one output for each class",
+        )
 
     def draw(self, run: Run, title: str) -> "Figure":
         model = run.state.model

@@ -202,7 +202,9 @@ def adaptation_curve(
         return rollout(model, task.support, steps=steps, observe=measure, key=key).observed
     # Only `inner_adapt` is known: adapt once for every number of steps.
     strategies = (
-        [strategy] if steps is None else [with_inner_steps(strategy, k + 1) for k in range(steps)]
+        [strategy]
+        if steps is None
+        else [with_num_inner_steps(strategy, k + 1) for k in range(steps)]
     )
     after = [measure(s.inner_adapt(model, task.support, key=key)) for s in strategies]
     unadapted = strategy.unadapted(model)
@@ -214,8 +216,17 @@ def adaptation_curve(
     return jax.tree.map(lambda *xs: jnp.stack(xs), before, *after)
 
 
-def with_inner_steps(strategy: Strategy, steps: int) -> Strategy:
-    """The same strategy, taking `steps` inner steps in `inner_adapt`."""
+def with_num_inner_steps(strategy: Strategy, steps: int, argument: str = "inner_steps") -> Strategy:
+    """The same strategy, taking `steps` inner steps in `inner_adapt`. Raises `ValueError`, naming
+    `argument`, for a strategy without an `InnerLoop`."""
+    if not hasattr(getattr(strategy, "inner", None), "steps"):
+        raise ValueError(
+            explain(
+                f"`{argument}` has no effect: the strategy has no `InnerLoop`.",
+                f"{steps}, and `{type(strategy).__name__}`",
+                "a strategy with an `InnerLoop` in its field `inner`, or `inner_steps` left out",
+            )
+        )
     return eqx.tree_at(lambda s: s.inner.steps, strategy, steps)
 
 
@@ -236,17 +247,9 @@ def check_steps(strategy: Strategy, steps: int | None, caller: str) -> int | Non
                 "a strategy with a field or method `loss`",
             )
         )
-    inner = getattr(strategy, "inner", None)
     if steps is None:
-        return getattr(inner, "steps", None)
-    steps = check_int(steps, f"{caller}(inner_steps=...)", minimum=1, what="inner steps, or None")
-    if not hasattr(inner, "steps"):
-        name = type(strategy).__name__
-        raise ValueError(
-            explain(
-                f"`{caller}(inner_steps=...)` cannot be obeyed.",
-                f"{steps}, and `{name}`, which has no `InnerLoop` in a field `inner`",
-                "inner_steps=None: measured before and after `inner_adapt`",
-            )
-        )
+        return getattr(getattr(strategy, "inner", None), "steps", None)
+    argument = f"{caller}(inner_steps=...)"
+    steps = check_int(steps, argument, minimum=1, what="inner steps, or None")
+    with_num_inner_steps(strategy, steps, argument)
     return steps

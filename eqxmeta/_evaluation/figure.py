@@ -1,5 +1,6 @@
 """What the figures of an adaptation and of what is confused have in common."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -12,18 +13,23 @@ from .._model.predict import predict
 from .._model.support_statistics import fill_statistics
 from .._strategy.strategy import Strategy
 from .._task.device_source import check_device_source
-from .._task.task import Task, shapes_of
-from .evaluate import with_inner_steps
+from .._task.task import shapes_of
 
 INK, FAINT = "#333333", "#8a8a8a"
 
-# What is expected of a strategy, or of the argument, where the number of inner steps is chosen.
-ONE_FOR_EACH = "a strategy that has one, to be drawn after each number of steps"
-FREE = "inner_steps=None"
 
-
-def check_figure(tasks: Any, num_tasks: int, seed: int, caller: str) -> tuple[Task, int, int]:
-    """The shapes of a task, and the two numbers as Python's own.
+def check_figure(
+    tasks: Any,
+    num_tasks: int,
+    seed: int,
+    caller: str,
+    *,
+    can_draw: Callable[[Any, Any], bool],
+    problem: str,
+    expected: str,
+) -> tuple[int, int]:
+    """The two numbers as Python's own. `can_draw(x, y)`: whether examples of these shapes can be
+    drawn; `problem` is said of tasks with others.
 
     Raises `ImportError` without matplotlib, `TypeError` or `ValueError`."""
     try:
@@ -35,20 +41,13 @@ def check_figure(tasks: Any, num_tasks: int, seed: int, caller: str) -> tuple[Ta
         raise ImportError(message) from error
     num_tasks = check_int(num_tasks, f"{caller}(num_tasks=...)", minimum=1, what="tasks")
     seed = check_seed(seed, f"{caller}(seed=...)")
-    return check_device_source(tasks, f"{caller}(tasks=...)"), num_tasks, seed
-
-
-def with_num_inner_steps(strategy: Strategy, steps: int, expected: str) -> Strategy:
-    """`strategy` with that many inner steps. Raises `ValueError` if it cannot be told."""
-    if not hasattr(getattr(strategy, "inner", None), "steps"):
-        raise ValueError(
-            explain(
-                "`inner_steps` cannot be obeyed.",
-                f"`{type(strategy).__name__}`, which has no `InnerLoop` in a field `inner`",
-                expected,
-            )
-        )
-    return with_inner_steps(strategy, steps)
+    task = check_device_source(tasks, f"{caller}(tasks=...)")
+    for examples in (task.support, task.query):
+        leaves = jax.tree.leaves(examples)
+        if not isinstance(examples, tuple) or len(leaves) != 2 or not can_draw(*leaves):
+            received = f"examples of shapes {[leaf.shape for leaf in leaves]}"
+            raise ValueError(explain(f"`{caller}(tasks=...)` {problem}.", received, expected))
+    return num_tasks, seed
 
 
 def adapted_predictions(
@@ -63,10 +62,16 @@ def adapted_predictions(
 
 
 def check_predictions(
-    strategy: Strategy, model: PyTree, tasks: Any, caller: str
-) -> tuple[tuple[int, ...], int]:
-    """The shape of what `adapted_predictions` gives for the queries of such a task, and their
-    number. Nothing is compiled. Raises whatever the user's own code does."""
+    strategy: Strategy,
+    model: PyTree,
+    tasks: Any,
+    caller: str,
+    can_draw: Callable[[tuple[int, ...], int], bool],
+    expected: str,
+) -> None:
+    """Raises `ValueError` unless what the model predicts for the queries of such a task has a shape
+    that can be drawn, `can_draw(shape, queries)`; and what the user's own code raises. Nothing is
+    compiled."""
     task = check_device_source(tasks, f"{caller}(tasks=...)")
     x, *_ = task.query
 
@@ -75,4 +80,7 @@ def check_predictions(
 
     received = f"{type(model).__name__}, support {shapes_of(task.support)}, queries {shapes_of(x)}"
     with annotate_errors(f"`{caller}`, of `inner_adapt(model, support)` and its model", received):
-        return eqx.filter_eval_shape(predictions, model, task.support, x).shape, len(x)
+        shape = eqx.filter_eval_shape(predictions, model, task.support, x).shape
+    if not can_draw(shape, len(x)):
+        message = f"`{caller}` cannot draw what the model predicts."
+        raise ValueError(explain(message, f"{list(shape)} for {len(x)} examples", expected))

@@ -13,14 +13,8 @@ from .._arguments import check_int
 from .._errors import explain
 from .._strategy.strategy import Strategy
 from .._task.task import Task
-from .figure import (
-    FAINT,
-    INK,
-    ONE_FOR_EACH,
-    adapted_predictions,
-    check_figure,
-    with_num_inner_steps,
-)
+from .evaluate import with_num_inner_steps
+from .figure import FAINT, INK, adapted_predictions, check_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,8 +73,7 @@ def plot_adaptation(
     panels[0, 0].set_ylim(truth.min() - margin, truth.max() + margin)
     for i, (name, (strategy, model)) in enumerate(learners.items()):
         predictions = [
-            _predictions(with_num_inner_steps(strategy, k, ONE_FOR_EACH), model, sampled, key)
-            for k in steps
+            _predictions(with_num_inner_steps(strategy, k), model, sampled, key) for k in steps
         ]
         for j in range(num_tasks):
             panel = panels[0, j] if alone else panels[j, i]
@@ -151,20 +144,18 @@ def check_plot(
 ) -> tuple[tuple[int, ...], int, int]:
     """The numbers as Python's own. Raises `ImportError`, `TypeError` or `ValueError` before
     anything is computed."""
-    task, num_tasks, seed = check_figure(tasks, num_tasks, seed, caller)
+    num_tasks, seed = check_figure(
+        tasks,
+        num_tasks,
+        seed,
+        caller,
+        can_draw=lambda x, y: x.shape[1:] == y.shape[1:] == (1,),
+        problem="is not one-dimensional regression",
+        expected="(x, y) with x, y: [examples, 1]",
+    )
     argument = f"{caller}(inner_steps=...)"
     if not isinstance(inner_steps, Sequence) or not inner_steps:
         message = f"`{argument}` is invalid."
         raise TypeError(explain(message, repr(inner_steps), "one or more numbers, such as (1, 10)"))
     steps = tuple(check_int(k, argument, minimum=1, what="inner steps") for k in inner_steps)
-    for examples in (task.support, task.query):
-        shapes = [leaf.shape for leaf in jax.tree.leaves(examples)]
-        if not isinstance(examples, tuple) or [shape[1:] for shape in shapes] != [(1,), (1,)]:
-            raise ValueError(
-                explain(
-                    f"`{caller}(tasks=...)` is not one-dimensional regression.",
-                    f"examples of shapes {shapes}",
-                    "(x, y) with x, y: [examples, 1]",
-                )
-            )
     return steps, num_tasks, seed

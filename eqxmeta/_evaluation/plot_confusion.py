@@ -1,7 +1,6 @@
 """A figure of what a model confuses in a few-shot classification task. Needs matplotlib, when
 called."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -11,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._arguments import check_int
-from .._errors import explain
 from .._model.predict import predicted_class
 from .._strategy.strategy import Strategy
 from .._task.task import Task
-from .figure import FAINT, FREE, INK, adapted_predictions, check_figure, with_num_inner_steps
+from .evaluate import with_num_inner_steps
+from .figure import FAINT, INK, adapted_predictions, check_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +54,7 @@ def plot_confusion(
     from matplotlib.figure import Figure
 
     if inner_steps is not None:
-        strategy = with_num_inner_steps(strategy, inner_steps, FREE)
+        strategy = with_num_inner_steps(strategy, inner_steps)
     keys = jax.random.split(jax.random.key(seed), num_tasks)
     drawn, predicted = _classified(strategy, model, tasks, keys)
     drawn, predicted = jax.tree.map(np.asarray, drawn), np.asarray(predicted)
@@ -191,8 +190,9 @@ def _channels_last(image: np.ndarray) -> np.ndarray:
     return image[0] if len(image) == 1 else np.moveaxis(image, 0, 2)
 
 
-def _is_image(shape: Sequence[int]) -> bool:
-    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+def _are_labelled_images(x: Any, y: Any) -> bool:
+    images = x.ndim == 3 or (x.ndim == 4 and x.shape[1] in (1, 3))
+    return images and y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer)
 
 
 def check_confusion(
@@ -202,29 +202,20 @@ def check_confusion(
 
     Raises `ImportError`, `TypeError` or `ValueError` before anything is computed for long: one
     task is drawn."""
-    task, num_tasks, seed = check_figure(tasks, num_tasks, seed, caller)
+    num_tasks, seed = check_figure(
+        tasks,
+        num_tasks,
+        seed,
+        caller,
+        can_draw=_are_labelled_images,
+        problem="does not classify images",
+        expected="(x, y) with x: [examples, height, width] or [examples, 1 or 3 channels, "
+        "height, width], y: [examples] of integers",
+    )
     if inner_steps is not None:
         inner_steps = check_int(
             inner_steps, f"{caller}(inner_steps=...)", minimum=1, what="inner steps, or None"
         )
-    for examples in (task.support, task.query):
-        leaves = jax.tree.leaves(examples)
-        sound = (
-            isinstance(examples, tuple)
-            and len(leaves) == 2
-            and _is_image(leaves[0].shape[1:])
-            and leaves[1].ndim == 1
-            and jnp.issubdtype(leaves[1].dtype, jnp.integer)
-        )
-        if not sound:
-            raise ValueError(
-                explain(
-                    f"`{caller}(tasks=...)` does not classify images.",
-                    f"examples of shapes {[leaf.shape for leaf in leaves]}",
-                    "(x, y) with x: [examples, height, width] or [examples, 1 or 3 channels, "
-                    "height, width], y: [examples] of integers",
-                )
-            )
     drawn = eqx.filter_jit(lambda t: t.sample(jax.random.key(seed)))(tasks)
     ways = int(max(drawn.support[1].max(), drawn.query[1].max())) + 1
     return ways, num_tasks, inner_steps, seed

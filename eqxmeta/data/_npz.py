@@ -12,7 +12,7 @@ from ._images import Images
 
 # What NumPy raises for a file that is damaged or of another kind; encryption is a `RuntimeError`,
 # and a `MemoryError` what a damaged header asks for.
-NOT_AN_ARCHIVE = (
+_NOT_AN_ARCHIVE = (
     ValueError,
     TypeError,
     EOFError,
@@ -40,16 +40,10 @@ def from_npz(path: str | Path) -> Images:
     expected = "an .npz file with arrays `images` [N, ...] and `labels` [N]"
     if not path.is_file():
         raise FileNotFoundError(explain("`path` is not a file.", str(path), expected))
-    try:
-        # NumPy would leave a damaged file open that it opened itself.
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            images, labels = file["images"], file["labels"]
-        if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
-            raise ValueError("what it holds are no arrays")
-    except KeyError as error:
-        raise ValueError(explain(f"{path} lacks an array.", str(error), expected)) from error
-    except NOT_AN_ARCHIVE as error:
-        raise ValueError(explain(f"{path} cannot be read.", repr(error), expected)) from error
+    arrays = read_arrays(path, expected)
+    if missing := {"images", "labels"} - set(arrays):
+        raise ValueError(explain(f"{path} lacks an array.", f"no {min(missing)}", expected))
+    images, labels = arrays["images"], arrays["labels"]
     if images.ndim not in (3, 4) or not (
         images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
     ):
@@ -68,6 +62,19 @@ def from_npz(path: str | Path) -> Images:
         numbers.astype(np.int32),
         tuple(map(str, names.tolist())),
     )
+
+
+def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
+    """All arrays of the file. Raises `ValueError` if it is damaged; nothing is unpickled."""
+    try:
+        # NumPy would leave a damaged file open that it opened itself.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("a member that is not an array")
+    except _NOT_AN_ARCHIVE as error:
+        raise ValueError(explain(f"{path} cannot be read.", repr(error), expected)) from error
+    return arrays
 
 
 def _decoded(names: np.ndarray, path: Path) -> np.ndarray:

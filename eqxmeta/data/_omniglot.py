@@ -7,7 +7,7 @@ import numpy as np
 
 from .._errors import explain
 from ._images import Images, check_choice
-from ._npz import NOT_AN_ARCHIVE
+from ._npz import read_arrays
 from ._omniglot_archives import download_omniglot
 
 _FILE = "omniglot28.npz"
@@ -74,15 +74,7 @@ def omniglot(
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        # NumPy would leave a damaged file open that it opened itself.
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file}
-        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("what it holds are no arrays")
-    except NOT_AN_ARCHIVE as error:
-        expected = f"{_FILE}; remove it and use download=True to make it anew"
-        raise ValueError(explain(f"{path} is damaged.", repr(error), expected)) from error
+    arrays = read_arrays(path, f"{_FILE}; remove it and use download=True to make it anew")
     images = arrays.get("images")
     named = [arrays[name] for name in ("alphabet", "character") if name in arrays]
     if (

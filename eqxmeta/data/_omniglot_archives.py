@@ -2,59 +2,27 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
 
 from .._errors import explain
 from .._files.atomic import replacing
-from ._download import Remote, fetch, opened_archive
 from ._extra import need
 
 _CALLER = "omniglot(download=True)"
-_DRAWERS = 20
-_SIDE = 105  # pixels of a drawing as published
-_SMALL = 28  # and as the field uses it
-_MEMBER = re.compile(r"images_\w+/([^/]+)/(character\d+)/(\d{4})_(\d{2})\.png")
-# Drawings are a few hundred bytes each; both archives unpack to about 15 MB.
-_MEMBER_SIZE, _TOTAL_SIZE = 2**17, 2**26
+_SMALL = 28  # pixels of a side as the field uses it; drawings are published with 105
+_MEMBER = re.compile(r"images_\w+/([^/]+)/(character\d+)/(\d{4})_\d{2}\.png")
 
-
-@dataclass(frozen=True)
-class _Part:
-    """One of the two archives: `background` or `evaluation`, and the characters it holds."""
-
-    split: str
-    remote: Remote
-    characters: int
-
-
-# Sizes and sha256 as TensorFlow Datasets pins them.
+# The sha256 of each archive, as TensorFlow Datasets pins it.
 _URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
-_PARTS = (
-    _Part(
-        "background",
-        Remote(
-            f"{_URL}/images_background.zip",
-            "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
-            9_464_212,
-        ),
-        964,
-    ),
-    _Part(
-        "evaluation",
-        Remote(
-            f"{_URL}/images_evaluation.zip",
-            "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
-            6_462_886,
-        ),
-        659,
-    ),
-)
+_ARCHIVES = {
+    "background": "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+    "evaluation": "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
+}
 
 # The split of Vinyals et al. 2016 as Snell et al. 2017 published it, as a rule: characters are
 # numbered 1 to 1623, in the order of the archives. The validation set is five whole alphabets.
@@ -77,80 +45,58 @@ def vinyals_split(number: int, alphabet: str) -> str:
 def download_omniglot(path: Path) -> None:
     """Download both archives and write the compact file `path`, or leave nothing behind.
 
-    Raises `OSError` or `ValueError` if a download fails or is not the published file.
+    Raises `OSError` if a download fails, `ValueError` if it is not the published file.
     """
     need("PIL.Image", _CALLER)
-    characters = []
-    for part in _PARTS:
+    drawings: dict[tuple[int, str, str, str], list[np.ndarray]] = {}
+    for split, sha256 in _ARCHIVES.items():
         # A folder of the system's: what a killed process leaves there is cleared away.
         with tempfile.TemporaryDirectory(prefix="eqxmeta-") as folder:
-            characters += _read_part(part, fetch(part.remote, Path(folder), _CALLER))
-    characters.sort(key=lambda character: character.number)
-    arrays = {
-        "images": np.stack([character.drawings for character in characters]),
-        "alphabet": np.array([character.alphabet for character in characters]),
-        "character": np.array([character.name for character in characters]),
-        "split": np.array([character.split for character in characters]),
-        "vinyals": np.array([vinyals_split(c.number, c.alphabet) for c in characters]),
-    }
+            _read(_fetch(f"{_URL}/images_{split}.zip", sha256, folder), split, drawings)
+    characters = sorted(drawings)
+    _, alphabets, names, splits = zip(*characters, strict=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(
+            file,
+            images=np.array([drawings[character] for character in characters]),
+            alphabet=np.array(alphabets),
+            character=np.array(names),
+            split=np.array(splits),
+            vinyals=np.array([vinyals_split(n, alphabet) for n, alphabet, *_ in characters]),
+        )
 
 
-@dataclass(frozen=True)
-class _Character:
-    number: int
-    alphabet: str
-    name: str
-    split: str
-    drawings: UInt8[np.ndarray, "drawers height width"]
+def _fetch(url: str, sha256: str, folder: str) -> str:
+    pooch = need("pooch", _CALLER)
+    try:
+        return pooch.retrieve(url, known_hash=sha256, fname=url.rpartition("/")[2], path=folder)
+    except OSError as error:  # those of requests, too
+        expected = "an answer from the server; or make the file on another computer and copy it"
+        raise OSError(explain(f"{url} could not be downloaded.", repr(error), expected)) from error
+    except ValueError as error:
+        message = f"{url} has changed since it was published."
+        raise ValueError(explain(message, str(error), f"a file of sha256 {sha256}")) from error
 
 
-def _read_part(part: _Part, path: Path) -> list[_Character]:
-    found = list(_read_characters(part, path))
-    if len(found) != part.characters:
-        expected = f"{part.characters} characters, {_DRAWERS} drawings of each"
-        message = f"The archive {path.name} is incomplete."
-        raise ValueError(explain(message, f"{len(found)} characters", expected))
-    return found
-
-
-def _read_characters(part: _Part, path: Path) -> Iterator[_Character]:
-    members: dict[tuple[int, str, str], dict[int, str]] = {}
-    with opened_archive(path, member_size=_MEMBER_SIZE, total_size=_TOTAL_SIZE) as (archive, infos):
-        for info in infos:
-            if match := _MEMBER.fullmatch(info.filename):
-                alphabet, character, number, drawer = match.groups()
-                drawings = members.setdefault((int(number), alphabet, character), {})
-                drawings[int(drawer)] = info.filename
-        for (number, alphabet, character), drawings in members.items():
-            if sorted(drawings) != list(range(1, _DRAWERS + 1)):
-                raise ValueError(
-                    explain(
-                        f"The archive {path.name} is incomplete.",
-                        f"drawings {sorted(drawings)} of {alphabet}/{character}",
-                        f"{_DRAWERS} drawings",
-                    )
-                )
-            images = []
-            for _, name in sorted(drawings.items()):
+def _read(
+    path: str, split: str, drawings: dict[tuple[int, str, str, str], list[np.ndarray]]
+) -> None:
+    """Add the drawings of an archive by character, in the order of the people who drew them."""
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            if match := _MEMBER.fullmatch(name):
+                alphabet, character, number = match.groups()
                 with archive.open(name) as file:
-                    images.append(_shrunk(file, f"{path.name}/{name}"))  # pyright: ignore
-            yield _Character(number, alphabet, character, part.split, np.stack(images))
+                    drawing = _shrunk(file)
+                drawings.setdefault((int(number), alphabet, character, split), []).append(drawing)
 
 
-def _shrunk(file: BinaryIO, name: str) -> UInt8[np.ndarray, "height width"]:
+def _shrunk(file: IO[bytes]) -> UInt8[np.ndarray, "height width"]:
     """0 paper to 255 ink, `[28, 28]`: the mean over the pixels whose centre is in a cell."""
     from PIL import Image
 
-    try:
-        with Image.open(file, formats=["PNG"]) as image:
-            if image.size != (_SIDE, _SIDE) or image.mode not in ("1", "L"):
-                raise ValueError(f"{image.mode} of {image.size} pixels")
-            # Pillow takes the nearest pixel in two-level images, whatever filter it is asked for.
-            grey = image.convert("L").resize((_SMALL, _SMALL), Image.Resampling.BOX)
-    except (OSError, ValueError, SyntaxError) as error:
-        expected = f"a PNG of {_SIDE} x {_SIDE} pixels, in black and white"
-        raise ValueError(explain(f"{name} is not a drawing.", str(error), expected)) from error
+    with Image.open(file) as image:
+        # Pillow takes the nearest pixel in two-level images, whatever filter it is asked for.
+        grey = image.convert("L").resize((_SMALL, _SMALL), Image.Resampling.BOX)
     return 255 - np.asarray(grey)

@@ -30,12 +30,7 @@ def checked_rotations(rotations: Any) -> bool:
 def functions(augment: Any) -> tuple[Callable, ...]:
     if augment is None:
         return ()
-    if callable(augment):
-        return (augment,)
-    if not isinstance(augment, Sequence):
-        expected = "`augment(image, *, key) -> image`, several in a list, or None"
-        raise TypeError(explain("`augment` is not a function.", repr(augment), expected))
-    return tuple(augment)
+    return tuple(augment) if isinstance(augment, Sequence) else (augment,)
 
 
 def _as_array(images: Any) -> np.ndarray:
@@ -48,11 +43,9 @@ def _as_array(images: Any) -> np.ndarray:
 
 def checked_images(images: Any) -> Shaped[Array, "N ..."]:
     images = images if isinstance(images, jax.Array) else _as_array(images)
-    if images.ndim == 0 or len(images) == 0:
-        received = "a scalar" if images.ndim == 0 else f"shape {images.shape}"
-        raise ValueError(
-            explain("`images` holds no examples.", received, "an array `[N, ...]`, N 1 or more")
-        )
+    if images.shape[:1] in ((), (0,)):
+        expected = "an array `[N, ...]`, N 1 or more"
+        raise ValueError(explain("`images` holds no examples.", f"shape {images.shape}", expected))
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
             explain(

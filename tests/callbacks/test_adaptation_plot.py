@@ -9,7 +9,7 @@ import pytest
 
 import eqxmeta.losses
 from eqxmeta._callback.published import Curve, Image
-from eqxmeta._evaluation.evaluate import with_inner_steps
+from eqxmeta._evaluation.evaluate import with_num_inner_steps
 from eqxmeta._evaluation.plot_adaptation import plot_adaptation
 from eqxmeta._meta_gradient.inner_loop import InnerLoop
 from eqxmeta.callbacks import AdaptationPlot, Evaluate
@@ -74,7 +74,7 @@ def test_lines_are_the_adapted_models(strategy):
         x = np.asarray(lines["the task"][:, :1], np.float32)
         for label, k in (("before adapting", 0), ("after 1 step", 1), ("after 3 steps", 3)):
             data = (support[:, :1].astype(np.float32), support[:, 1:].astype(np.float32))
-            adapted = with_inner_steps(strategy, k).inner_adapt(model, data)
+            adapted = with_num_inner_steps(strategy, k).inner_adapt(model, data)
             expected = np.asarray(jax.vmap(adapted)(x))[:, 0]
             assert np.allclose(lines[label][:, 1], expected, rtol=1e-4, atol=1e-5)
 
@@ -156,5 +156,5 @@ def test_what_cannot_be_drawn_is_told_before_the_first_step(tmp_path, strategy):
     with pytest.raises(TypeError) as caught:
         refuse(strategy, eqx.nn.MLP(3, 1, 8, 1, key=jax.random.key(0)))
     assert "`AdaptationPlot`" in "".join(caught.value.__notes__)
-    with pytest.raises(ValueError, match=r"(?s)`inner_steps` cannot be obeyed.*`BoringStrategy`"):
+    with pytest.raises(ValueError, match=r"(?s)`inner_steps` has no effect.*`BoringStrategy`"):
         refuse(BoringStrategy(), BoringModel())

@@ -259,7 +259,7 @@ def test_what_cannot_be_drawn_is_told_before_the_first_step(strategy):
         refuse(strategy, Flat(jax.random.key(0), channels=3))  # of coloured images
     assert "`Confusion`" in "".join(caught.value.__notes__)
     prototypes = em.ProtoNet(em.losses.cross_entropy, optax.adam(1e-3))
-    with pytest.raises(ValueError, match=r"(?s)`inner_steps` cannot be obeyed.*`ProtoNet`"):
+    with pytest.raises(ValueError, match=r"(?s)`inner_steps` has no effect.*`ProtoNet`"):
         refuse(prototypes, MODEL, inner_steps=3)
 
 

@@ -185,7 +185,7 @@ GOOD = {
 @pytest.mark.parametrize(
     ("changed", "error", "said"),
     [
-        ({"images": np.float32(1)}, ValueError, "`images`.*scalar"),
+        ({"images": np.float32(1)}, ValueError, r"`images`.*shape \(\)"),
         ({"images": np.zeros((0, 2)), "labels": []}, ValueError, r"no examples.*\(0, 2\)"),
         ({"images": [[1.0], [1.0, 2.0]]}, ValueError, "`images` is not an array.*one shape"),
         ({"images": np.zeros((6, 2), np.int32)}, TypeError, "`images`.*int32.*uint8"),
