@@ -76,7 +76,6 @@ class Checkpoint(Callback):
         sound = monitor is None or (isinstance(monitor, str) and monitor)
         expected = "the name of a logged value, or None"
         check_argument(sound, monitor, "Checkpoint(monitor=...)", expected)
-        check_argument(mode in ("min", "max"), mode, "Checkpoint(mode=...)", "'min' or 'max'")
         sound = on_error in ("raise", "warn")
         check_argument(sound, on_error, "Checkpoint(on_error=...)", "'raise' or 'warn'")
         self.folder = check_path(folder, "Checkpoint(folder=...)")
@@ -87,7 +86,7 @@ class Checkpoint(Callback):
         self.on_error = on_error
         self.name = name
         self._restored: dict[str, Any] = {}
-        self._monitor = Monitor("Checkpoint(monitor=...)", monitor, mode)
+        self._monitor = Monitor("Checkpoint", monitor, mode)
         self._background = Background("eqxmeta-checkpoint")
         self._forget()
 
@@ -207,9 +206,9 @@ class Checkpoint(Callback):
         """Everything that goes into the file is what it is now; the file follows."""
         self._settle()
         step, path, best = run.step, self._files.path(run.step), self._best
-        if self._value is not None and self._value[0] == step:
-            if self._monitor.improves(self._value[1], None if best is None else best[1]):
-                self._best = self._value
+        new = self._value
+        if new and new[0] == step and self._monitor.improves(new[1], best and best[1]):
+            self._best = new
         try:
             meta = {
                 "step": step,

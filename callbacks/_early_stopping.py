@@ -47,7 +47,6 @@ class EarlyStopping(Callback):
         sound = isinstance(min_delta, int | float | np.number) and 0 <= min_delta < math.inf
         expected = "a finite number, 0 or more"
         check_argument(sound, min_delta, "EarlyStopping(min_delta=...)", expected)
-        check_argument(mode in ("min", "max"), mode, "EarlyStopping(mode=...)", "'min' or 'max'")
         argument = "EarlyStopping(patience=...)"
         self.patience = check_int(patience, argument, minimum=1, what="observations")
         argument = "EarlyStopping(every=...)"
@@ -56,7 +55,7 @@ class EarlyStopping(Callback):
         self.min_delta = min_delta
         self.mode = mode
         self.name = name
-        self._monitor = Monitor("EarlyStopping(monitor=...)", monitor, mode)
+        self._monitor = Monitor("EarlyStopping", monitor, mode)
         self._restored: dict[str, Any] = {}
 
     def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:

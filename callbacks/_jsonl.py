@@ -47,10 +47,9 @@ class JSONL(Callback):
     logs = ()
 
     def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
-        every = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
         self.path = check_path(path, "JSONL(path=...)")
         self.name = name
-        self._thinning = every
+        self._thinning = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
         self._held: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -61,14 +60,10 @@ class JSONL(Callback):
     def refuse(self, run: Run) -> None:
         check_file(self.path, "JSONL(path=...)")
         if not run.resuming and self._occupied():
-            raise FileExistsError(
-                explain(
-                    "`JSONL(path=...)` already holds a run.",
-                    f"'{self.path}'",
-                    "a file that does not exist yet. Pass resume='auto' to continue the run, "
-                    "or choose another path",
-                )
-            )
+            message = "`JSONL(path=...)` already holds a run."
+            expected = "a file that does not exist yet. Pass resume='auto' to continue the run, "
+            expected += "or choose another path"
+            raise FileExistsError(explain(message, f"'{self.path}'", expected))
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_int
+from eqxmeta._arguments import check_argument, check_int_or_none
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.published import Published
 from eqxmeta._callback.run import Run
@@ -53,20 +53,14 @@ class Lambda(Callback):
         if not hooks:
             raise ValueError(explain("`Lambda()` does nothing.", "no function", "one or more"))
         for hook, function in hooks.items():
-            if not callable(function):
-                message = f"`Lambda({hook}=...)` is not a function."
-                raise TypeError(explain(message, repr(function), "something that can be called"))
+            argument = f"Lambda({hook}=...)"
+            check_argument(callable(function), function, argument, "a function", TypeError)
         if (every is None) != (on_step_end is None):
-            raise ValueError(
-                explain(
-                    "`Lambda` has one of `every` and `on_step_end` without the other.",
-                    f"every={every}, on_step_end={on_step_end}",
-                    "both: `on_step_end` is called at multiples of `every` outer steps",
-                )
-            )
-        if every is not None:
-            every = check_int(every, "Lambda(every=...)", minimum=1, what="outer steps")
-        self.every = every
+            message = "`Lambda` has one of `every` and `on_step_end` without the other."
+            received = f"every={every}, on_step_end={on_step_end}"
+            expected = "both: `on_step_end` is called at multiples of `every` outer steps"
+            raise ValueError(explain(message, received, expected))
+        self.every = check_int_or_none(every, "Lambda(every=...)", minimum=1, what="outer steps")
         self.name = name
         # In the place of the methods, so that their signatures are checked as those are.
         for hook, function in hooks.items():

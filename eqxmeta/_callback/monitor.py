@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
+from .._arguments import check_argument
 from .._errors import explain, warn
 from .callback import Callback, name_of
 from .published import Histogram, Image, logged_value
@@ -40,13 +41,14 @@ def _refuse_twice(
 class Monitor:
     """The value that a callback watches: how it is found, and whether it is better than another.
 
-    - `argument`: the argument that named it, for errors.
+    - `owner`: the class with the arguments `monitor` and `mode`, for errors.
     - `name`: `None` if nothing is watched.
     - `mode`: `"min"` if less is better, `"max"` if more is.
     """
 
-    def __init__(self, argument: str, name: str | None, mode: Literal["min", "max"]):
-        self.argument = argument
+    def __init__(self, owner: str, name: str | None, mode: Literal["min", "max"]):
+        check_argument(mode in ("min", "max"), mode, f"{owner}(mode=...)", "'min' or 'max'")
+        self.argument = f"{owner}(monitor=...)"
         self.name = name
         self.mode = mode
         self.forget()

@@ -96,11 +96,7 @@ def _is_optimizer(x: Any) -> bool:
 
 def _checked(model: Any) -> WithRates:
     if not isinstance(model, WithRates):
-        raise TypeError(
-            explain(
-                "`model` has no inner rates.",
-                type(model).__name__,
-                "what `TrainState.model` holds: `MetaSGD(...).init(model).model`, or a trained one",
-            )
-        )
+        message, received = "`model` has no inner rates.", type(model).__name__
+        where = "`MetaSGD(...).init(model).model`, or a trained one"
+        raise TypeError(explain(message, received, f"what `TrainState.model` holds: {where}"))
     return model

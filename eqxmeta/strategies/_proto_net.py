@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._arguments import check_int
+from .._arguments import check_int_or_none
 from .._errors import explain
 from .._model.predict import predict, takes_key
 from .._model.support_statistics import fill_statistics, without_statistics
@@ -41,9 +41,7 @@ class PrototypeClassifier(eqx.Module):
 
 
 def _check_ways(ways: Any) -> int | None:
-    if ways is None:
-        return None
-    return check_int(ways, "ProtoNet(ways=...)", minimum=1, what="classes, or None")
+    return check_int_or_none(ways, "ProtoNet(ways=...)", minimum=1, what="classes")
 
 
 class ProtoNet(GradientStrategy):
@@ -126,23 +124,18 @@ def _examples(support: Any) -> tuple[PyTree, Array]:
         received = str(jax.tree.structure(support))
         raise TypeError(explain("`support` is not a pair.", received, "`(x, y)`"))
     x, y = support
+    wrong = "The labels of `support` are invalid."
     if not (eqx.is_array(y) or isinstance(y, np.ndarray)) or y.ndim != 1:
         received = f"shape {getattr(y, 'shape', type(y).__name__)}"
-        raise ValueError(
-            explain("The labels of `support` are invalid.", received, "an integer array `[n]`")
-        )
+        raise ValueError(explain(wrong, received, "an integer array `[n]`"))
     if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(
-            explain("The labels of `support` are not integers.", y.dtype, "class numbers from 0")
-        )
+        message = "The labels of `support` are not integers."
+        raise TypeError(explain(message, y.dtype, "class numbers from 0"))
     if not isinstance(y, jax.core.Tracer) and (y.size == 0 or np.asarray(y).min() < 0):
         received = f"{y.size} labels" + (f", the least {np.asarray(y).min()}" if y.size else "")
-        raise ValueError(
-            explain("The labels of `support` are invalid.", received, "class numbers from 0")
-        )
+        raise ValueError(explain(wrong, received, "class numbers from 0"))
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
     if not all(shape[:1] == y.shape for shape in shapes):
         received = f"examples of shape {', '.join(map(str, shapes))}, labels of {y.shape}"
-        expected = "as many labels as examples"
-        raise ValueError(explain("The labels of `support` are invalid.", received, expected))
+        raise ValueError(explain(wrong, received, "as many labels as examples"))
     return x, y if isinstance(y, jax.Array) else jnp.asarray(y)
