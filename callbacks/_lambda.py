@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_argument, check_int_or_none
+from eqxmeta._arguments import check_int_or_none
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.published import Published
 from eqxmeta._callback.run import Run
@@ -20,8 +20,8 @@ class Lambda(Callback):
     Each function takes the arguments of the hook that it is named for (see `Callback`).
     `on_step_end` needs `every`, and nothing else does.
 
-    Raises `TypeError` for what cannot be called, `ValueError` for no function at all and for
-    one of `every` and `on_step_end` without the other.
+    Raises `ValueError` for no function at all and for one of `every` and `on_step_end` without the
+    other. `Trainer` raises `TypeError` for what is not a function or has other arguments.
     """
 
     def __init__(
@@ -35,7 +35,6 @@ class Lambda(Callback):
         on_log: Callable[[Run, Mapping[str, Published]], Any] | None = None,
         on_exception: Callable[[Run, BaseException], Any] | None = None,
         on_fit_end: Callable[[Run], Any] | None = None,
-        **misspelt: Any,
     ):
         hooks = {
             "on_fit_start": on_fit_start,
@@ -45,16 +44,9 @@ class Lambda(Callback):
             "on_exception": on_exception,
             "on_fit_end": on_fit_end,
         }
-        if misspelt:
-            expected = f"`every`, `name`, {', '.join(f'`{hook}`' for hook in hooks)}"
-            message = "`Lambda` has no such argument."
-            raise TypeError(explain(message, ", ".join(misspelt), expected))
         hooks = {hook: function for hook, function in hooks.items() if function is not None}
         if not hooks:
             raise ValueError(explain("`Lambda()` does nothing.", "no function", "one or more"))
-        for hook, function in hooks.items():
-            argument = f"Lambda({hook}=...)"
-            check_argument(callable(function), function, argument, "a function", TypeError)
         if (every is None) != (on_step_end is None):
             message = "`Lambda` has one of `every` and `on_step_end` without the other."
             received = f"every={every}, on_step_end={on_step_end}"

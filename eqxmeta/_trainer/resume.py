@@ -1,6 +1,5 @@
 """What `fit(resume=...)` stands for: which checkpoint, and whether it is of this run."""
 
-import difflib
 import errno
 import math
 import os
@@ -55,10 +54,8 @@ def restore(
     sound = isinstance(resume, str | os.PathLike)
     check_argument(sound, resume, "fit(resume=...)", "'auto', a path, or None", TypeError)
     if isinstance(resume, str) and resume != "auto" and not Path(resume).exists():
-        near = difflib.get_close_matches(resume.lower(), ["auto"])
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        expected = f"'auto', the path of a checkpoint, or None.{hint}"
         message = f"There is no checkpoint at `fit(resume={resume!r})`."
+        expected = "'auto', the path of a checkpoint, or None"
         raise CheckpointNotFound(explain(message, "no such file", expected))
     if resume == "auto":
         origin = _newest(like, callbacks, config)
