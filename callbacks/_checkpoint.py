@@ -1,7 +1,6 @@
 """A callback that saves the run, so that it can be resumed, and the best state."""
 
 import json
-import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,10 +9,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eqxmeta._arguments import check_folder, check_int, check_json, check_path
+from eqxmeta._arguments import (
+    check_argument,
+    check_folder,
+    check_int,
+    check_int_or_none,
+    check_json,
+    check_path,
+)
 from eqxmeta._callback.callback import Callback
-from eqxmeta._callback.monitor import check_named, is_overdue, warn_overdue
-from eqxmeta._callback.published import Histogram, Image, Published, logged_value
+from eqxmeta._callback.monitor import Monitor
+from eqxmeta._callback.published import Published
 from eqxmeta._callback.run import Run
 from eqxmeta._checkpoint.run_files import CheckpointFiles, id_of, write_new
 from eqxmeta._checkpoint.save_load import on_host
@@ -67,29 +73,20 @@ class Checkpoint(Callback):
         on_error: Literal["raise", "warn"] = "raise",
         name: str | None = None,
     ):
-        every = check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
-        if keep is not None:
-            keep = check_int(
-                keep, "Checkpoint(keep=...)", minimum=1, what="files, or None to keep all"
-            )
-        if monitor is not None and (not isinstance(monitor, str) or not monitor):
-            expected = "the name of a logged value, or None"
-            received = repr(monitor)
-            raise ValueError(explain("`Checkpoint(monitor=...)` is invalid.", received, expected))
-        if mode not in ("min", "max"):
-            expected = "'min' or 'max'"
-            raise ValueError(explain("`Checkpoint(mode=...)` is invalid.", repr(mode), expected))
-        if on_error not in ("raise", "warn"):
-            expected, received = "'raise' or 'warn'", repr(on_error)
-            raise ValueError(explain("`Checkpoint(on_error=...)` is invalid.", received, expected))
+        sound = monitor is None or (isinstance(monitor, str) and monitor)
+        expected = "the name of a logged value, or None"
+        check_argument(sound, monitor, "Checkpoint(monitor=...)", expected)
+        sound = on_error in ("raise", "warn")
+        check_argument(sound, on_error, "Checkpoint(on_error=...)", "'raise' or 'warn'")
         self.folder = check_path(folder, "Checkpoint(folder=...)")
-        self.every = every
-        self.keep = keep
+        self.every = check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
+        self.keep = check_int_or_none(keep, "Checkpoint(keep=...)", minimum=1, what="files")
         self.monitor = monitor
         self.mode = mode
         self.on_error = on_error
         self.name = name
         self._restored: dict[str, Any] = {}
+        self._monitor = Monitor("Checkpoint", monitor, mode)
         self._background = Background("eqxmeta-checkpoint")
         self._forget()
 
@@ -113,12 +110,8 @@ class Checkpoint(Callback):
     def state_dict(self) -> dict[str, Any]:
         self._settle()  # so that what another `Checkpoint` stores does not depend on the disk
         step, value = (None, None) if self._best is None else self._best
-        return {
-            "monitor": self.monitor,
-            "mode": self.mode,
-            "best_step": step,
-            "best_value": value,
-        }
+        state = {"monitor": self.monitor, "mode": self.mode}
+        return state | {"best_step": step, "best_value": value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = dict(state)
@@ -135,9 +128,8 @@ class Checkpoint(Callback):
                     self._background.wait()
 
     def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:
-        if self.monitor is not None and logged is not None:
-            names = {*metrics, *logged}
-            check_named(self.monitor, "Checkpoint(monitor=...)", names, "")
+        if logged is not None:
+            self._monitor.check({*metrics, *logged})
 
     def refuse(self, run: Run) -> None:
         if not run.resuming:
@@ -174,9 +166,8 @@ class Checkpoint(Callback):
         self._observe(run.step, scalars)
 
     def on_step_end(self, run: Run) -> None:
-        if self.monitor is not None and not self._told and self._value is None and is_overdue(run):
-            self._told = True
-            warn_overdue(run, self.monitor, "Checkpoint(monitor=...)", self._seen)
+        if self._value is None:
+            self._monitor.warn_if_overdue(run)
         self._save(run)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
@@ -188,16 +179,12 @@ class Checkpoint(Callback):
 
     def on_fit_end(self, run: Run) -> None:
         self._save_last(run)
-        nothing = self.monitor is not None and self._best is None and not self._told
+        nothing = self.monitor is not None and self._best is None and not self._monitor.warned
         if nothing and run.step > run.start:
-            warn(
-                explain(
-                    f"`Checkpoint(monitor={self.monitor!r})` had no value at any save.",
-                    ", ".join(sorted(self._seen)) or "nothing was logged",
-                    "the name of a number or curve, logged at multiples of "
-                    f"`Checkpoint(every={self.every})`",
-                )
-            )
+            message = f"`Checkpoint(monitor={self.monitor!r})` had no value at any save."
+            received = ", ".join(sorted(self._monitor.seen)) or "nothing was logged"
+            when = f"logged at multiples of `Checkpoint(every={self.every})`"
+            warn(explain(message, received, f"the name of a number or curve, {when}"))
 
     def _forget(self) -> None:
         # In every file of the run: what tells it from files of others in the same folder. Not part
@@ -208,30 +195,20 @@ class Checkpoint(Callback):
         self._in_flight: tuple[int, tuple[int, float] | None] | None = None
         self._best: tuple[int, float] | None = None
         self._value: tuple[int, float] | None = None
-        self._seen: set[str] = set()
-        self._told = False  # that there is nothing of that name
+        self._monitor.forget()
 
     def _observe(self, step: int, values: Mapping[str, Any]) -> None:
-        pictures = Image | Histogram
-        self._seen.update(k for k, value in values.items() if not isinstance(value, pictures))
-        value = None if self.monitor is None else logged_value(values, self.monitor)
+        value = self._monitor.find(values)
         if value is not None:
             self._value = (step, value)
-
-    def _is_best(self, step: int) -> bool:
-        if self._value is None or self._value[0] != step or not math.isfinite(self._value[1]):
-            return False
-        if self._best is None:
-            return True
-        new, best = self._value[1], self._best[1]
-        return new < best if self.mode == "min" else new > best
 
     def _save(self, run: Run) -> None:
         """Everything that goes into the file is what it is now; the file follows."""
         self._settle()
         step, path, best = run.step, self._files.path(run.step), self._best
-        if self._is_best(step):
-            self._best = self._value
+        new = self._value
+        if new and new[0] == step and self._monitor.improves(new[1], best and best[1]):
+            self._best = new
         try:
             meta = {
                 "step": step,
@@ -270,17 +247,15 @@ class Checkpoint(Callback):
         if self._in_flight is None:
             return
         step, best = self._in_flight
+        path = self._files.path(step)
         try:
             self._background.wait()
         except Exception as error:  # of the thread: what it means for the run the user has said
             self._in_flight = None
             if self.on_error == "raise":
-                error.add_note(
-                    f"The checkpoint of step {step} was not written: {self._files.path(step)}"
-                )
+                error.add_note(f"The checkpoint of step {step} was not written: {path}")
                 raise
-            message = f"{self._files.path(step)} was not written, training goes on: {error!r}"
-            warn(message)
+            warn(f"{path} was not written, training goes on: {error!r}")
         else:
             self._in_flight = None
             self._best = best
@@ -295,7 +270,6 @@ class Checkpoint(Callback):
             try:
                 self._files.path(step).unlink(missing_ok=True)
             except OSError as error:  # tried again at the next save
-                message = f"An old checkpoint could not be removed: {error}"
-                warn(message)
+                warn(f"An old checkpoint could not be removed: {error}")
             else:
                 self._mine.discard(step)

@@ -6,16 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eqxmeta._arguments import check_int
+from eqxmeta._arguments import check_argument, check_int, check_int_or_none
 from eqxmeta._callback.callback import Callback
-from eqxmeta._callback.monitor import check_named, is_overdue, warn_overdue
-from eqxmeta._callback.published import Published, logged_value
+from eqxmeta._callback.monitor import Monitor
+from eqxmeta._callback.published import Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
-
-
-def _is_size(x: Any) -> bool:
-    return isinstance(x, int | float | np.number) and bool(0 <= x < math.inf)
 
 
 class EarlyStopping(Callback):
@@ -46,27 +42,20 @@ class EarlyStopping(Callback):
         every: int | None = None,
         name: str | None = None,
     ):
-        patience = check_int(
-            patience, "EarlyStopping(patience=...)", minimum=1, what="observations"
-        )
-        if every is not None:
-            every = check_int(
-                every, "EarlyStopping(every=...)", minimum=1, what="outer steps, or None"
-            )
-        for argument, value, valid, expected in (
-            ("monitor", monitor, isinstance(monitor, str) and monitor != "", "a name"),
-            ("min_delta", min_delta, _is_size(min_delta), "a finite number, 0 or more"),
-            ("mode", mode, mode in ("min", "max"), "'min' or 'max'"),
-        ):
-            if not valid:
-                message = f"`EarlyStopping({argument}=...)` is invalid."
-                raise ValueError(explain(message, repr(value), expected))
+        sound = isinstance(monitor, str) and monitor
+        check_argument(sound, monitor, "EarlyStopping(monitor=...)", "a name")
+        sound = isinstance(min_delta, int | float | np.number) and 0 <= min_delta < math.inf
+        expected = "a finite number, 0 or more"
+        check_argument(sound, min_delta, "EarlyStopping(min_delta=...)", expected)
+        argument = "EarlyStopping(patience=...)"
+        self.patience = check_int(patience, argument, minimum=1, what="observations")
+        argument = "EarlyStopping(every=...)"
+        self.every = check_int_or_none(every, argument, minimum=1, what="outer steps")
         self.monitor = monitor
-        self.patience = patience
         self.min_delta = min_delta
         self.mode = mode
-        self.every = every
         self.name = name
+        self._monitor = Monitor("EarlyStopping", monitor, mode)
         self._restored: dict[str, Any] = {}
 
     def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:
@@ -74,7 +63,7 @@ class EarlyStopping(Callback):
             self._check_metric(metrics)
         elif logged is not None:
             also = "; a training metric if `every` is given" if self.monitor in metrics else ""
-            check_named(self.monitor, "EarlyStopping(monitor=...)", logged, also)
+            self._monitor.check(logged, also)
 
     def on_fit_start(self, run: Run) -> None:
         self._best: float | None = self._restored.get("best")
@@ -83,16 +72,14 @@ class EarlyStopping(Callback):
         self._observed: bool = self._restored.get("observed", False)
         self._restored = {}
         self._newest: float | None = None
-        self._others: set[str] = set()
-        self._told = False  # that there is nothing of that name
+        self._monitor.forget()
         self._stop_if_due(run)
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         if self.every is None:
             # At the step of a hook the hooks are yet to come.
-            if not self._observed and not self._told and is_overdue(run, before=True):
-                self._told = True
-                warn_overdue(run, self.monitor, "EarlyStopping(monitor=...)", self._others)
+            if not self._observed:
+                self._monitor.warn_if_overdue(run, before=True)
             return
         self._check_metric(metrics)
         self._newest = float(metrics[self.monitor][-1])
@@ -104,55 +91,38 @@ class EarlyStopping(Callback):
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         if self.every is not None:
             return
-        self._others |= set(scalars)
-        value = logged_value(scalars, self.monitor)
+        value = self._monitor.find(scalars)
         if value is not None:
             self._observe(run, value)
 
     def on_fit_end(self, run: Run) -> None:
-        if not self._observed and not self._told:
+        if not self._observed and not self._monitor.warned:
             if self.every is None:
-                why = f"what was logged: {sorted(self._others) or 'nothing'}"
+                why = f"what was logged: {sorted(self._monitor.seen) or 'nothing'}"
             else:
                 why = f"the run ended before it came to a multiple of {self.every} steps"
             warn(f"EarlyStopping never saw {self.monitor!r}: {why}.", UserWarning)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "best": self._best,
-            "best_step": self._best_step,
-            "waited": self._waited,
-            "observed": self._observed,
-        }
+        best = {"best": self._best, "best_step": self._best_step}
+        return best | {"waited": self._waited, "observed": self._observed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = dict(state)
 
     def _check_metric(self, metrics: Collection[str]) -> None:
         if self.monitor not in metrics:
-            raise KeyError(
-                explain(
-                    "`EarlyStopping(monitor=...)` is not a training metric.",
-                    repr(self.monitor),
-                    f"one of {sorted(set(metrics) - {'step'})}; without `every`, a logged name",
-                )
-            )
+            message = "`EarlyStopping(monitor=...)` is not a training metric."
+            expected = f"one of {sorted(set(metrics) - {'step'})}; without `every`, a logged name"
+            raise KeyError(explain(message, repr(self.monitor), expected))
 
     def _observe(self, run: Run, value: float) -> None:
         self._observed = True
-        if self._improves(value):
+        if self._monitor.improves(value, self._best, self.min_delta):
             self._best, self._best_step, self._waited = value, run.step, 0
         else:
             self._waited += 1
         self._stop_if_due(run)
-
-    def _improves(self, value: float) -> bool:
-        if not math.isfinite(value):  # JSON could not hold it, and no run should aim at it
-            return False
-        if self._best is None:
-            return True
-        gain = self._best - value if self.mode == "min" else value - self._best
-        return gain > self.min_delta
 
     def _stop_if_due(self, run: Run) -> None:
         # Also at the start: a run that had stopped does not go on because it was resumed.

@@ -4,11 +4,10 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from eqxmeta._arguments import check_int, check_seed
+from eqxmeta._arguments import check_argument, check_int, check_int_or_none, check_seed
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.published import Curve
 from eqxmeta._callback.run import Run
-from eqxmeta._errors import explain
 from eqxmeta._evaluation.evaluate import check_curve, check_steps, check_tasks, measure
 from eqxmeta._evaluation.result import Evaluation
 from eqxmeta._task.task import Task, count_tasks
@@ -39,27 +38,21 @@ class Evaluate(Callback):
         prefix: str = "eval",
         name: str | None = None,
     ):
-        every = check_int(every, "Evaluate(every=...)", minimum=1, what="outer steps")
-        num_tasks = check_int(
-            num_tasks, "Evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval"
-        )
-        if inner_steps is not None:
-            inner_steps = check_int(
-                inner_steps, "Evaluate(inner_steps=...)", minimum=1, what="inner steps"
-            )
-        seed = check_seed(seed, "Evaluate(seed=...)")
-        if not isinstance(prefix, str) or not prefix:
-            raise ValueError(explain("`Evaluate(prefix=...)` is invalid.", repr(prefix), "a name"))
+        sound = isinstance(prefix, str) and prefix
+        check_argument(sound, prefix, "Evaluate(prefix=...)", "a name")
+        self.every = check_int(every, "Evaluate(every=...)", minimum=1, what="outer steps")
+        argument, what = "Evaluate(num_tasks=...)", "tasks, for an interval"
+        num_tasks = check_int(num_tasks, argument, minimum=2, what=what)
+        argument = "Evaluate(inner_steps=...)"
+        self._inner_steps = check_int_or_none(inner_steps, argument, minimum=1, what="inner steps")
+        self._seed = check_seed(seed, "Evaluate(seed=...)")
         self._task = check_tasks(tasks, "Evaluate(tasks=...)")
-        self.every = every
         self.name = f"Evaluate[{prefix}]" if name is None and prefix != "eval" else name
         self.result: Evaluation | None = None
         self.seconds = 0.0
         self._tasks = tasks
         self._prefix = prefix
         self._num_tasks = count_tasks(tasks) if isinstance(tasks, Task) else num_tasks
-        self._inner_steps = inner_steps
-        self._seed = seed
 
     def refuse(self, run: Run) -> None:
         # Now, and not at the first evaluation, which may be hours away.

@@ -27,8 +27,7 @@ class Histograms(Callback):
     logs = ()
 
     def __init__(self, *, every: int, name: str | None = None):
-        every = check_int(every, "Histograms(every=...)", minimum=1, what="outer steps")
-        self.every = every
+        self.every = check_int(every, "Histograms(every=...)", minimum=1, what="outer steps")
         self.name = name
 
     def on_step_end(self, run: Run) -> None:

@@ -47,10 +47,9 @@ class JSONL(Callback):
     logs = ()
 
     def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
-        every = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
         self.path = check_path(path, "JSONL(path=...)")
         self.name = name
-        self._thinning = every
+        self._thinning = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
         self._held: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -61,24 +60,18 @@ class JSONL(Callback):
     def refuse(self, run: Run) -> None:
         check_file(self.path, "JSONL(path=...)")
         if not run.resuming and self._occupied():
-            raise FileExistsError(
-                explain(
-                    "`JSONL(path=...)` already holds a run.",
-                    f"'{self.path}'",
-                    "a file that does not exist yet. Pass resume='auto' to continue the run, "
-                    "or choose another path",
-                )
-            )
+            message = "`JSONL(path=...)` already holds a run."
+            expected = "a file that does not exist yet. Pass resume='auto' to continue the run, "
+            expected += "or choose another path"
+            raise FileExistsError(explain(message, f"'{self.path}'", expected))
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
         restored, self._restored = self._restored, None
-        if run.start == 0 and self._occupied():
-            # Nothing of that attempt can be continued, and no checkpoint says whose it is.
+        # From step 0 nothing of that attempt can be continued: no checkpoint says whose it is.
+        if self._occupied() and (run.start == 0 or self._is_foreign(run, restored)):
             set_aside(self.path)
-        elif self._occupied() and self._is_foreign(run, restored):
-            set_aside(self.path)
-        lines, last, held = _read(self.path, run.start) if run.resuming else (b"", b"", None)
+        end, last, held = _read(self.path, run.start) if run.resuming else (0, b"", None)
         make_folder(self.path.parent)
         remove_leftovers(self.path.parent, glob.escape(self.path.name))
         self.path.touch()
@@ -87,12 +80,10 @@ class JSONL(Callback):
         # the file already; its line then begins at `_end`, and is written again if it changes.
         self._held = held
         if held is not None and held["step"] < run.start - run.start % self._thinning:
-            expected = (
-                f"a row up to step {run.start}, from which the run goes on: those between are lost"
-            )
             received = f"step {held['step']} as the newest"
+            expected = f"a row up to step {run.start}, where the run goes on: later ones are lost"
             warn(explain(f"The log {self.path} is short.", received, expected))
-        self._end = len(lines)
+        self._end = end
         self._last = last  # what the file holds from `_end` on
         self._pending = b""  # complete lines that are not in the file
         self._ended = False
@@ -122,8 +113,7 @@ class JSONL(Callback):
         # The checkpoint's step must have its line, with everything that was logged at it.
         self._flush()
         # Which log it is. Not while more may be logged at the step of its first line.
-        known = self._end > 0
-        return {LOG: _first(self.path)} if known else {}
+        return {LOG: _first(self.path)} if self._end > 0 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
@@ -132,8 +122,7 @@ class JSONL(Callback):
         return self.path.exists() and self.path.stat().st_size > 0
 
     def _is_foreign(self, run: Run, restored: dict[str, Any] | None) -> bool:
-        first = _first(self.path)
-        found = () if first is None else (first,)
+        found = [first] if (first := _first(self.path)) else []
         return is_foreign(run, restored, found, log=self.path, fate="It is kept as *.stale")
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -176,30 +165,25 @@ def _first(path: Path) -> str | None:
     return None if _parse(line) is None else hashlib.sha256(line).hexdigest()[:16]
 
 
-def _read(path: Path, last: int) -> tuple[bytes, bytes, dict[str, Any] | None]:
-    """The lines of `path` up to step `last` but for the newest, and that one, also as a row. The
-    file is left with these lines. Warns of damage before its end, and then leaves a copy."""
+def _read(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
+    """Leave `path` with its sound lines up to step `last`. Where the newest of them begins, and
+    that one, also as a row. Warns of damage before its end, and then leaves a copy."""
     data = path.read_bytes() if path.exists() else b""
-    lines, rows = [], []
-    unread = damaged = False
-    for line in data.splitlines(keepends=True):
-        row = _parse(line)
-        damaged |= unread and row is not None
-        unread |= row is None
-        if row is not None and row["step"] <= last:
-            lines.append(line)
-            rows.append(row)
-    if damaged:
+    parsed = [(line, _parse(line)) for line in data.splitlines(keepends=True)]
+    sound = [row is not None for _, row in parsed]
+    rows = [(line, row) for line, row in parsed if row is not None and row["step"] <= last]
+    if sound != sorted(sound, reverse=True):  # not only at its end
         stale = stale_name(path)
         shutil.copyfile(path, stale)
         received = "records that are not as they were written, and not only at its end"
         expected = f"sound records. They stay; all of it as it was is in {stale}"
         warn(explain(f"The log {path} is damaged.", received, expected))
-    kept = b"".join(lines)
+    kept = b"".join(line for line, _ in rows)
     if kept != data:
         with replacing(path) as file:
             file.write(kept)
-    return (b"".join(lines[:-1]), lines[-1], rows[-1]) if rows else (b"", b"", None)
+    newest, row = rows[-1] if rows else (b"", None)
+    return len(kept) - len(newest), newest, row
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

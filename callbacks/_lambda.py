@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_int
+from eqxmeta._arguments import check_int_or_none
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.published import Published
 from eqxmeta._callback.run import Run
@@ -20,8 +20,8 @@ class Lambda(Callback):
     Each function takes the arguments of the hook that it is named for (see `Callback`).
     `on_step_end` needs `every`, and nothing else does.
 
-    Raises `TypeError` for what cannot be called, `ValueError` for no function at all and for
-    one of `every` and `on_step_end` without the other.
+    Raises `ValueError` for no function at all and for one of `every` and `on_step_end` without the
+    other. `Trainer` raises `TypeError` for what is not a function or has other arguments.
     """
 
     def __init__(
@@ -35,7 +35,6 @@ class Lambda(Callback):
         on_log: Callable[[Run, Mapping[str, Published]], Any] | None = None,
         on_exception: Callable[[Run, BaseException], Any] | None = None,
         on_fit_end: Callable[[Run], Any] | None = None,
-        **misspelt: Any,
     ):
         hooks = {
             "on_fit_start": on_fit_start,
@@ -45,28 +44,15 @@ class Lambda(Callback):
             "on_exception": on_exception,
             "on_fit_end": on_fit_end,
         }
-        if misspelt:
-            expected = f"`every`, `name`, {', '.join(f'`{hook}`' for hook in hooks)}"
-            message = "`Lambda` has no such argument."
-            raise TypeError(explain(message, ", ".join(misspelt), expected))
         hooks = {hook: function for hook, function in hooks.items() if function is not None}
         if not hooks:
             raise ValueError(explain("`Lambda()` does nothing.", "no function", "one or more"))
-        for hook, function in hooks.items():
-            if not callable(function):
-                message = f"`Lambda({hook}=...)` is not a function."
-                raise TypeError(explain(message, repr(function), "something that can be called"))
         if (every is None) != (on_step_end is None):
-            raise ValueError(
-                explain(
-                    "`Lambda` has one of `every` and `on_step_end` without the other.",
-                    f"every={every}, on_step_end={on_step_end}",
-                    "both: `on_step_end` is called at multiples of `every` outer steps",
-                )
-            )
-        if every is not None:
-            every = check_int(every, "Lambda(every=...)", minimum=1, what="outer steps")
-        self.every = every
+            message = "`Lambda` has one of `every` and `on_step_end` without the other."
+            received = f"every={every}, on_step_end={on_step_end}"
+            expected = "both: `on_step_end` is called at multiples of `every` outer steps"
+            raise ValueError(explain(message, received, expected))
+        self.every = check_int_or_none(every, "Lambda(every=...)", minimum=1, what="outer steps")
         self.name = name
         # In the place of the methods, so that their signatures are checked as those are.
         for hook, function in hooks.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_folder, check_int, check_path
+from eqxmeta._arguments import check_argument, check_folder, check_int, check_path
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.log_owner import LOG, is_foreign
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
@@ -67,20 +67,14 @@ class TensorBoard(Callback):
         hparams: Mapping[str, Any] | None = None,
         name: str | None = None,
     ):
-        every = check_int(every, "TensorBoard(every=...)", minimum=1, what="outer steps")
+        self._thinning = check_int(every, "TensorBoard(every=...)", minimum=1, what="outer steps")
         hparams = {} if hparams is None else hparams
-        if not isinstance(hparams, Mapping) or not all(isinstance(key, str) for key in hparams):
-            raise TypeError(
-                explain(
-                    "`TensorBoard(hparams=...)` is not a mapping from names.",
-                    repr(hparams),
-                    "a mapping from names to values",
-                )
-            )
+        sound = isinstance(hparams, Mapping) and all(isinstance(key, str) for key in hparams)
+        expected = "a mapping from names to values"
+        check_argument(sound, hparams, "TensorBoard(hparams=...)", expected, TypeError)
         self.logdir = check_path(logdir, "TensorBoard(logdir=...)")
         self.hparams = dict(hparams)
         self.name = name
-        self._thinning = every
         self._file: EventFile | None = None
         self._inner: EventFile | None = None
         self._restored: dict[str, Any] | None = None
@@ -92,14 +86,10 @@ class TensorBoard(Callback):
     def refuse(self, run: Run) -> None:
         check_folder(self.logdir, "TensorBoard(logdir=...)")
         if not run.resuming and event_files(self.logdir):
-            raise FileExistsError(
-                explain(
-                    "`TensorBoard(logdir=...)` already holds a run.",
-                    f"'{self.logdir}'",
-                    "a folder without event files. Pass resume='auto' to continue the run, "
-                    "or choose another folder",
-                )
-            )
+            message = "`TensorBoard(logdir=...)` already holds a run."
+            expected = "a folder without event files. Pass resume='auto' to continue the run, "
+            expected += "or choose another folder"
+            raise FileExistsError(explain(message, f"'{self.logdir}'", expected))
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)

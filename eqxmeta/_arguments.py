@@ -10,37 +10,54 @@ import optax
 from ._errors import explain
 
 
+def check_argument(
+    valid: object,
+    value: object,
+    argument: str,
+    expected: str,
+    error: type[Exception] = ValueError,
+    fault: str = "is invalid",
+) -> None:
+    """Raises `error`, naming the `argument` and its `fault`, unless its `value` is `valid`."""
+    if not valid:
+        raise error(explain(f"`{argument}` {fault}.", repr(value)[:500], expected))
+
+
 def check_int(value: Any, argument: str, *, minimum: int, what: str) -> int:
     """`value` as Python's integer; NumPy's would be an array to JAX, and is not JSON.
 
     `TypeError` unless it is an integer, `ValueError` if it is below `minimum`."""
     expected = f"an integer, {minimum} or more {what}"
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(explain(f"`{argument}` is not an integer.", repr(value), expected))
-    if value < minimum:
-        raise ValueError(explain(f"`{argument}` is too small.", repr(value), expected))
+    check_argument(_is_int(value), value, argument, expected, TypeError, "is not an integer")
+    check_argument(value >= minimum, value, argument, expected, ValueError, "is too small")
     return int(value)
+
+
+def check_int_or_none(value: Any, argument: str, *, minimum: int, what: str) -> int | None:
+    """As `check_int`, for an argument that may be `None`."""
+    what = f"{what}, or None"
+    return None if value is None else check_int(value, argument, minimum=minimum, what=what)
 
 
 def check_seed(value: Any, argument: str) -> int:
     """A seed is an integer that every platform's generator takes; a key is not a seed."""
     expected = "an integer from 0 to 2**32 - 1"
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(explain(f"`{argument}` is not a seed.", repr(value), expected))
-    if not 0 <= int(value) < 2**32:
-        raise ValueError(explain(f"`{argument}` is out of range.", repr(value), expected))
+    check_argument(_is_int(value), value, argument, expected, TypeError, "is not a seed")
+    sound = 0 <= int(value) < 2**32
+    check_argument(sound, value, argument, expected, ValueError, "is out of range")
     return int(value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_path(value: Any, argument: str) -> Path:
     """`value` as a path. Raises `TypeError`, and `ValueError` for a character that no path has."""
-    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
-        raise TypeError(
-            explain(f"`{argument}` is not a path.", repr(value), "a path: a string or a `Path`")
-        )
-    if "\0" in os.fspath(value):
-        received, expected = repr(os.fspath(value)), "a path without the character NUL"
-        raise ValueError(explain(f"`{argument}` is not a path.", received, expected))
+    sound = isinstance(value, str | os.PathLike) and not isinstance(os.fspath(value), bytes)
+    check_argument(sound, value, argument, "a path: a string or a `Path`", TypeError)
+    path = os.fspath(value)
+    check_argument("\0" not in path, path, argument, "a path without the character NUL")
     return Path(value)
 
 
@@ -74,22 +91,15 @@ def _is_virtual(folder: Path) -> bool:
 
 def check_optimizer(optimizer: object, argument: str) -> None:
     """An optax optimizer is meant: a class, a learning rate or a strategy is not one."""
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            explain(
-                f"`{argument}` is not an optimizer.",
-                repr(optimizer),
-                "an `optax.GradientTransformation`, for example `optax.sgd(0.01)`",
-            )
-        )
+    sound = isinstance(optimizer, optax.GradientTransformation)
+    expected = "an `optax.GradientTransformation`, for example `optax.sgd(0.01)`"
+    check_argument(sound, optimizer, argument, expected, TypeError)
 
 
 def check_json(value: Any, where: str, depth: int) -> None:
     """Raises `TypeError`, naming the place, unless `value` is what JSON has."""
     if depth > 100:
         raise TypeError(explain(f"`{where[:60]}...` is too deep.", "100 levels", "JSON values"))
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -98,14 +108,9 @@ def check_json(value: Any, where: str, depth: int) -> None:
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             check_json(item, f"{where}[{index}]", depth + 1)
-    else:
-        raise TypeError(
-            explain(
-                f"`{where}` is not JSON.",
-                f"{value!r} of type {type(value).__name__}",
-                "None, a bool, int, float or str, or a list or dict of these",
-            )
-        )
+    elif value is not None and not isinstance(value, (bool, int, float, str)):
+        expected = "None, a bool, int, float or str, or a list or dict of these"
+        check_argument(False, value, where, expected, TypeError)
 
 
 def native(x: np.ndarray) -> np.ndarray:

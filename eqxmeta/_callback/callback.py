@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._arguments import check_argument, check_int_or_none
 from .._errors import explain
 from .published import Published
 from .run import Run
@@ -92,93 +93,51 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     """The callbacks in the order in which their hooks run.
 
     Raises `TypeError` for what is not a callback or has a hook of a wrong name or signature,
-    `ValueError` for two of the same name or a wrong `every`.
+    `ValueError` for two of the same name; both for a wrong `every`.
     """
-    if not isinstance(callbacks, Iterable):
-        raise TypeError(
-            explain("`callbacks` is not a list.", repr(callbacks), "a list of callbacks, or `[]`")
-        )
+    expected = "a list of callbacks, or `[]`"
+    check_argument(isinstance(callbacks, Iterable), callbacks, "callbacks", expected, TypeError)
     callbacks = tuple(callbacks)
-    names: dict[str, Callback] = {}
+    names: set[str] = set()
     for position, callback in enumerate(callbacks):
-        where = f"`callbacks[{position}]`"
-        if not isinstance(callback, Callback):
-            instance = (
-                "an instance" if not isinstance(callback, type) else "an instance, not the class"
-            )
-            raise TypeError(
-                explain(
-                    f"{where} is not a callback.",
-                    repr(callback),
-                    f"{instance} of `eqxmeta.callbacks.Callback`",
-                )
-            )
+        where = f"callbacks[{position}]"
+        expected = "an instance, not the class, of an `eqxmeta.callbacks.Callback`"
+        check_argument(isinstance(callback, Callback), callback, where, expected, TypeError)
         _check_hooks(callback, where)
         _check_every(callback, where)
         name = name_of(callback)
-        if not isinstance(name, str) or not name:
-            raise TypeError(explain(f"{where}.name is invalid.", repr(name), "a name, or None"))
+        sound = isinstance(name, str) and name
+        check_argument(sound, name, f"{where}.name", "a name, or None", TypeError)
         if name in names:
-            raise ValueError(
-                explain(
-                    f"{where} has the name of an earlier callback.",
-                    f"{name!r} twice",
-                    "unique names, under which states are stored: set `.name` on one",
-                )
-            )
-        names[name] = callback
+            message = f"`{where}` has the name of an earlier callback."
+            expected = "unique names, under which states are stored: set `.name` on one"
+            raise ValueError(explain(message, f"{name!r} twice", expected))
+        names.add(name)
     return tuple(sorted(callbacks, key=lambda c: c.last))
 
 
 def _check_hooks(callback: Callback, where: str) -> None:
     for name in dir(type(callback)):
         if name.startswith("on_") and name not in HOOKS:
-            raise TypeError(
-                explain(
-                    f"{where} has a hook that does not exist.",
-                    f"`{type(callback).__name__}.{name}`",
-                    f"one of {', '.join(('refuse', *HOOKS))}",
-                )
-            )
+            received = f"`{type(callback).__name__}.{name}`"
+            expected = f"one of {', '.join(('refuse', *HOOKS))}"
+            raise TypeError(explain(f"`{where}` has an unknown hook.", received, expected))
     for name in HOOKS:
-        wanted = len(inspect.signature(getattr(Callback, name)).parameters) - 1
+        signature = inspect.signature(getattr(Callback, name))
         hook = getattr(callback, name)
-        if not callable(hook):
-            raise TypeError(
-                explain(f"{where} has a hook that is not a method.", f"{name}={hook!r}", "a method")
-            )
+        received = f"{name}={hook!r}, not a method"
         try:
-            inspect.signature(hook).bind(*[None] * wanted)
+            received = f"`{name}{inspect.signature(hook)}`"
+            inspect.signature(hook).bind(*[None] * (len(signature.parameters) - 1))
         except TypeError as error:
-            expected = f"`{name}{inspect.signature(getattr(Callback, name))}`"
-            raise TypeError(
-                explain(
-                    f"{where} has a hook of a wrong signature.",
-                    f"`{name}{inspect.signature(hook)}`",
-                    expected,
-                )
-            ) from error
+            message = f"`{where}` has a hook of a wrong signature."
+            raise TypeError(explain(message, received, f"`{name}{signature}`")) from error
 
 
 def _check_every(callback: Callback, where: str) -> None:
-    every = callback.every
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ValueError(
-            explain(
-                f"{where}.every is invalid.",
-                repr(every),
-                "a positive number of outer steps, or None",
-            )
-        )
-    if (
-        every is None
-        and type(callback).on_step_end is not Callback.on_step_end
-        and "every" not in vars(callback)
-    ):
-        raise ValueError(
-            explain(
-                f"{where} has `on_step_end` but never says when.",
-                "every=None",
-                "`every`: call it at multiples of that many outer steps",
-            )
-        )
+    check_int_or_none(callback.every, f"{where}.every", minimum=1, what="outer steps")
+    has_hook = type(callback).on_step_end is not Callback.on_step_end
+    if callback.every is None and has_hook and "every" not in vars(callback):
+        message = f"`{where}` has `on_step_end` but never says when."
+        expected = "`every`: call it at multiples of that many outer steps"
+        raise ValueError(explain(message, "every=None", expected))

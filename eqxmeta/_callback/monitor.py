@@ -1,9 +1,13 @@
-"""Whether what is monitored will have a value: found before the run where that can be known."""
+"""What a callback watches, and whether it will have a value: known before the run if possible."""
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
 
+from .._arguments import check_argument
 from .._errors import explain, warn
 from .callback import Callback, name_of
+from .published import Histogram, Image, logged_value
 from .run import Run
 
 
@@ -29,37 +33,61 @@ def _refuse_twice(
     for other in callbacks:
         same = sorted(set(says) & set(other.logs or ())) if other is not callback else []
         if same:
-            raise ValueError(
-                explain(
-                    "Two callbacks log under the same name.",
-                    f"{same[0]!r}, of {name_of(other)} and {name_of(callback)}",
-                    "names of their own: `Evaluate(prefix=...)` is for that",
-                )
-            )
+            received = f"{same[0]!r}, of {name_of(other)} and {name_of(callback)}"
+            expected = "names of their own: `Evaluate(prefix=...)` is for that"
+            raise ValueError(explain("Two callbacks log under the same name.", received, expected))
 
 
-def check_named(monitor: str, argument: str, names: Collection[str], advice: str) -> None:
-    """Raises `ValueError` unless `monitor` is one of `names`, or a point of the curve that is."""
-    curve, _, point = monitor.rpartition("/after_")
-    if monitor in names or (curve in names and point.isdecimal()):
-        return
-    message = f"`{argument}` is invalid: no callback logs this name."
-    some = f"one of {', '.join(sorted(names))}" if names else "a name that a callback logs"
-    raise ValueError(explain(message, repr(monitor), f"{some}{advice}"))
+class Monitor:
+    """The value that a callback watches: how it is found, and whether it is better than another.
 
+    - `owner`: the class with the arguments `monitor` and `mode`, for errors.
+    - `name`: `None` if nothing is watched.
+    - `mode`: `"min"` if less is better, `"max"` if more is.
+    """
 
-def warn_overdue(run: Run, monitor: str, argument: str, seen: Collection[str]) -> None:
-    """Nobody could know before the run what the user's own callbacks log. By now each has had
-    its turn, and a name that has not come yet is more likely misspelt than late."""
-    warn(
-        explain(
-            f"`{argument}` has no value after {run.step:,} steps.",
-            f"{monitor!r}; so far there were {', '.join(sorted(seen)) or 'no values at all'}",
-            "a name that a callback logs",
-        )
-    )
+    def __init__(self, owner: str, name: str | None, mode: Literal["min", "max"]):
+        check_argument(mode in ("min", "max"), mode, f"{owner}(mode=...)", "'min' or 'max'")
+        self.argument = f"{owner}(monitor=...)"
+        self.name = name
+        self.mode = mode
+        self.forget()
 
+    def forget(self) -> None:
+        """Begin a run."""
+        self.seen: set[str] = set()  # names that had a value
+        self.warned = False  # that this one had none
 
-def is_overdue(run: Run, *, before: bool = False) -> bool:
-    """Whether every callback's `on_step_end` has been called in this run; `before` this step's."""
-    return run.cadence is not None and run.step - run.start - before >= run.cadence
+    def check(self, names: Collection[str], advice: str = "") -> None:
+        """Raises `ValueError` unless it is one of `names`, or a point of the curve that is."""
+        curve, _, point = (self.name or "").rpartition("/after_")
+        if self.name is None or self.name in names or (curve in names and point.isdecimal()):
+            return
+        message = f"`{self.argument}` is invalid: no callback logs this name."
+        some = f"one of {', '.join(sorted(names))}" if names else "a name that a callback logs"
+        raise ValueError(explain(message, repr(self.name), f"{some}{advice}"))
+
+    def find(self, values: Mapping[str, Any]) -> float | None:
+        """Its number among logged `values`."""
+        pictures = Image | Histogram
+        self.seen.update(name for name, x in values.items() if not isinstance(x, pictures))
+        return None if self.name is None else logged_value(values, self.name)
+
+    def improves(self, value: float, best: float | None, min_delta: float = 0.0) -> bool:
+        if not math.isfinite(value):  # JSON could not hold it, and no run should aim at it
+            return False
+        if best is None:
+            return True
+        return (best - value if self.mode == "min" else value - best) > min_delta
+
+    def warn_if_overdue(self, run: Run, *, before: bool = False) -> None:
+        """To be called while there has been no value. Nobody could know before the run what the
+        user's own callbacks log; once each has had its turn (`before`: before that of this step),
+        a name that has not come is more likely misspelt than late. Warns once."""
+        steps = run.step - run.start - before
+        if self.name is None or self.warned or run.cadence is None or steps < run.cadence:
+            return
+        self.warned = True
+        message = f"`{self.argument}` has no value after {run.step:,} steps."
+        so_far = f"so far there were {', '.join(sorted(self.seen)) or 'no values at all'}"
+        warn(explain(message, f"{self.name!r}; {so_far}", "a name that a callback logs"))

@@ -50,23 +50,14 @@ def logged_value(values: Mapping[str, Any], monitor: str) -> float | None:
         return None
     if isinstance(value, Image | Histogram):
         kind = "an image" if isinstance(value, Image) else "a histogram"
-        raise TypeError(
-            explain(
-                f"The monitor {monitor!r} is {kind}.",
-                kind,
-                "the name of a number or a curve",
-            )
-        )
+        message = f"The monitor {monitor!r} is {kind}."
+        raise TypeError(explain(message, kind, "the name of a number or a curve"))
     if not isinstance(value, Curve):
         return float(value)
     if index >= len(value.mean):
-        raise ValueError(
-            explain(
-                f"The monitor {monitor!r} is beyond the curve.",
-                f"inner step {index}",
-                f"an inner step up to {len(value.mean) - 1}",
-            )
-        )
+        message, received = f"The monitor {monitor!r} is beyond the curve.", f"inner step {index}"
+        expected = f"an inner step up to {len(value.mean) - 1}"
+        raise ValueError(explain(message, received, expected))
     return float(value.mean[index])
 
 
@@ -82,13 +73,10 @@ def check_logged(scalars: Any, reserved: Collection[str]) -> None:
         elif not isinstance(name, str) or np.ndim(value) or not _is_real(value):
             raise TypeError(explain(message, f"{name!r}: {value!r}", expected))
         if name in reserved:
-            raise ValueError(
-                explain(
-                    "`run.log` was given a name that is taken.",
-                    repr(name),
-                    f"another name than {', '.join(sorted(reserved))}: these are the run's own",
-                )
-            )
+            message = "`run.log` was given a name that is taken."
+            others = ", ".join(sorted(reserved))
+            expected = f"another name than {others}: these are the run's own"
+            raise ValueError(explain(message, repr(name), expected))
 
 
 def _is_real(value: Any) -> bool:

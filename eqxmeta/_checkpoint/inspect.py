@@ -8,7 +8,8 @@ import numpy as np
 
 from .._arguments import check_path
 from . import container as _container
-from .save_load import read_alone, read_manifest
+from .names import refuse_folder
+from .save_load import read_alone
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -18,21 +19,20 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     Every byte is checked. Raises `CheckpointNotFound`, `CheckpointCorrupt`, `CheckpointTooNew`.
     """
     path = check_path(path, "inspect(path=...)")
-    manifest = read_manifest(path)
-    leaves = manifest["leaves"]
+    refuse_folder(path)
     # All of it before the first line, so that of a damaged file nothing is shown as if it were.
     with _container.reading(path) as reader:
-        rows = [(*_form(leaf), _values(read_alone(reader, leaf))) for leaf in leaves]
+        manifest = reader.manifest
+        rows = [(*_form(leaf), _values(read_alone(reader, leaf))) for leaf in manifest["leaves"]]
     told = manifest.get("versions")  # sound, but perhaps of another writer than ours
-    versions = ", ".join(f"{k} {v}" for k, v in (told if isinstance(told, dict) else {}).items())
-    print(f"{path}: format {manifest['format']}, {len(leaves)} leaves, sound")
-    print(f"versions  {versions}")
+    versions = told.items() if isinstance(told, dict) else ()
+    print(f"{path}: format {manifest['format']}, {len(rows)} leaves, sound")
+    print(f"versions  {', '.join(f'{library} {version}' for library, version in versions)}")
     for name, value in manifest["meta"].items():
         print(f"{name:9} {json.dumps(value)}")
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
-    for row in rows:
-        path_, dtype, size, values = row
-        print(f"{path_:{widths[0]}}  {dtype:{widths[1]}}  {size:>{widths[2]}}  {values}".rstrip())
+    for name, dtype, size, values in rows:
+        print(f"{name:{widths[0]}}  {dtype:{widths[1]}}  {size:>{widths[2]}}  {values}".rstrip())
     return manifest
 
 

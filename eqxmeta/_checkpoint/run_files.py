@@ -35,21 +35,17 @@ class CheckpointFiles:
         """Raises `FileExistsError`: a new run shall not mix its files with those of another."""
         files = self.by_step()
         if files:
-            raise FileExistsError(
-                explain(
-                    f"The folder {self.folder} holds the checkpoints of an earlier run.",
-                    f"{len(files)} of them, the newest {files[max(files)].name}",
-                    '`fit(..., resume="auto")` to continue that run, or another folder',
-                )
-            )
+            message = f"The folder {self.folder} holds the checkpoints of an earlier run."
+            received = f"{len(files)} of them, the newest {files[max(files)].name}"
+            expected = '`fit(..., resume="auto")` to continue that run, or another folder'
+            raise FileExistsError(explain(message, received, expected))
 
     def set_aside(self, *, after: int) -> None:
         """The run is to write files of these steps again, and these may be all that is left."""
         for step, path in sorted(self.by_step().items()):
             if step > after:
                 stale = set_aside(path)
-                message = f"The run continues from step {after}: {path} is now {stale.name}."
-                warn(message)
+                warn(f"The run continues from step {after}: {path} is now {stale.name}.")
 
 
 def id_of(path: Path) -> str | None:

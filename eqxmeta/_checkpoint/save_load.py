@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._arguments import check_file, check_json, check_path
+from .._arguments import check_argument, check_file, check_json, check_path
 from .._errors import CheckpointMismatch, explain
 from .._files.paths import drop_cached
 from .._model.state import TrainState
@@ -34,13 +34,11 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
     """
     path = check_path(path, "save(path=...)")
     meta = {} if meta is None else meta
-    if not isinstance(meta, dict):
-        raise TypeError(explain("`meta` is invalid.", repr(meta), "a dict of JSON values"))
+    check_argument(isinstance(meta, dict), meta, "meta", "a dict of JSON values", TypeError)
     check_json(meta, "meta", 0)
     if not path.parent.is_dir():
-        raise FileNotFoundError(
-            explain(f"Cannot save to {path}.", "a folder that does not exist", "an existing folder")
-        )
+        message, received = f"Cannot save to {path}.", "a folder that does not exist"
+        raise FileNotFoundError(explain(message, received, "an existing folder"))
     check_file(path, "save(path=...)")
     leaves = _array_leaves(tree)
     for name, leaf in leaves.items():
@@ -111,13 +109,9 @@ def load_model(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     names = [entry["path"] for entry in read_manifest(path)["leaves"]]
     wanted = _array_leaves(like).keys()
     if wanted <= set(names) and not any(_is_below(".model", name) for name in names):
-        raise CheckpointMismatch(
-            explain(
-                f"{path} is not of a run.",
-                "the arrays of a model by itself, as `eqxmeta.save(path, model)` stores them",
-                "a run's checkpoint; `eqxmeta.load(path, like)` loads this one",
-            )
-        )
+        received = "the arrays of a model by itself, as `eqxmeta.save(path, model)` stores them"
+        expected = "a run's checkpoint; `eqxmeta.load(path, like)` loads this one"
+        raise CheckpointMismatch(explain(f"{path} is not of a run.", received, expected))
     # The innermost in which everything is to be found; else the outermost, whose error tells most.
     prefix = next(
         (p for p in (".model.model", ".model") if {p + name for name in wanted} <= set(names)),
@@ -169,9 +163,8 @@ def _array_leaves(tree: PyTree) -> dict[str, Any]:
         if _is_array(leaf):
             name = jax.tree_util.keystr(path)
             if name in leaves:
-                raise ValueError(
-                    explain("The pytree has leaves of one name.", f"{name!r} twice", "unique paths")
-                )
+                message = "The pytree has leaves of one name."
+                raise ValueError(explain(message, f"{name!r} twice", "unique paths"))
             leaves[name] = leaf
     return leaves
 
@@ -188,13 +181,9 @@ def _entry(name: str, leaf: Any) -> dict[str, Any]:
         # Not: objects, strings, records, dates, long doubles, and what has no arithmetic yet.
         known = dtype == "bool" or hasattr(jnp, dtype)
         if not known or dtype in ("int1", "uint1") or dtype.startswith("float6_"):
-            raise TypeError(
-                explain(
-                    f"The leaf {name!r} cannot be stored.",
-                    f"an array of dtype {dtype}",
-                    "an array of a dtype that JAX has: numbers, booleans or PRNG keys",
-                )
-            )
+            message = f"The leaf {name!r} cannot be stored."
+            expected = "an array of a dtype that JAX has: numbers, booleans or PRNG keys"
+            raise TypeError(explain(message, f"an array of dtype {dtype}", expected))
     return {"path": name, "shape": list(leaf.shape), "dtype": dtype}
 
 
@@ -261,13 +250,9 @@ def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any], whose
     if len(lines) > len(shown):
         of_optimizer = ", of the optimizer's state for one" if first else ""
         shown.append(f"and {len(lines) - len(shown)} more{of_optimizer}")
-    raise CheckpointMismatch(
-        explain(
-            f"Checkpoint {path} does not have the array leaves of {whose}.",
-            "\n  " + "\n  ".join(shown),
-            "the same leaves: the model, strategy and optimizer with which it was saved",
-        )
-    )
+    message = f"Checkpoint {path} does not have the array leaves of {whose}."
+    expected = "the same leaves: the model, strategy and optimizer with which it was saved"
+    raise CheckpointMismatch(explain(message, "\n  " + "\n  ".join(shown), expected))
 
 
 def library_versions() -> dict[str, str]:

@@ -7,36 +7,23 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from .._arguments import check_argument
 from .._errors import explain
 from .state import TrainState
 
 
 def check_model(model: PyTree, argument: str) -> None:
     """Refuse what cannot be meta-learnt correctly. Raises `TypeError` or `ValueError`."""
-    if isinstance(model, type):
-        raise TypeError(
-            explain(
-                f"`{argument}` is not a model.",
-                f"the class {model!r}",
-                "an instance of an Equinox module",
-            )
-        )
+    expected = "an instance of an Equinox module"
+    is_class, fault = isinstance(model, type), "is not a model"
+    check_argument(not is_class, model, argument, expected, TypeError, fault)
     if isinstance(model, TrainState):
-        raise TypeError(
-            explain(
-                f"`{argument}` is not a model.",
-                "a `TrainState`",
-                "the model in it, `state.model`; to go on with a run `fit(..., resume=)`",
-            )
-        )
+        expected = "the model in it, `state.model`; to go on with a run `fit(..., resume=)`"
+        raise TypeError(explain(f"`{argument}` is not a model.", "a `TrainState`", expected))
     if hasattr(model, "sample") and not callable(model):
-        raise ValueError(
-            explain(
-                f"`{argument}` is a task source, not a model.",
-                repr(model)[:200],
-                "an instance of an Equinox module first, the tasks second: `fit(model, tasks)`",
-            )
-        )
+        message = f"`{argument}` is a task source, not a model."
+        expected = f"{expected} first, the tasks second: `fit(model, tasks)`"
+        raise ValueError(explain(message, repr(model)[:200], expected))
     stateful = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_state)
@@ -45,24 +32,21 @@ def check_model(model: PyTree, argument: str) -> None:
     if stateful:
         # Running statistics would need a policy for whose they are: one task's, or the run's.
         # Without one they would silently leak between tasks.
-        raise ValueError(
-            explain(
-                f"`{argument}` has layers with state (such as `eqx.nn.BatchNorm`).",
-                f"state at {', '.join('model' + path for path in stateful)}",
-                "a model without state: `eqxmeta.nn.SupportNorm` or `eqxmeta.nn.BatchNorm`, which "
-                "keep no averages, `eqx.nn.LayerNorm` or `eqx.nn.GroupNorm` instead",
-            )
+        message = f"`{argument}` has layers with state (such as `eqx.nn.BatchNorm`)."
+        received = f"state at {', '.join('model' + path for path in stateful)}"
+        expected = (
+            "a model without state: `eqxmeta.nn.SupportNorm` or `eqxmeta.nn.BatchNorm`, which "
+            "keep no averages, `eqx.nn.LayerNorm` or `eqx.nn.GroupNorm` instead"
         )
+        raise ValueError(explain(message, received, expected))
     if not any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(model)):
-        raise ValueError(
-            explain(
-                f"`{argument}` has no parameters.",
-                repr(model)[:200],
-                "at least one floating-point array"
-                + ". A function such as `jax.vmap(model)` hides them, and there is no batch axis: "
-                "pass the model itself, one example in, one output out" * inspect.isroutine(model),
+        expected = "at least one floating-point array"
+        if inspect.isroutine(model):
+            expected += (
+                ". A function such as `jax.vmap(model)` hides them, and there is no batch axis: "
+                "pass the model itself, one example in, one output out"
             )
-        )
+        raise ValueError(explain(f"`{argument}` has no parameters.", repr(model)[:200], expected))
 
 
 def check_no_nan(model: PyTree, argument: str) -> None:

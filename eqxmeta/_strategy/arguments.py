@@ -2,8 +2,7 @@
 
 import optax
 
-from .._arguments import check_optimizer
-from .._errors import explain
+from .._arguments import check_argument, check_optimizer
 from .._meta_gradient.inner_loop import InnerLoop
 from .._task.layout import TaskChunk, check_task_chunk
 from .._types import Loss
@@ -18,27 +17,17 @@ def check_arguments(
 ) -> None:
     """The arguments that the strategies with an inner loop share."""
     check_loss_and_optimizer(strategy, loss, optimizer, task_chunk)
-    if not isinstance(inner, InnerLoop):
-        raise TypeError(
-            explain(
-                f"`{strategy}(inner=...)` is not an inner loop.",
-                repr(inner),
-                "an `eqxmeta.InnerLoop`, for example `InnerLoop(optax.sgd(0.01), steps=1)`",
-            )
-        )
+    argument = f"{strategy}(inner=...)"
+    expected = "an `eqxmeta.InnerLoop`, for example `InnerLoop(optax.sgd(0.01), steps=1)`"
+    check_argument(isinstance(inner, InnerLoop), inner, argument, expected, TypeError)
 
 
 def check_loss_and_optimizer(
     strategy: str, loss: Loss, optimizer: optax.GradientTransformation, task_chunk: TaskChunk
 ) -> None:
     """The arguments that all built-in strategies share."""
-    if not callable(loss) or isinstance(loss, type):
-        raise TypeError(
-            explain(
-                f"`{strategy}(loss=...)` is not a loss.",
-                repr(loss),
-                "`loss(model, batch, key) -> (scalar, metrics)`, such as `eqxmeta.losses.mse`",
-            )
-        )
+    sound = callable(loss) and not isinstance(loss, type)
+    expected = "`loss(model, batch, key) -> (scalar, metrics)`, such as `eqxmeta.losses.mse`"
+    check_argument(sound, loss, f"{strategy}(loss=...)", expected, TypeError)
     check_optimizer(optimizer, f"{strategy}(optimizer=...)")
     check_task_chunk(task_chunk, f"{strategy}(task_chunk=...)")

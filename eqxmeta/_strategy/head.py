@@ -3,13 +3,14 @@
 import abc
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import equinox as eqx
 import jax
 import optax
 from jaxtyping import PyTree
 
+from .._arguments import check_argument
 from .._errors import annotate_errors, explain
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.select import select
@@ -19,6 +20,8 @@ from .by_inner_loop import ByInnerLoop
 from .gradient_strategy import GradientStrategy
 
 Where: TypeAlias = Callable[[Any], PyTree]
+
+_A_HEAD = "a function from the model to its head, such as `head=lambda m: m.layers[-1]`"
 
 
 class Head(eqx.Module):
@@ -30,20 +33,16 @@ class Head(eqx.Module):
 
     def __call__(self, model: PyTree) -> PyTree:
         if self.where is not None:
-            expected = "a function from the model to its head, such as `lambda m: m.layers[-1]`"
-            with annotate_errors(f"`{self.argument}`", f"a `{type(model).__name__}`", expected):
+            with annotate_errors(f"`{self.argument}`", f"a `{type(model).__name__}`", _A_HEAD):
                 return self.where(model)
         if _has_head(model):
             return model.head
         layers = [x for x in jax.tree.leaves(model, is_leaf=_is_linear) if _is_linear(x)]
         if not layers:
-            raise ValueError(
-                explain(
-                    f"`{self.argument}` is needed: the model does not say what its head is.",
-                    f"`{type(model).__name__}`, without a field `head` and without `eqx.nn.Linear`",
-                    "a function from the model to its head, such as `head=lambda m: m.layers[-1]`",
-                )
-            )
+            message = f"`{self.argument}` is needed: the model does not say what its head is."
+            name = type(model).__name__
+            received = f"`{name}`, without a field `head` and without `eqx.nn.Linear`"
+            raise ValueError(explain(message, received, _A_HEAD))
         return layers[-1]
 
 
@@ -59,13 +58,9 @@ class Body(eqx.Module):
     def __call__(self, model: PyTree) -> PyTree:
         _, others = select(model, self.head, self.argument)
         if not jax.tree.leaves(eqx.filter(others, eqx.is_inexact_array)):
-            raise ValueError(
-                explain(
-                    f"`{self.argument}` leaves nothing that adapts.",
-                    "a head that holds every floating-point array of the model",
-                    "a head beside which the model has a body",
-                )
-            )
+            message = f"`{self.argument}` leaves nothing that adapts."
+            received = "a head that holds every floating-point array of the model"
+            raise ValueError(explain(message, received, "a head beside which there is a body"))
         return others
 
 
@@ -87,13 +82,11 @@ class AdaptsByHead(GradientStrategy, ByInnerLoop):
         task_chunk: TaskChunk = "auto",
     ):
         name = type(self).__name__
-        if head is not None and (not callable(head) or isinstance(head, type | eqx.Module)):
-            expected = "a function from the model to its head, such as `lambda m: m.layers[-1]`"
-            received = repr(head)[:200]
-            message = f"`{name}(head=...)` is not a function."
-            raise TypeError(explain(message, received, f"{expected}, or None"))
+        sound = callable(head) and not isinstance(head, type | eqx.Module)
+        argument = f"{name}(head=...)"
+        check_argument(head is None or sound, head, argument, f"{_A_HEAD}, or None", TypeError)
         self.loss = loss
-        self.inner = adapting(inner, self.chosen(Head(head, f"{name}(head=...)")), name)
+        self.inner = adapting(inner, self.chosen(Head(cast(Where | None, head), argument)), name)
         self.optimizer = optimizer
         self.task_chunk = task_chunk
 
@@ -108,14 +101,10 @@ def adapting(inner: Any, adapt: Where, strategy: str) -> Any:
     if not isinstance(inner, InnerLoop):  # refused by `__check_init__`
         return inner
     if inner.adapt is not None:
-        raise ValueError(
-            explain(
-                f"`{strategy}(inner=...)` says itself what adapts.",
-                f"`InnerLoop(adapt={inner.adapt!r})`",
-                f"an `InnerLoop` without `adapt`, and `{strategy}(head=...)`; or `MAML`, which "
-                "takes any `adapt`",
-            )
-        )
+        message = f"`{strategy}(inner=...)` says itself what adapts."
+        received = f"`InnerLoop(adapt={inner.adapt!r})`"
+        expected = f"an `InnerLoop` without `adapt`, and `{strategy}(head=...)`; or `MAML`, which "
+        raise ValueError(explain(message, received, expected + "takes any `adapt`"))
     return InnerLoop(inner.optimizer, inner.steps, inner.gradient, adapt=adapt, remat=inner.remat)
 
 

@@ -1,12 +1,12 @@
 """What `fit(resume=...)` stands for: which checkpoint, and whether it is of this run."""
 
-import difflib
 import errno
 import math
 import os
 from pathlib import Path
 from typing import Any, Literal
 
+from .._arguments import check_argument
 from .._callback.callback import Callback, name_of
 from .._callback.log_owner import LOG
 from .._callback.run import Origin
@@ -51,15 +51,11 @@ def restore(
     """
     if resume is None:
         return Origin(like)
-    if not isinstance(resume, str | os.PathLike):
-        raise TypeError(
-            explain("`fit(resume=...)` is invalid.", repr(resume), "'auto', a path, or None")
-        )
+    sound = isinstance(resume, str | os.PathLike)
+    check_argument(sound, resume, "fit(resume=...)", "'auto', a path, or None", TypeError)
     if isinstance(resume, str) and resume != "auto" and not Path(resume).exists():
-        near = difflib.get_close_matches(resume.lower(), ["auto"])
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        expected = f"'auto', the path of a checkpoint, or None.{hint}"
         message = f"There is no checkpoint at `fit(resume={resume!r})`."
+        expected = "'auto', the path of a checkpoint, or None"
         raise CheckpointNotFound(explain(message, "no such file", expected))
     if resume == "auto":
         origin = _newest(like, callbacks, config)
@@ -76,13 +72,9 @@ def restore(
 def _newest(like: TrainState, callbacks: tuple[Callback, ...], config: dict[str, Any]) -> Origin:
     """The newest sound file of all callbacks, or a start if there is no file."""
     if not any(map(can_resume, callbacks)):
-        raise ValueError(
-            explain(
-                "`fit(resume='auto')` has nothing to resume from.",
-                "no callback that saves",
-                "a `Checkpoint` among the callbacks",
-            )
-        )
+        message = "`fit(resume='auto')` has nothing to resume from."
+        expected = "a `Checkpoint` among the callbacks"
+        raise ValueError(explain(message, "no callback that saves", expected))
     paths = [path for callback in callbacks for path in callback.resume_paths()]
     found = [(path, _read(path)) for path in paths]
     for path, manifest in sorted(found, key=lambda entry: _step_of(entry[1]), reverse=True):
@@ -93,15 +85,11 @@ def _newest(like: TrainState, callbacks: tuple[Callback, ...], config: dict[str,
         except (CheckpointCorrupt, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EIO:
                 raise
-            message = f"Skipping a damaged checkpoint, {path}. {error}"
-            warn(message)
+            warn(f"Skipping a damaged checkpoint, {path}. {error}")
     if paths:
+        expected = "at least one. Move them away to start anew"
         raise CheckpointCorrupt(
-            explain(
-                "No checkpoint is sound.",
-                ", ".join(map(str, paths)),
-                "at least one. Move them away to start anew",
-            )
+            explain("No checkpoint is sound.", ", ".join(map(str, paths)), expected)
         )
     return Origin(like, resuming=True)
 
@@ -116,13 +104,9 @@ def _read(path: Path) -> dict[str, Any] | CheckpointCorrupt | OSError:
     if saved == path.name:
         return manifest
     # A file under the name of another is found by whoever looks for the other.
-    return CheckpointCorrupt(
-        explain(
-            f"Checkpoint {path} is damaged: it is another one.",
-            f"the file that was saved as {saved}",
-            "the file that was saved under this name. Rename it, or pass its path as `resume`",
-        )
-    )
+    message = f"Checkpoint {path} is damaged: it is another one."
+    expected = "the file that was saved under this name. Rename it, or pass its path as `resume`"
+    return CheckpointCorrupt(explain(message, f"the file that was saved as {saved}", expected))
 
 
 def _step_of(manifest: dict[str, Any] | Exception) -> int | float:
@@ -148,8 +132,7 @@ def _load(
     states = meta.get("callbacks", {})
     forgotten = [n for n, value in states.items() if value.keys() - {LOG} and n not in attached]
     if forgotten:
-        message = f"`{path}` holds the state of callbacks that are not attached: {forgotten}"
-        warn(message)
+        warn(f"`{path}` holds the state of callbacks that are not attached: {forgotten}")
     return Origin(state, resuming=True, path=path, meta=meta)
 
 
@@ -159,15 +142,12 @@ def _refuse(path: Path, differ: dict[str, tuple[str, str]]) -> None:
         return
     there = ", ".join(f"{name}={old}" for name, (old, _) in differ.items())
     here = ", ".join(f"{name}={new}" for name, (_, new) in differ.items())
-    raise CheckpointMismatch(
-        explain(
-            f"`{path}` is of another run.",
-            f"a checkpoint with {there}",
-            f"{here}, as this run has. Continue "
-            "with what was saved, or save this run to another folder. Its weights alone start "
-            f"a new run: `model = eqxmeta.load_model('{path}', model)`",
-        )
+    expected = (
+        f"{here}, as this run has. Continue with what was saved, or save this run to another "
+        f"folder. Its weights alone start a new run: `model = eqxmeta.load_model('{path}', model)`"
     )
+    received = f"a checkpoint with {there}"
+    raise CheckpointMismatch(explain(f"`{path}` is of another run.", received, expected))
 
 
 def _other_settings(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[str, str]]:

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from .._arguments import check_int, check_seed
+from .._arguments import check_argument, check_int, check_seed
 from .._errors import explain
 from .._model.check import check_model
 from .._model.state import TrainState
@@ -22,10 +22,9 @@ def check_seeds(seeds: Any, first: int) -> tuple[int, ...]:
         seeds = check_int(seeds, argument, minimum=1, what="seeds, or a sequence of distinct seeds")
         seeds = range(first, first + seeds)
     seeds = [check_seed(seed, argument) for seed in seeds]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(
-            explain(f"`{argument}` is empty or repeats a seed.", seeds, "1 or more distinct seeds")
-        )
+    sound = seeds and len(set(seeds)) == len(seeds)
+    fault = "is empty or repeats a seed"
+    check_argument(sound, seeds, argument, "1 or more distinct seeds", ValueError, fault)
     return tuple(seeds)
 
 
@@ -35,13 +34,9 @@ def check_models(model: Any, n: int) -> list[Any]:
         check_model(model, argument)
         return [model]
     if len(model) != n:
-        raise ValueError(
-            explain(
-                f"`{argument}` is not one model per seed.",
-                f"{len(model)} models for {n} seeds",
-                "a list as long as `seeds`, or one model for all",
-            )
-        )
+        message = f"`{argument}` is not one model per seed."
+        received, expected = f"{len(model)} models for {n} seeds", "one per seed, or one for all"
+        raise ValueError(explain(message, received, expected))
     for index, one in enumerate(model):
         check_model(one, f"fit_seeds(model=...)[{index}]")
     return list(model)
@@ -49,13 +44,10 @@ def check_models(model: Any, n: int) -> list[Any]:
 
 def check_source(tasks: Any) -> None:
     if not is_device_source(tasks) and hasattr(tasks, "__getitem__"):
-        raise ValueError(
-            explain(
-                "`fit_seeds(tasks=...)` is read by the host.",
-                f"{type(tasks).__name__}, with `tasks[step]`",
-                "an `eqx.Module` with `sample(key) -> Task`: each seed draws tasks of its own",
-            )
-        )
+        message = "`fit_seeds(tasks=...)` is read by the host."
+        received = f"{type(tasks).__name__}, with `tasks[step]`"
+        expected = "an `eqx.Module` with `sample(key) -> Task`: each seed draws tasks of its own"
+        raise ValueError(explain(message, received, expected))
     check_device_source(tasks, "fit_seeds(tasks=...)")
 
 
@@ -67,13 +59,10 @@ def check_alike(states: list[TrainState]) -> None:
         paths = [path for path in {**before, **after} if before.get(path) != after.get(path)]
         if paths or jax.tree.structure(state) != structure:
             shown = [f"{path[1:]}: {before.get(path)} and {after.get(path)}" for path in paths]
-            raise ValueError(
-                explain(
-                    f"`fit_seeds(model=...)` differs between models 0 and {index}.",
-                    "; ".join(shown)[:500] or "another structure, or another static field",
-                    "models that differ in the values of their arrays only",
-                )
-            )
+            message = f"`fit_seeds(model=...)` differs between models 0 and {index}."
+            received = "; ".join(shown)[:500] or "another structure, or another static field"
+            expected = "models that differ in the values of their arrays only"
+            raise ValueError(explain(message, received, expected))
 
 
 def _layout(state: TrainState) -> dict[str, str]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
-from .._arguments import check_int
+from .._arguments import check_argument, check_int
 from .._errors import explain, warn
 from .._loop.chunk import Job, Report, count_non_finite, outer_steps
 from .._loop.pace import Pace
@@ -47,27 +47,20 @@ def fit_seeds(
 
     Raises `TypeError` or `ValueError` for invalid arguments.
     """
-    if not isinstance(trainer, Trainer):
-        expected = "an instance of `eqxmeta.Trainer`"
-        raise TypeError(
-            explain("`fit_seeds(trainer=...)` is not a trainer.", repr(trainer), expected)
-        )
+    argument = "fit_seeds(trainer=...)"
+    expected = "an instance of `eqxmeta.Trainer`"
+    sound, fault = isinstance(trainer, Trainer), "is not a trainer"
+    check_argument(sound, trainer, argument, expected, TypeError, fault)
     if trainer.callbacks:
-        raise ValueError(
-            explain(
-                "`fit_seeds(trainer=...)` has callbacks, which watch a single run.",
-                ", ".join(type(callback).__name__ for callback in trainer.callbacks),
-                "`Trainer(callbacks=[])`; evaluate `runs.state(i).model` afterwards",
-            )
-        )
+        message = f"`{argument}` has callbacks, which watch a single run."
+        received = ", ".join(type(callback).__name__ for callback in trainer.callbacks)
+        expected = "`Trainer(callbacks=[])`; evaluate `runs.state(i).model` afterwards"
+        raise ValueError(explain(message, received, expected))
     if trainer.on_non_finite != "raise":
-        raise ValueError(
-            explain(
-                "`fit_seeds(trainer=...)` has a policy for NaN and infinity.",
-                f"on_non_finite={trainer.on_non_finite!r}",
-                "the default: a run that diverges stops no other, and `SeedRuns.finite` tells",
-            )
-        )
+        message = f"`{argument}` has a policy for NaN and infinity."
+        received = f"on_non_finite={trainer.on_non_finite!r}"
+        expected = "the default: a run that diverges stops no other, and `SeedRuns.finite` tells"
+        raise ValueError(explain(message, received, expected))
     steps = check_int(steps, "fit_seeds(steps=...)", minimum=1, what="outer steps")
     chosen = check_seeds(seeds, trainer.seed)
     models = check_models(model, len(chosen))
@@ -126,12 +119,10 @@ def _run(
         print(f"stopped at step {step:,} of {steps:,}: {stop_reason}", flush=True)
     if bad:
         which = ", ".join(f"seed {seeds[i]} at step {bad[i]:,}" for i in sorted(bad))
-        message = explain(
-            "Runs of `fit_seeds` became NaN or infinite.",
-            f"{which} ({len(bad)} of {len(seeds)} runs)",
-            "finite metrics and parameters; see `SeedRuns.finite`. The other runs are not affected",
-        )
-        warn(message)
+        message = "Runs of `fit_seeds` became NaN or infinite."
+        received = f"{which} ({len(bad)} of {len(seeds)} runs)"
+        expected = "finite metrics and parameters; see `SeedRuns.finite`. The other runs go on"
+        warn(explain(message, received, expected))
     metrics = {name: np.concatenate([row[name] for row in rows], axis=1) for name in rows[0]}
     finite = np.array([index not in bad for index in range(len(seeds))])
     return SeedRuns(seeds, states, metrics, finite, steps, stop_reason)

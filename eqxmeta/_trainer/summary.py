@@ -85,13 +85,9 @@ def render(
 def _options(strategy: Strategy) -> str:
     """The fields that are plain values, such as `Reptile(batch_size=...)`; not how tasks are laid
     out in memory, which is no part of what is computed."""
-    values = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}
-    plain = {
-        name: value
-        for name, value in values.items()
-        if name != "task_chunk" and isinstance(value, bool | int | float | str)
-    }
-    return ", ".join(f"{name}={value!r}" for name, value in plain.items())
+    fields = ((field.name, getattr(strategy, field.name)) for field in dataclasses.fields(strategy))
+    plain = ((name, x) for name, x in fields if isinstance(x, bool | int | float | str))
+    return ", ".join(f"{name}={x!r}" for name, x in plain if name != "task_chunk")
 
 
 def _adapts(inner: Any, model: PyTree) -> str | None:

@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 
 from jaxtyping import PyTree
 
-from .._arguments import check_int, check_seed
+from .._arguments import check_argument, check_int, check_seed
 from .._callback.callback import Callback, attach, name_of
 from .._callback.monitor import check_monitors
 from .._callback.run import OnNonFinite, Run, Settings
-from .._errors import explain, warn
+from .._errors import warn
 from .._loop.loop import Loop
 from .._model.check import check_model
 from .._model.state import TrainState
@@ -68,38 +68,22 @@ class Trainer:
         fast_dev_run: bool | int = False,
         summary: bool = True,
     ):
-        if not isinstance(strategy, Strategy):
-            raise TypeError(
-                explain(
-                    "`Trainer(strategy=...)` is not a strategy.",
-                    repr(strategy),
-                    "an instance of `Strategy`, such as `eqxmeta.MAML(...)`",
-                )
-            )
-        meta_batch_size = check_int(
-            meta_batch_size, "Trainer(meta_batch_size=...)", minimum=1, what="tasks"
-        )
-        seed = check_seed(seed, "Trainer(seed=...)")
-        if steps_per_execution != "auto":
-            steps_per_execution = check_int(
-                steps_per_execution,
-                "Trainer(steps_per_execution=...)",
-                minimum=1,
-                what="steps, or 'auto'",
-            )
-        if on_non_finite not in get_args(OnNonFinite):
-            expected = "'raise', 'skip' or 'stop'"
-            received = repr(on_non_finite)
-            raise ValueError(
-                explain("`Trainer(on_non_finite=...)` is invalid.", received, expected)
-            )
-        if not isinstance(fast_dev_run, bool):
-            fast_dev_run = check_int(
-                fast_dev_run, "Trainer(fast_dev_run=...)", minimum=1, what="steps, or a bool"
-            )
+        expected = "an instance of `Strategy`, such as `eqxmeta.MAML(...)`"
+        argument = "Trainer(strategy=...)"
+        check_argument(isinstance(strategy, Strategy), strategy, argument, expected, TypeError)
         self.strategy = strategy
-        self.meta_batch_size = meta_batch_size
-        self.seed = seed
+        argument = "Trainer(meta_batch_size=...)"
+        self.meta_batch_size = check_int(meta_batch_size, argument, minimum=1, what="tasks")
+        self.seed = check_seed(seed, "Trainer(seed=...)")
+        if steps_per_execution != "auto":
+            argument, what = "Trainer(steps_per_execution=...)", "steps, or 'auto'"
+            steps_per_execution = check_int(steps_per_execution, argument, minimum=1, what=what)
+        if not isinstance(fast_dev_run, bool):
+            argument, what = "Trainer(fast_dev_run=...)", "steps, or a bool"
+            fast_dev_run = check_int(fast_dev_run, argument, minimum=1, what=what)
+        sound = on_non_finite in get_args(OnNonFinite)
+        expected = "'raise', 'skip' or 'stop'"
+        check_argument(sound, on_non_finite, "Trainer(on_non_finite=...)", expected)
         self.callbacks = attach(callbacks)
         self.steps_per_execution: int | Literal["auto"] = steps_per_execution
         self.max_time = _seconds(max_time)
@@ -222,12 +206,7 @@ def _seconds(max_time: int | float | timedelta | None) -> float:
     if max_time is None:
         return float("inf")
     seconds = max_time.total_seconds() if isinstance(max_time, timedelta) else max_time
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise ValueError(
-            explain(
-                "`Trainer(max_time=...)` is invalid.",
-                repr(max_time),
-                "a positive number of seconds, or a `timedelta`",
-            )
-        )
+    sound = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0
+    expected = "a positive number of seconds, or a `timedelta`"
+    check_argument(sound, max_time, "Trainer(max_time=...)", expected)
     return float(seconds)

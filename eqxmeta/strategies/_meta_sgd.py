@@ -1,6 +1,5 @@
 """Meta-SGD: MAML with a learnt rate for every parameter."""
 
-import contextlib
 import math
 import numbers
 from typing import Any
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from .._arguments import check_argument
 from .._errors import explain
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._strategy.by_inner_loop import RollsOut
@@ -31,12 +31,9 @@ class WithRates(eqx.Module):
 
 
 def _check_rate(rate: Any) -> float:
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        number = float(rate)
-        if isinstance(rate, numbers.Real) and not isinstance(rate, bool) and math.isfinite(number):
-            return number
-    received = repr(rate)[:200]
-    raise ValueError(explain("`MetaSGD(rate=...)` is invalid.", received, "a finite number"))
+    sound = isinstance(rate, numbers.Real) and not isinstance(rate, bool) and math.isfinite(rate)
+    check_argument(sound, rate, "MetaSGD(rate=...)", "a finite number")
+    return float(rate)
 
 
 class MetaSGD(GradientStrategy, RollsOut):
@@ -96,11 +93,7 @@ def _is_optimizer(x: Any) -> bool:
 
 def _checked(model: Any) -> WithRates:
     if not isinstance(model, WithRates):
-        raise TypeError(
-            explain(
-                "`model` has no inner rates.",
-                type(model).__name__,
-                "what `TrainState.model` holds: `MetaSGD(...).init(model).model`, or a trained one",
-            )
-        )
+        message, received = "`model` has no inner rates.", type(model).__name__
+        where = "`MetaSGD(...).init(model).model`, or a trained one"
+        raise TypeError(explain(message, received, f"what `TrainState.model` holds: {where}"))
     return model

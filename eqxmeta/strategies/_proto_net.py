@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._arguments import check_int
+from .._arguments import check_int_or_none
 from .._errors import explain
 from .._model.predict import predict, takes_key
 from .._model.support_statistics import fill_statistics, without_statistics
@@ -41,9 +41,7 @@ class PrototypeClassifier(eqx.Module):
 
 
 def _check_ways(ways: Any) -> int | None:
-    if ways is None:
-        return None
-    return check_int(ways, "ProtoNet(ways=...)", minimum=1, what="classes, or None")
+    return check_int_or_none(ways, "ProtoNet(ways=...)", minimum=1, what="classes")
 
 
 class ProtoNet(GradientStrategy):
@@ -69,8 +67,8 @@ class ProtoNet(GradientStrategy):
     Before adaptation there is no classifier: no metric `loss_before`, and in an `Evaluation` the
     column of step 0 is NaN; that of step 1 is what counts.
 
-    Raises `TypeError` or `ValueError` for arguments, or tasks, that are not as above. In a compiled
-    program a support label outside `range(ways)` makes every logit NaN.
+    Raises `TypeError` or `ValueError` for arguments, or tasks, that are not as above. A support
+    label outside `range(ways)` makes every logit NaN.
     """
 
     loss: Loss
@@ -90,11 +88,8 @@ class ProtoNet(GradientStrategy):
         x, y = _examples(support)
         classes = self.ways
         if classes is None:
-            classes = y.shape[0] if isinstance(y, jax.core.Tracer) else int(np.asarray(y).max()) + 1
-        elif not isinstance(y, jax.core.Tracer) and np.asarray(y).max() >= classes:
-            received = f"labels up to {np.asarray(y).max()}, with `ProtoNet(ways={classes})`"
-            expected = f"classes 0 to {classes - 1}"
-            raise ValueError(explain("The labels of `support` are invalid.", received, expected))
+            known = not isinstance(y, jax.core.Tracer)
+            classes = max(int(np.asarray(y).max()), 0) + 1 if known else y.shape[0]
         return _classifier(model, x, y, classes, key)
 
 
@@ -126,23 +121,14 @@ def _examples(support: Any) -> tuple[PyTree, Array]:
         received = str(jax.tree.structure(support))
         raise TypeError(explain("`support` is not a pair.", received, "`(x, y)`"))
     x, y = support
-    if not (eqx.is_array(y) or isinstance(y, np.ndarray)) or y.ndim != 1:
-        received = f"shape {getattr(y, 'shape', type(y).__name__)}"
-        raise ValueError(
-            explain("The labels of `support` are invalid.", received, "an integer array `[n]`")
-        )
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(
-            explain("The labels of `support` are not integers.", y.dtype, "class numbers from 0")
-        )
-    if not isinstance(y, jax.core.Tracer) and (y.size == 0 or np.asarray(y).min() < 0):
-        received = f"{y.size} labels" + (f", the least {np.asarray(y).min()}" if y.size else "")
-        raise ValueError(
-            explain("The labels of `support` are invalid.", received, "class numbers from 0")
-        )
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
-    if not all(shape[:1] == y.shape for shape in shapes):
-        received = f"examples of shape {', '.join(map(str, shapes))}, labels of {y.shape}"
-        expected = "as many labels as examples"
+    sound = (eqx.is_array(y) or isinstance(y, np.ndarray)) and y.ndim == 1 and y.size > 0
+    if not sound or any(shape[:1] != y.shape for shape in shapes):
+        labels = getattr(y, "shape", type(y).__name__)
+        received = f"examples of shape {', '.join(map(str, shapes))}, labels of shape {labels}"
+        expected = "integers `[n]`, a label for each of the n examples"
         raise ValueError(explain("The labels of `support` are invalid.", received, expected))
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        message = "The labels of `support` are not integers."
+        raise TypeError(explain(message, y.dtype, "class numbers from 0"))
     return x, y if isinstance(y, jax.Array) else jnp.asarray(y)

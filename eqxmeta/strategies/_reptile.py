@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_int
-from .._errors import explain
+from .._arguments import check_argument, check_int_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.state import TrainState, init_state
 from .._model.support_statistics import without_statistics
@@ -74,22 +73,13 @@ class Reptile(RollsOut):
         inner_state: Literal["reset", "carry"] = "reset",
         task_chunk: TaskChunk = "auto",
     ):
-        if batch_size is not None:
-            batch_size = check_int(
-                batch_size, "Reptile(batch_size=...)", minimum=1, what="examples, or None"
-            )
-        if inner_state not in ("reset", "carry"):
-            raise ValueError(
-                explain(
-                    "`Reptile(inner_state=...)` is invalid.",
-                    repr(inner_state),
-                    "'reset' or 'carry'",
-                )
-            )
+        sound = inner_state in ("reset", "carry")
+        check_argument(sound, inner_state, "Reptile(inner_state=...)", "'reset' or 'carry'")
+        argument = "Reptile(batch_size=...)"
+        self.batch_size = check_int_or_none(batch_size, argument, minimum=1, what="examples")
         self.loss = loss
         self.inner = inner
         self.optimizer = optimizer
-        self.batch_size = batch_size
         self.inner_state = inner_state
         self.task_chunk = task_chunk
 

@@ -36,6 +36,8 @@ def test_each_hook_calls_its_function(hook):
 def test_wrong_signature_is_an_error_when_attached():
     with pytest.raises(TypeError, match="signature"):
         attach([Lambda(on_log=lambda run: None)])  # pyright: ignore
+    with pytest.raises(TypeError, match=r"signature(.|\n)*on_log=5, not a method"):
+        attach([Lambda(on_log=5)])  # pyright: ignore
 
 
 def test_two_need_names():

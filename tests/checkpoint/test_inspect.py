@@ -21,7 +21,7 @@ from . import golden
 from .test_container import rewrite
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "data" / "jax-0.10.ckpt"
+GOLDEN = ROOT / "tests" / "checkpoint" / "data" / "jax-0.10.ckpt"
 
 
 def test_every_leaf_and_the_manifest_are_printed(tmp_path, capsys):

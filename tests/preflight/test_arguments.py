@@ -129,8 +129,8 @@ def every(value):
         ([NeverSaysWhen()], ValueError, r"callbacks\[0\].*on_step_end"),
         (every(0), ValueError, r"callbacks\[0\].*every"),
         (every(-5), ValueError, r"callbacks\[0\].*every"),
-        (every(2.0), ValueError, r"callbacks\[0\].*every"),
-        (every(True), ValueError, r"callbacks\[0\].*every"),
+        (every(2.0), TypeError, r"callbacks\[0\].*every"),
+        (every(True), TypeError, r"callbacks\[0\].*every"),
     ],
 )
 def test_callbacks(callbacks, error, argument):

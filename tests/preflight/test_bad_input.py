@@ -612,7 +612,7 @@ MISTAKES = {
         "zip archive"),
     "resume is misspelt": Mistake(
         lambda f: fit(f, resume="atuo"), em.CheckpointNotFound, "resume='atuo'", "no such file",
-        "Did you mean 'auto'"),
+        "'auto', the path"),
     "load_model of what save stored": Mistake(
         lambda f: em.load_model(alone(f / "old"), LINEAR), em.CheckpointMismatch, "not of a run",
         r"eqxmeta\.save\(path, model\)", r"eqxmeta\.load\(path, like\)"),
