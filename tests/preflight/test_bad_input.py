@@ -398,7 +398,7 @@ MISTAKES = {
         ValueError, "reserved name", "skipped", "another name"),
     "a metric of the loss is not a scalar": Mistake(
         lambda f: fit(f, strategy=maml(reporting("errors", jnp.ones(4)))),
-        ValueError, "metric of the loss is not a scalar", r"'errors' of shape \(4,\)", "means"),
+        ValueError, "metrics of `loss", r"'errors': float32\[4\]", "scalar arrays"),
     "a loss that returns a number alone": Mistake(
         lambda f: fit(f, strategy=maml(lambda m, b, k: em.losses.mse(m, b, k)[0])),
         TypeError, "something else than a pair", r"float32\[\]", "dict of scalar metrics"),
