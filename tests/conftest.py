@@ -20,13 +20,6 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forget_programs():
-    """Programs of other modules fill the memory."""
-    yield
-    jax.clear_caches()
-
-
 @pytest.fixture(autouse=True)
 def optimised(request):
     """All of XLA's passes, in tests that are marked so: what users run is what must be bitwise

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("pip")
-pytest.importorskip("setuptools", minversion="77")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent

@@ -80,6 +80,7 @@ def check(name, mode):
     assert other.loss == pytest.approx(our_loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixed", pytest.param("reverse", marks=pytest.mark.slow)])
 def test_plain_jax_agrees_with_ours(mode):
     check("notebook", mode)

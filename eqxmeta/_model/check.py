@@ -15,8 +15,8 @@ from .state import TrainState
 def check_model(model: PyTree, argument: str) -> None:
     """Refuse what cannot be meta-learnt correctly. Raises `TypeError` or `ValueError`."""
     expected = "an instance of an Equinox module"
-    is_class, fault = isinstance(model, type), "is not a model"
-    check_argument(not is_class, model, argument, expected, TypeError, fault)
+    fault = "is the class, not a model"
+    check_argument(not isinstance(model, type), model, argument, expected, TypeError, fault)
     if isinstance(model, TrainState):
         expected = "the model in it, `state.model`; to go on with a run `fit(..., resume=)`"
         raise TypeError(explain(f"`{argument}` is not a model.", "a `TrainState`", expected))

@@ -279,6 +279,7 @@ class Dropping(eqx.Module):
         return self.linear(self.dropout(self.norm(image), key=key).ravel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prototypes", [False, True])
 def test_a_model_with_dropout_and_statistics(strategy, prototypes):
     if prototypes:

@@ -122,6 +122,7 @@ def unturned(images):
     return {min(turned[i].tobytes() for turned in turns) for i in range(len(images))}
 
 
+@pytest.mark.slow
 @real
 @pytest.mark.parametrize("protocol", ["vinyals", "maml"])
 def test_no_drawing_of_an_episode_is_in_another_split_however_it_is_turned(protocol):

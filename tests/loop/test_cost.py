@@ -74,6 +74,7 @@ def test_one_transfer_a_chunk(monkeypatch):
     assert len(fetched) == 6 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gradient", "steps", "kib"),
     [

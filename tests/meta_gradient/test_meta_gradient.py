@@ -298,6 +298,7 @@ def test_adam_without_the_safe_root_gives_nan():
     assert np.isfinite(jax.grad(with_safe_sqrt(update))(jnp.zeros(())))
 
 
+@pytest.mark.slow
 def test_adam_on_a_network_with_dead_units_in_float64(x64):
     model = Relu(jax.random.key(3))
     # The bias kills three units of the first layer on all inputs.
@@ -687,6 +688,7 @@ def temporary_memory(cls, steps: int, gradient: str = "mixed") -> int:
     return jax.jit(update).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory():
     fomaml = {k: temporary_memory(em.FOMAML, k) for k in (1, 64)}
     # FOMAML keeps no graph through the inner loop, whatever mode the inner loop was made with.

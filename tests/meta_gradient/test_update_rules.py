@@ -311,6 +311,7 @@ def test_reptile(inner, steps, num_tasks, inner_state):
         assert int(count) == UPDATES * steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MAML", pytest.param("Reptile", marks=pytest.mark.slow)])
 def test_in_float64_only_rounding_is_left(x64, name):
     """In float32 1e-5 could hide a small term; here it could not. And the derivative of an Adam

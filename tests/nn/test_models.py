@@ -223,6 +223,7 @@ class OneBlock(eqx.Module):
         return self.head(jnp.ravel(self.block(jnp.moveaxis(x, 0, -1))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "size"),
     [

@@ -229,6 +229,7 @@ def test_the_order_of_the_support_set_does_not_matter():
     np.testing.assert_allclose(*(predict(m, queries) for m in models), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_callback_publishes_what_is_transductive():
     for layer, expected in ((em.nn.SupportNorm, False), (em.nn.BatchNorm, True)):
         logged = []
@@ -273,6 +274,7 @@ def test_the_gradient_is_another_one_if_the_statistics_are_constant(x64):
     assert np.linalg.norm(exact - constant) > 0.1 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_modes_agree_in_the_outer_step(chunk):
     """Also with tasks one after another in a scan, and with blocks of inner steps remembered."""

@@ -66,6 +66,7 @@ def test_errors(as_users_run_it):
             em.nn.MaxPool2d(2, stride)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel, stride, size", [(12, 12, 12), (2, 20, 22)])
 def test_many_places_in_a_stride(kernel, stride, size):
     x = jax.random.normal(jax.random.key(0), (1, size, size))

@@ -128,6 +128,7 @@ class Pictures(eqx.Module):
         return self.scale * self.dropout(x, key=key, inference=key is None).reshape(2, 2)
 
 
+@pytest.mark.slow
 def test_features_of_any_shape_and_dropout():
     model = Pictures(eqx.nn.Dropout(0.5), jnp.ones(()))
     task = blobs(3, 2).sample(KEY)

@@ -95,6 +95,7 @@ def temp_bytes(task_chunk, tasks, width=64, points=256):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_goes_with_the_chunk_and_not_with_the_tasks():
     one = temp_bytes(1, tasks=8)
     assert one < temp_bytes(None, tasks=8) / 5

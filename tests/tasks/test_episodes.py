@@ -60,6 +60,7 @@ def test_distinct_of_many(n, k):
     assert np.abs(drawn.mean(0) - (n - 1) / 2).max() <= 5 * n / np.sqrt(12 * 300)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.data())
 def test_an_episode_has_distinct_classes_and_distinct_examples(data):

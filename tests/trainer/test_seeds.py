@@ -80,6 +80,7 @@ def dropped(seed, p=0.5):
     return Dropped(eqx.nn.Linear(4, 1, key=jax.random.key(seed)), eqx.nn.Dropout(p))
 
 
+@pytest.mark.slow
 def test_each_seed_is_its_single_run_with_reptile_dropout_and_a_model_each():
     strategy = em.Reptile(
         em.losses.mse,
