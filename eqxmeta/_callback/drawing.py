@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import PyTree
 
-from .._arguments import check_file, check_int, check_path
+from .._arguments import check_file, check_int_or_none, check_path
 from .._files.atomic import replacing
 from .._files.lock import file_locked
 from .._strategy.strategy import Strategy
@@ -31,11 +31,10 @@ class Drawing(Callback, abc.ABC):
 
     def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):
         caller = type(self).__name__
-        if every is not None:
-            every = check_int(every, f"{caller}(every=...)", minimum=1, what="outer steps, or None")
         self.path = None if path is None else check_path(path, f"{caller}(path=...)")
         self.writes = path is not None
-        self.every = every
+        what = "outer steps"
+        self.every = check_int_or_none(every, f"{caller}(every=...)", minimum=1, what=what)
         self.name = name
         self._drawn: int | None = None  # at which step
         self._restored = False

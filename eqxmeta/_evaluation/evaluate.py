@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from .._arguments import check_int, check_seed
+from .._arguments import check_argument, check_int, check_seed
 from .._errors import annotate_errors, explain, warn
 from .._model.check import check_model
 from .._model.support_statistics import (
@@ -67,9 +67,8 @@ def evaluate(
     task = check_tasks(tasks, "evaluate(tasks=...)")
     if isinstance(tasks, Task):
         num_tasks = count_tasks(tasks)
-    num_tasks = check_int(
-        num_tasks, "evaluate(num_tasks=...)", minimum=2, what="tasks, for an interval"
-    )
+    what = "tasks, for an interval"
+    num_tasks = check_int(num_tasks, "evaluate(num_tasks=...)", minimum=2, what=what)
     return measure(strategy, model, tasks, task, num_tasks=num_tasks, steps=steps, seed=seed)
 
 
@@ -96,41 +95,29 @@ def _warn_of_labels(loss: np.ndarray, tasks: Any, root: PRNGKeyArray) -> None:
     if not len(bad):
         return
     task, _ = _task_and_key(tasks, root, jnp.int32(bad[0]))
-    ranges = label_ranges(task, "task", ndim=1)
-    if ranges:
-        warn(
-            explain(
-                f"The evaluation is NaN for {len(bad)} of {len(loss)} tasks.",
-                f"{ranges}, of task {bad[0]}",
-                "labels in range(classes), with a logit for each class; and a finite model",
-            )
-        )
+    if ranges := label_ranges(task, "task", ndim=1):
+        message = f"The evaluation is NaN for {len(bad)} of {len(loss)} tasks."
+        expected = "labels in range(classes), with a logit for each class; and a finite model"
+        warn(explain(message, f"{ranges}, of task {bad[0]}", expected))
 
 
 def check_tasks(tasks: Any, argument: str) -> Task:
     """The shapes of one of the tasks to evaluate on. Raises `TypeError` or `ValueError`."""
     if not isinstance(tasks, Task):
-        if hasattr(tasks, "__getitem__"):
-            raise TypeError(
-                explain(
-                    f"`{argument}` is not a source of single tasks.",
-                    repr(tasks)[:200],
-                    "an `eqx.Module` with `sample(key) -> Task`, or a batch of tasks. A host "
-                    "source is evaluated on one of its batches: `tasks[0]`",
-                )
-            )
+        expected = (
+            "an `eqx.Module` with `sample(key) -> Task`, or a batch of tasks. A host "
+            "source is evaluated on one of its batches: `tasks[0]`"
+        )
+        sound, fault = not hasattr(tasks, "__getitem__"), "is not a source of single tasks"
+        check_argument(sound, tasks, argument, expected, TypeError, fault)
         return check_device_source(tasks, argument)
     check_task(tasks, argument, leading="task")
     shapes = [leaf.shape for leaf in jax.tree.leaves(tasks)]
     sizes = sorted({shape[0] for shape in shapes})
     if len(sizes) != 1 or sizes[0] < 2 or any(len(shape) < 2 for shape in shapes):
-        raise ValueError(
-            explain(
-                f"`{argument}` is not a batch of tasks.",
-                f"{sizes} tasks in its arrays, of shapes {shapes}",
-                "2 or more tasks: a leading task axis, then the example axis, in every array",
-            )
-        )
+        received = f"{sizes} tasks in its arrays, of shapes {shapes}"
+        expected = "2 or more tasks: a leading task axis, then the example axis, in every array"
+        raise ValueError(explain(f"`{argument}` is not a batch of tasks.", received, expected))
     return jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x)[0], tasks))
 
 
@@ -220,33 +207,20 @@ def with_num_inner_steps(strategy: Strategy, steps: int, argument: str = "inner_
     """The same strategy, taking `steps` inner steps in `inner_adapt`. Raises `ValueError`, naming
     `argument`, for a strategy without an `InnerLoop`."""
     if not hasattr(getattr(strategy, "inner", None), "steps"):
-        raise ValueError(
-            explain(
-                f"`{argument}` has no effect: the strategy has no `InnerLoop`.",
-                f"{steps}, and `{type(strategy).__name__}`",
-                "a strategy with an `InnerLoop` in its field `inner`, or `inner_steps` left out",
-            )
-        )
+        message = f"`{argument}` has no effect: the strategy has no `InnerLoop`."
+        expected = "a strategy with an `InnerLoop` in its field `inner`, or `inner_steps` left out"
+        raise ValueError(explain(message, f"{steps}, and `{type(strategy).__name__}`", expected))
     return eqx.tree_at(lambda s: s.inner.steps, strategy, steps)
 
 
 def check_steps(strategy: Strategy, steps: int | None, caller: str) -> int | None:
     """The number of inner steps to measure, if it can be chosen. Raises `TypeError` for what is
     not a strategy with a loss, and for what is not a number of steps; `ValueError` for others."""
-    if not isinstance(strategy, Strategy):
-        raise TypeError(
-            explain(
-                f"`{caller}(strategy=...)` is invalid.", repr(strategy), "an instance of `Strategy`"
-            )
-        )
+    sound, argument = isinstance(strategy, Strategy), f"{caller}(strategy=...)"
+    check_argument(sound, strategy, argument, "an instance of `Strategy`", TypeError)
     if not callable(getattr(strategy, "loss", None)):
-        raise TypeError(
-            explain(
-                f"`{caller}` has no loss to measure.",
-                f"`{type(strategy).__name__}`",
-                "a strategy with a field or method `loss`",
-            )
-        )
+        message, received = f"`{caller}` has no loss to measure.", f"`{type(strategy).__name__}`"
+        raise TypeError(explain(message, received, "a strategy with a field or method `loss`"))
     if steps is None:
         return getattr(getattr(strategy, "inner", None), "steps", None)
     argument = f"{caller}(inner_steps=...)"

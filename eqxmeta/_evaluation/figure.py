@@ -35,10 +35,8 @@ def check_figure(
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        message = explain(
-            f"`{caller}` cannot draw.", "no matplotlib", "pip install 'eqxmeta[examples]'"
-        )
-        raise ImportError(message) from error
+        message, expected = f"`{caller}` cannot draw.", "pip install 'eqxmeta[examples]'"
+        raise ImportError(explain(message, "no matplotlib", expected)) from error
     num_tasks = check_int(num_tasks, f"{caller}(num_tasks=...)", minimum=1, what="tasks")
     seed = check_seed(seed, f"{caller}(seed=...)")
     task = check_device_source(tasks, f"{caller}(tasks=...)")

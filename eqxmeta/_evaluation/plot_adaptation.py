@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from .._arguments import check_int
+from .._arguments import check_argument, check_int
 from .._errors import explain
 from .._strategy.strategy import Strategy
 from .._task.task import Task
@@ -154,8 +154,7 @@ def check_plot(
         expected="(x, y) with x, y: [examples, 1]",
     )
     argument = f"{caller}(inner_steps=...)"
-    if not isinstance(inner_steps, Sequence) or not inner_steps:
-        message = f"`{argument}` is invalid."
-        raise TypeError(explain(message, repr(inner_steps), "one or more numbers, such as (1, 10)"))
+    sound, expected = isinstance(inner_steps, Sequence), "one or more numbers, such as (1, 10)"
+    check_argument(sound and inner_steps, inner_steps, argument, expected, TypeError)
     steps = tuple(check_int(k, argument, minimum=1, what="inner steps") for k in inner_steps)
     return steps, num_tasks, seed

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from .._arguments import check_int
+from .._arguments import check_int_or_none
 from .._model.predict import predicted_class
 from .._strategy.strategy import Strategy
 from .._task.task import Task
@@ -212,10 +212,8 @@ def check_confusion(
         expected="(x, y) with x: [examples, height, width] or [examples, 1 or 3 channels, "
         "height, width], y: [examples] of integers",
     )
-    if inner_steps is not None:
-        inner_steps = check_int(
-            inner_steps, f"{caller}(inner_steps=...)", minimum=1, what="inner steps, or None"
-        )
+    argument = f"{caller}(inner_steps=...)"
+    inner_steps = check_int_or_none(inner_steps, argument, minimum=1, what="inner steps")
     drawn = eqx.filter_jit(lambda t: t.sample(jax.random.key(seed)))(tasks)
     ways = int(max(drawn.support[1].max(), drawn.query[1].max())) + 1
     return ways, num_tasks, inner_steps, seed

@@ -51,7 +51,6 @@ class Evaluation:
 
     def _of(self, name: str) -> np.ndarray:
         if name not in self.values:
-            raise KeyError(
-                explain("There is no such metric.", repr(name), f"one of {self.metrics}")
-            )
+            expected = f"one of {self.metrics}"
+            raise KeyError(explain("There is no such metric.", repr(name), expected))
         return np.asarray(self.values[name], np.float64)

@@ -11,9 +11,6 @@ def need(module: str, caller: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        message = explain(
-            f"`{caller}` needs a package that is not installed.",
-            f"no {module.split('.')[0]}",
-            "pip install 'eqxmeta[data]'",
-        )
-        raise ImportError(message) from error
+        message = f"`{caller}` needs a package that is not installed."
+        received, expected = f"no {module.split('.')[0]}", "pip install 'eqxmeta[data]'"
+        raise ImportError(explain(message, received, expected)) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from .._arguments import check_int
+from .._arguments import check_int_or_none
 from .._errors import explain, warn
 from ._extra import need
 from ._images import Images, check_choice
@@ -64,8 +64,7 @@ def from_folder(
             raise ValueError(explain(f"{path} is an .npz file.", received, expected))
         return from_npz(path)
     need("PIL.Image", "from_folder")
-    if size is not None:
-        size = check_int(size, "from_folder(size=...)", minimum=1, what="pixels, or None")
+    size = check_int_or_none(size, "from_folder(size=...)", minimum=1, what="pixels")
     if mode is not None:
         check_choice(mode, "from_folder(mode=...)", ("L", "RGB"))
     if not path.is_dir():
@@ -101,15 +100,10 @@ def _read_all(
         image = _read(file, size, mode)
         if image.shape != first.shape:
             kind = len(image) != len(first)
-            raise ValueError(
-                explain(
-                    f"Images differ in {'kind' if kind else 'size'}.",
-                    f"{files[0]} is {_described(first)}, {file} is {_described(image)}",
-                    "all alike; mode='RGB' or 'L' makes them so"
-                    if kind
-                    else "all alike; size=84, for example, makes them so",
-                )
-            )
+            mend = "mode='RGB' or 'L'" if kind else "size=84, for example,"
+            message = f"Images differ in {'kind' if kind else 'size'}."
+            received = f"{files[0]} is {_described(first)}, {file} is {_described(image)}"
+            raise ValueError(explain(message, received, f"all alike; {mend} makes them so"))
         images[index] = image
     return images
 

@@ -81,10 +81,8 @@ def _decoded(names: np.ndarray, path: Path) -> np.ndarray:
     try:
         return np.char.decode(names, "utf-8")
     except UnicodeDecodeError as error:
-        expected = "strings, or bytes in UTF-8"
-        raise ValueError(
-            explain(f"`labels` in {path} are not text.", repr(error.object), expected)
-        ) from error
+        message, expected = f"`labels` in {path} are not text.", "strings, or bytes in UTF-8"
+        raise ValueError(explain(message, repr(error.object), expected)) from error
 
 
 def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
@@ -94,10 +92,6 @@ def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
         return images
     if images.shape[3] in (1, 3):
         return np.ascontiguousarray(np.moveaxis(images, 3, 1))
-    raise ValueError(
-        explain(
-            f"`images` in {path} have no axis of channels.",
-            f"shape {images.shape}",
-            "1 or 3 channels as the second or the last axis",
-        )
-    )
+    message = f"`images` in {path} have no axis of channels."
+    expected = "1 or 3 channels as the second or the last axis"
+    raise ValueError(explain(message, f"shape {images.shape}", expected))

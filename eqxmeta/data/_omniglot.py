@@ -110,13 +110,8 @@ def _vinyals(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
 
 def _maml_split(characters: int, path: Path) -> dict[str, np.ndarray]:
     if characters != _CHARACTERS:
-        raise ValueError(
-            explain(
-                f"{path} does not hold all of Omniglot, which protocol='maml' splits.",
-                f"{characters} characters",
-                f"{_CHARACTERS}",
-            )
-        )
+        message = f"{path} does not hold all of Omniglot, which protocol='maml' splits."
+        raise ValueError(explain(message, f"{characters} characters", f"{_CHARACTERS}"))
     # RandomState's streams are frozen for good (NEP 19); those of `default_rng` may change.
     order = np.random.RandomState(_MAML_SEED).permutation(_CHARACTERS)
     ends = np.cumsum(list(_MAML_SIZES.values()))

@@ -37,17 +37,14 @@ def _split_file(path: Path, split: str | Path) -> Path | None:
     found = [*files.values(), *[path / split] * (path / split).is_dir()]
     if not found:
         where = ", ".join(map(str, dict.fromkeys([*candidates, path / split])))
-        raise FileNotFoundError(
-            explain("`split` was not found.", repr(str(split)), f"one of {where}")
-        )
+        message = "`split` was not found."
+        raise FileNotFoundError(explain(message, repr(str(split)), f"one of {where}"))
     if len(found) > 1:
-        raise ValueError(
-            explain(
-                "`split` may mean several things.",
-                f"{str(split)!r}, and there are {', '.join(map(str, found))}",
-                "one of them: the whole path of the file, as `split`; or of the folder, as `path`",
-            )
+        received = f"{str(split)!r}, and there are {', '.join(map(str, found))}"
+        expected = (
+            "one of them: the whole path of the file, as `split`; or of the folder, as `path`"
         )
+        raise ValueError(explain("`split` may mean several things.", received, expected))
     return found[0] if files else None
 
 
@@ -64,23 +61,15 @@ def _in_class_folders(path: Path) -> dict[str, list[Path]]:
         images = _images_in(Path(folder))
         name = Path(folder).relative_to(path).as_posix()
         if images and name == ".":
-            raise ValueError(
-                explain(
-                    f"{path} holds images that belong to no class.",
-                    f"{images[0].name} and {len(images) - 1} more outside of class folders",
-                    "one folder a class, or a csv file of filename and label as `split`",
-                )
-            )
+            message = f"{path} holds images that belong to no class."
+            received = f"{images[0].name} and {len(images) - 1} more outside of class folders"
+            expected = "one folder a class, or a csv file of filename and label as `split`"
+            raise ValueError(explain(message, received, expected))
         if images:
             found[name] = images
         elif not subfolders:
-            raise ValueError(
-                explain(
-                    f"{folder} is empty.",
-                    "a folder without images",
-                    f"images ({' '.join(IMAGE_SUFFIXES)}) in every class folder",
-                )
-            )
+            expected = f"images ({' '.join(IMAGE_SUFFIXES)}) in every class folder"
+            raise ValueError(explain(f"{folder} is empty.", "a folder without images", expected))
     return dict(sorted(found.items()))
 
 
@@ -88,13 +77,9 @@ def _not_back(folder: str, above: set[str]) -> str:
     """The place of `folder`, which is none of those above it: that way there is no end."""
     place = os.path.realpath(folder)
     if place in above:
-        raise ValueError(
-            explain(
-                f"{folder} leads back to a folder that holds it.",
-                f"a link to {place}",
-                "links to folders elsewhere; or the names of the classes, as `split`",
-            )
-        )
+        message = f"{folder} leads back to a folder that holds it."
+        expected = "links to folders elsewhere; or the names of the classes, as `split`"
+        raise ValueError(explain(message, f"a link to {place}", expected))
     return place
 
 
@@ -105,13 +90,10 @@ def _chosen(names: Sequence[str], path: Path, source: str) -> dict[str, list[Pat
     found = {name: _images_in(path / name) for name in distinct}
     missing = [name for name, images in found.items() if not images]
     if missing or not found:
-        raise ValueError(
-            explain(
-                f"{source} names classes of which {path} has no images.",
-                f"{missing[:5]}, {len(missing)} of {len(found)} classes",
-                "the names of folders in it, one or more, each with images",
-            )
-        )
+        message = f"{source} names classes of which {path} has no images."
+        received = f"{missing[:5]}, {len(missing)} of {len(found)} classes"
+        expected = "the names of folders in it, one or more, each with images"
+        raise ValueError(explain(message, received, expected))
     return found
 
 
@@ -132,13 +114,9 @@ def _listed(file: Path, path: Path) -> dict[str, list[Path]]:
         image = _place_of(filename, label, file, path)
         place = os.path.realpath(image)
         if (other := labels.get(place, label)) != label:
-            raise ValueError(
-                explain(
-                    f"{file} puts an image into two classes.",
-                    f"{filename} of {other!r} and of {label!r}, both {image}",
-                    "one label for each image",
-                )
-            )
+            message = f"{file} puts an image into two classes."
+            received = f"{filename} of {other!r} and of {label!r}, both {image}"
+            raise ValueError(explain(message, received, "one label for each image"))
         # An image that is listed twice is one: else it could be support and query of one task.
         if place not in labels:
             found.setdefault(label, []).append(image)

@@ -50,13 +50,9 @@ def check_backbone(who: str, *, norm: object, ways: object) -> int | None:
 
 def check_image(who: str, x: Array, shape: tuple[int, ...]) -> None:
     if x.shape != shape:
-        raise ValueError(
-            explain(
-                f"`{who}` was called with an image of another shape.",
-                f"one example of shape {x.shape}",
-                f"[channels, height, width] = {list(shape)}, one example at a time",
-            )
-        )
+        message = f"`{who}` was called with an image of another shape."
+        expected = f"[channels, height, width] = {list(shape)}, one example at a time"
+        raise ValueError(explain(message, f"one example of shape {x.shape}", expected))
 
 
 def xavier(layer: Layer, key: PRNGKeyArray) -> Layer:

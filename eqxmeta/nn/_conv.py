@@ -81,9 +81,8 @@ class Conv2d(eqx.Module):
             expected = f"one image [{self.in_channels}, height, width], without a batch axis"
             raise ValueError(explain("The input of `Conv2d` is invalid.", x.shape, expected))
         if x.dtype != self.weight.dtype:
-            raise TypeError(
-                explain("The input of `Conv2d` is invalid.", x.dtype, f"{self.weight.dtype}")
-            )
+            expected = f"{self.weight.dtype}"
+            raise TypeError(explain("The input of `Conv2d` is invalid.", x.dtype, expected))
         return jnp.moveaxis(self.channels_last(jnp.moveaxis(x, 0, -1)), -1, 0)
 
     def channels_last(self, x: Inexact[Array, "h w in"]) -> Inexact[Array, "rows columns out"]:

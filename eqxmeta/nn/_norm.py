@@ -110,13 +110,9 @@ class BatchNorm(TransductiveLayer):
 def _wide(x: Array, axis: int, weight: Array, layer: str) -> Array:
     if x.ndim < 1 or x.shape[axis] != weight.shape[0]:
         channels = weight.shape[0]
-        raise ValueError(
-            explain(
-                f"`{layer}` was called with another number of channels.",
-                f"one example of shape {x.shape}",
-                f"[..., {channels}]" if axis else f"[{channels}, ...]",
-            )
-        )
+        message = f"`{layer}` was called with another number of channels."
+        expected = f"[..., {channels}]" if axis else f"[{channels}, ...]"
+        raise ValueError(explain(message, f"one example of shape {x.shape}", expected))
     with jax.numpy_dtype_promotion("standard"):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -125,13 +121,9 @@ def _batch_statistics(x: Array, axis: int, layer: str) -> Statistics:
     """Mean and variance over examples and positions, each `[channels]`."""
     if count_examples(layer) * x.size == x.shape[axis]:
         # A variance of zero: all that the channel would give is its bias, whatever comes in.
-        raise ValueError(
-            explain(
-                f"`{layer}` has a single value for each channel.",
-                f"one example of shape {x.shape}",
-                "more examples at a time, or more positions",
-            )
-        )
+        message = f"`{layer}` has a single value for each channel."
+        expected = "more examples at a time, or more positions"
+        raise ValueError(explain(message, f"one example of shape {x.shape}", expected))
     positions = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
 
     def mean(x: Array) -> Array:

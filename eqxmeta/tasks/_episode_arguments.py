@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from .._arguments import native
+from .._arguments import check_argument, native
 from .._errors import annotate_errors, explain
 
 
@@ -20,10 +20,8 @@ def as_float(images: Shaped[Array, "..."]) -> Float[Array, "..."]:
 
 
 def checked_rotations(rotations: Any) -> bool:
-    if not isinstance(rotations, bool | np.bool_):
-        raise TypeError(
-            explain("`rotations` is not True or False.", repr(rotations), "True or False")
-        )
+    sound, fault = isinstance(rotations, bool | np.bool_), "is not True or False"
+    check_argument(sound, rotations, "rotations", "True or False", TypeError, fault)
     return bool(rotations)
 
 
@@ -47,13 +45,9 @@ def checked_images(images: Any) -> Shaped[Array, "N ..."]:
         expected = "an array `[N, ...]`, N 1 or more"
         raise ValueError(explain("`images` holds no examples.", f"shape {images.shape}", expected))
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            explain(
-                "`images` has a dtype whose scale is unknown.",
-                images.dtype,
-                "uint8 (0 to 255, made into floats in [0, 1]) or floating (taken as it is)",
-            )
-        )
+        expected = "uint8 (0 to 255, made into floats in [0, 1]) or floating (taken as it is)"
+        message = "`images` has a dtype whose scale is unknown."
+        raise TypeError(explain(message, images.dtype, expected))
     images = jnp.asarray(native(images) if isinstance(images, np.ndarray) else images)
     if jnp.issubdtype(images.dtype, jnp.floating) and not jnp.isfinite(images).all():
         count = int(jnp.sum(~jnp.isfinite(images)))
@@ -65,73 +59,52 @@ def checked_images(images: Any) -> Shaped[Array, "N ..."]:
 def checked_labels(labels: Any, length: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (length,):
-        raise ValueError(
-            explain(
-                "`labels` does not match `images`.",
-                f"labels of shape {labels.shape} for {length} images",
-                f"shape ({length},): one label an image",
-            )
-        )
-    if labels.dtype.kind not in "iuUS":
-        raise TypeError(
-            explain("`labels` cannot name classes.", f"dtype {labels.dtype}", "integers or strings")
-        )
+        received = f"labels of shape {labels.shape} for {length} images"
+        expected = f"shape ({length},): one label an image"
+        raise ValueError(explain("`labels` does not match `images`.", received, expected))
+    sound, expected = labels.dtype.kind in "iuUS", "integers or strings"
+    check_argument(sound, labels.dtype, "labels", expected, TypeError, "cannot name classes")
     return labels
 
 
 def check_square(shape: tuple[int, ...]) -> None:
     if len(shape) < 3 or shape[-1] != shape[-2]:
-        raise ValueError(
-            explain(
-                "`images` cannot be turned by 90 degrees, as `rotations` wants.",
-                f"images of shape {shape[1:]}",
-                "square images, [height, width] or channels first [channels, height, width]",
-            )
-        )
+        message = "`images` cannot be turned by 90 degrees, as `rotations` wants."
+        expected = "square images, [height, width] or channels first [channels, height, width]"
+        raise ValueError(explain(message, f"images of shape {shape[1:]}", expected))
 
 
 def check_augment(augment: tuple[Callable, ...], images: Shaped[Array, "N ..."]) -> None:
     image = jax.eval_shape(lambda x: as_float(x[0]), images)
     expected = "`augment(image, *, key) -> image`, or several in a list"
     for function in augment:
-        if not callable(function):
-            raise TypeError(explain("`augment` is not a function.", repr(function), expected))
-        called = f"`augment`, {getattr(function, '__name__', function)}(image, key=key)"
-        with annotate_errors(called, f"an image, {image.dtype} {image.shape}", expected):
+        sound, name = callable(function), getattr(function, "__name__", function)
+        check_argument(sound, function, "augment", expected, TypeError, "is not a function")
+        with annotate_errors(
+            f"`augment`, {name}(image, key=key)", f"an image, {image.dtype} {image.shape}", expected
+        ):
             made = eqx.filter_eval_shape(lambda x, f=function: f(x, key=jax.random.key(0)), image)
         shape, dtype = getattr(made, "shape", None), getattr(made, "dtype", None)
         if (shape, dtype) != (image.shape, image.dtype):
-            raise ValueError(
-                explain(
-                    "`augment` makes something else of an image.",
-                    f"{getattr(function, '__name__', function)}: {image.dtype} {image.shape} "
-                    f"becomes {made}",
-                    "an image of the same shape and dtype",
-                )
-            )
+            received = f"{name}: {image.dtype} {image.shape} becomes {made}"
+            message = "`augment` makes something else of an image."
+            raise ValueError(explain(message, received, "an image of the same shape and dtype"))
 
 
 def check_sizes(
     classes: np.ndarray, counts: np.ndarray, turns: int, ways: int, shots: int, queries: int
 ) -> None:
     if turns * len(classes) < ways:
-        raise ValueError(
-            explain(
-                "`labels` has too few classes for `ways`.",
-                f"{turns * len(classes)} classes",
-                f"at least ways={ways}",
-            )
-        )
+        message, received = "`labels` has too few classes for `ways`.", turns * len(classes)
+        raise ValueError(explain(message, f"{received} classes", f"at least ways={ways}"))
     wanted = shots + queries
     small = np.flatnonzero(counts < wanted)
     if len(small):
         shown = ", ".join(f"{classes[c].item()!r} has {counts[c]}" for c in small[:5])
         more = f", and {len(small) - 5} more" if len(small) > 5 else ""
-        raise ValueError(
-            explain(
-                f"`labels` has {len(small)} of {len(classes)} classes with too few examples.",
-                f"class {shown}{more}",
-                f"at least {wanted} examples in every class: shots={shots} + queries={queries}. "
-                "Leave out small classes before, or ask for fewer examples",
-            )
+        message = f"`labels` has {len(small)} of {len(classes)} classes with too few examples."
+        expected = (
+            f"at least {wanted} examples in every class: shots={shots} + queries={queries}. "
+            "Leave out small classes before, or ask for fewer examples"
         )
+        raise ValueError(explain(message, f"class {shown}{more}", expected))

@@ -80,20 +80,15 @@ class Episodes(eqx.Module):
     ):
         # Without defaults Python would be first to complain, of a call that says what it means.
         if labels is None:
-            raise TypeError(
-                explain(
-                    "`labels` is missing.",
-                    f"images={type(images).__name__}",
-                    "images and labels: `Episodes(data.images, data.labels, ways=5, ...)`, or for "
-                    "what `eqxmeta.data` returns `Episodes(*data, ways=5, ...)`",
-                )
+            expected = (
+                "images and labels: `Episodes(data.images, data.labels, ways=5, ...)`, or for "
+                "what `eqxmeta.data` returns `Episodes(*data, ways=5, ...)`"
             )
-        ways = check_int(ways, "ways", minimum=1, what="classes a task")
-        shots = check_int(shots, "shots", minimum=1, what="support examples a class")
-        queries = check_int(queries, "queries", minimum=1, what="query examples a class")
-        self.ways = ways
-        self.shots = shots
-        self.queries = queries
+            received = f"images={type(images).__name__}"
+            raise TypeError(explain("`labels` is missing.", received, expected))
+        self.ways = check_int(ways, "ways", minimum=1, what="classes a task")
+        self.shots = check_int(shots, "shots", minimum=1, what="support examples a class")
+        self.queries = check_int(queries, "queries", minimum=1, what="query examples a class")
         self.rotations = checked_rotations(rotations)
         self.augment = functions(augment)
         self.images = checked_images(images)

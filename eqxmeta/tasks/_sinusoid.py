@@ -49,10 +49,8 @@ class Sinusoid(eqx.Module):
         phase: Range = (-math.pi, math.pi),
         x_range: Range = (-5.0, 5.0),
     ):
-        shots = check_int(shots, "shots", minimum=1, what="support examples a task")
-        queries = check_int(queries, "queries", minimum=1, what="query examples a task")
-        self.shots = shots
-        self.queries = queries
+        self.shots = check_int(shots, "shots", minimum=1, what="support examples a task")
+        self.queries = check_int(queries, "queries", minimum=1, what="query examples a task")
         self.amplitude = _checked_range(amplitude, "amplitude")
         self.phase = _checked_range(phase, "phase")
         self.x_range = _checked_range(x_range, "x_range")
