@@ -15,7 +15,7 @@ from .state import TrainState
 def check_model(model: PyTree, argument: str) -> None:
     """Refuse what cannot be meta-learnt correctly. Raises `TypeError` or `ValueError`."""
     expected = "an instance of an Equinox module"
-    fault = "is the class, not a model"
+    fault = "is not a model but the class"
     check_argument(not isinstance(model, type), model, argument, expected, TypeError, fault)
     if isinstance(model, TrainState):
         expected = "the model in it, `state.model`; to go on with a run `fit(..., resume=)`"
