@@ -15,7 +15,7 @@ class Hooks:
     """Calls the hooks of `callbacks`, and sees to it that none misses what the others were told.
 
     - `everys`: by the name of a callback, the steps at whose multiples `on_step_end` is called.
-    - `metrics`: the names of the training metrics, under which nothing else may be published.
+    - `metrics`: the names of the training metrics, under which nothing else may be logged.
     """
 
     def __init__(
