@@ -53,10 +53,11 @@ def _call(fun: Callable[..., Any], dynamic: Any, static: Any) -> Any:
 
 
 def _count(jaxpr: Jaxpr, loops: bool) -> int:
-    return sum(_of(eqn, loops) for eqn in jaxpr.eqns)
+    return sum(flops_of_equation(eqn, loops) for eqn in jaxpr.eqns)
 
 
-def _of(eqn: Any, loops: bool) -> int:
+def flops_of_equation(eqn: Any, loops: bool = True) -> int:
+    """`flops_of` of one equation of a jaxpr."""
     name = eqn.primitive.name
     if name in _REGISTERED:
         return _REGISTERED[name](eqn)

@@ -1,6 +1,5 @@
 """Where `eqxmeta.nn.fast` would help: a warning for convolutions, else a line of the summary."""
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +8,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import PyTree
 
 from .._errors import explain, warn
-from .._jaxpr.flops import equations
+from .._jaxpr.flops import equations, flops_of_equation
 
 # Operations of an outer step's convolutions, loops counted once, below which nobody waits for them.
 _MATTERS = 10_000_000
@@ -20,7 +19,7 @@ def warn_slow_convolutions(closed: ClosedJaxpr) -> None:
     if jax.default_backend() != "cpu":
         return
     convolutions = [e for e in equations(closed.jaxpr) if e.primitive.name == _PRIMITIVE]
-    if sum(map(_operations, convolutions)) < _MATTERS:
+    if sum(map(flops_of_equation, convolutions)) < _MATTERS:
         return
     warn(
         explain(
@@ -45,9 +44,3 @@ def _is_layer(x: Any) -> bool:
 
 
 _PRIMITIVE = "conv_general_dilated"
-
-
-def _operations(eqn: Any) -> int:
-    kernel = eqn.invars[1].aval.shape
-    outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-    return 2 * math.prod(eqn.outvars[0].aval.shape) * (math.prod(kernel) // max(outputs, 1))

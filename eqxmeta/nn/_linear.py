@@ -12,7 +12,7 @@ class Linear(eqx.nn.Linear):
 
     Of `weight @ x` a `vmap` over examples makes `weight @ x.T`: the examples become the last axis,
     and every layer, and its derivative, copies them to the front again. The vector first, they are
-    first everywhere: a third more outer steps a second for MAML on a small MLP.
+    first everywhere. What that brings in a run: `python -m benchmarks --only loop`.
 
     Takes the arguments of `equinox.nn.Linear` and raises what it raises. `eqxmeta.nn.fast` converts
     a whole model.
