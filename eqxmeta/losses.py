@@ -33,13 +33,10 @@ def mse(
     if prediction.shape != y.shape:
         labels = y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer)
         hint = ". Of class numbers: `eqxmeta.losses.cross_entropy`" if labels else ""
-        raise ValueError(
-            explain(
-                "Predictions and targets differ in shape.",
-                f"predictions {prediction.shape}, targets {y.shape}",
-                f"the same shape: one target for each output of each example{hint}",
-            )
-        )
+        message = "Predictions and targets differ in shape."
+        received = f"predictions {prediction.shape}, targets {y.shape}"
+        expected = f"the same shape: one target for each output of each example{hint}"
+        raise ValueError(explain(message, received, expected))
     return jnp.mean((_widened(prediction) - _widened(y)) ** 2), {}
 
 
@@ -57,13 +54,9 @@ def cross_entropy(
     x, y = _examples(batch)
     logits = _array(predict(model, x, key), "Logits")
     if logits.ndim != 2 or y.shape != logits.shape[:1]:
-        raise ValueError(
-            explain(
-                "Logits and labels do not match.",
-                f"logits {logits.shape}, labels {y.shape}",
-                "logits [n, classes] and labels [n]",
-            )
-        )
+        message = "Logits and labels do not match."
+        expected = "logits [n, classes] and labels [n]"
+        raise ValueError(explain(message, f"logits {logits.shape}, labels {y.shape}", expected))
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(explain("Labels are not integers.", f"dtype {y.dtype}", "class numbers"))
     labels = y.astype(jnp.int32)

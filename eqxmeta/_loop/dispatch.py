@@ -55,13 +55,10 @@ class Dispatcher:
         """The state after `step` steps: one copy a step, however many callbacks ask."""
         if step not in self._copies:
             if step != self.ahead:
-                raise RuntimeError(
-                    explain(
-                        "`run.state` is gone.",
-                        f"a request for step {step} while step {self.ahead} is computed",
-                        "a request in another hook than `on_exception`",
-                    )
-                )
+                message = "`run.state` is gone."
+                received = f"a request for step {step} while step {self.ahead} is computed"
+                expected = "a request in another hook than `on_exception`"
+                raise RuntimeError(explain(message, received, expected))
             self._copies[step] = copied(self._state)
         return self._copies[step]
 

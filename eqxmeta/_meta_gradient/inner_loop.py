@@ -83,11 +83,8 @@ class InnerLoop(eqx.Module):
         steps = check_int(steps, "InnerLoop(steps=...)", minimum=1, what="inner steps")
         if gradient not in GRADIENT_MODES:
             expected = ", ".join(map(repr, GRADIENT_MODES))
-            raise ValueError(
-                explain(
-                    "`InnerLoop(gradient=...)` is invalid.", repr(gradient), f"one of {expected}"
-                )
-            )
+            message = "`InnerLoop(gradient=...)` is invalid."
+            raise ValueError(explain(message, repr(gradient), f"one of {expected}"))
         if not isinstance(remat, bool):
             what = "inner steps a block, True or False"
             remat = check_int(remat, "InnerLoop(remat=...)", minimum=1, what=what)
@@ -189,14 +186,12 @@ def _update_of(optimizer: optax.GradientTransformation) -> Callable[..., tuple[P
         except TypeError as error:
             if "required keyword-only argument" not in str(error):
                 raise
-            raise TypeError(
-                explain(
-                    "`InnerLoop(optimizer=...)` wants more than an inner step has.",
-                    error,
-                    "an optimizer that needs gradients, parameters and `value`, the loss, at most; "
-                    "no line search, such as `optax.lbfgs` makes",
-                )
-            ) from error
+            message = "`InnerLoop(optimizer=...)` wants more than an inner step has."
+            expected = (
+                "an optimizer that needs gradients, parameters and `value`, the loss, at most; "
+                "no line search, such as `optax.lbfgs` makes"
+            )
+            raise TypeError(explain(message, error, expected)) from error
 
     return with_value
 

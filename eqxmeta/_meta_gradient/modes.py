@@ -144,10 +144,7 @@ def _mixed_mode_error() -> MixedModeError:
 def _refuse_complex(fast: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(fast):
         if jnp.iscomplexobj(leaf):
-            raise MixedModeError(
-                explain(
-                    "`gradient='mixed'` differentiates real parameters only.",
-                    f"leaf `model{jax.tree_util.keystr(path)}` of dtype {leaf.dtype}",
-                    "real parameters, or `gradient='reverse'`",
-                )
-            )
+            message = "`gradient='mixed'` differentiates real parameters only."
+            received = f"leaf `model{jax.tree_util.keystr(path)}` of dtype {leaf.dtype}"
+            expected = "real parameters, or `gradient='reverse'`"
+            raise MixedModeError(explain(message, received, expected))

@@ -38,39 +38,28 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
             return _is_method(x, whole)
 
         if any(map(bound, jax.tree.leaves(parts, is_leaf=bound))):
-            raise ValueError(
-                explain(
-                    f"`{argument}` returned a method, which holds all of the model.",
-                    f"a method of `{type(whole).__name__}`",
-                    _EXPECTED,
-                )
-            )
+            message = f"`{argument}` returned a method, which holds all of the model."
+            raise ValueError(explain(message, f"a method of `{type(whole).__name__}`", _EXPECTED))
         returned.extend(type(leaf) for leaf in jax.tree.leaves(parts))
         for leaf in filter(eqx.is_inexact_array, jax.tree.leaves(parts)):
             if id(leaf) not in index:
-                raise ValueError(
-                    explain(
-                        f"`{argument}` returned an array that is not the model's.",
-                        f"{leaf.dtype.name}{list(leaf.shape)}",
-                        "parts of the model as they are, such as `lambda m: m.layers[-1]`",
-                    )
-                )
+                message = f"`{argument}` returned an array that is not the model's."
+                expected = "parts of the model as they are, such as `lambda m: m.layers[-1]`"
+                raise ValueError(explain(message, f"{leaf.dtype.name}{list(leaf.shape)}", expected))
             chosen[index[id(leaf)]] = True
 
     jax.eval_shape(mark, leaves)
     if not any(chosen):
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         mask = ". By a mask: `lambda m: eqx.filter(m, mask)`" if set(returned) == {bool} else ""
-        raise ValueError(
-            explain(
-                f"`{argument}` chooses nothing of the model.",
-                "no floating-point array",
-                "one or more of "
-                + (", ".join("model" + jax.tree_util.keystr(path) for path in paths[:20]))
-                + (", ..." if len(paths) > 20 else "")
-                + mask,
-            )
+        message = f"`{argument}` chooses nothing of the model."
+        expected = (
+            "one or more of "
+            + (", ".join("model" + jax.tree_util.keystr(path) for path in paths[:20]))
+            + (", ..." if len(paths) > 20 else "")
+            + mask
         )
+        raise ValueError(explain(message, "no floating-point array", expected))
     where_chosen = jax.tree.unflatten(structure, chosen)
     fast, rest = eqx.partition(params, where_chosen)
     return fast, eqx.combine(rest, others)

@@ -130,15 +130,14 @@ def count_examples(layer: str) -> int:
     try:
         return jax.lax.axis_size(EXAMPLES)
     except NameError as error:
-        raise ValueError(
-            explain(
-                f"`{layer}` normalises with statistics of a batch, and was called without one.",
-                "a call of the model for one example, or by `jax.vmap(model)`",
-                "`eqxmeta.losses.predict(model, x)` for the examples `x` that belong together; for "
-                "single queries the model that a strategy's `inner_adapt` returns, with "
-                "`SupportNorm`",
-            )
-        ) from error
+        message = f"`{layer}` normalises with statistics of a batch, and was called without one."
+        received = "a call of the model for one example, or by `jax.vmap(model)`"
+        expected = (
+            "`eqxmeta.losses.predict(model, x)` for the examples `x` that belong together; for "
+            "single queries the model that a strategy's `inner_adapt` returns, with "
+            "`SupportNorm`"
+        )
+        raise ValueError(explain(message, received, expected)) from error
 
 
 def support_statistics(layer: SupportLayer, batch: Callable[[], PyTree]) -> PyTree:
@@ -151,13 +150,10 @@ def support_statistics(layer: SupportLayer, batch: Callable[[], PyTree]) -> PyTr
     if _reports.get() is None:
         if _found.get() is not None:
             return batch()  # which says what is wrong with a call outside of `predict`
-        raise ValueError(
-            explain(
-                f"`{type(layer).__name__}` has no statistics of the support set.",
-                "a layer that the loss of the support examples does not use",
-                "a loss that uses the same layers for support and query examples",
-            )
-        )
+        message = f"`{type(layer).__name__}` has no statistics of the support set."
+        received = "a layer that the loss of the support examples does not use"
+        expected = "a loss that uses the same layers for support and query examples"
+        raise ValueError(explain(message, received, expected))
     trace, reports = _reports.get()
     if trace != get_opaque_trace_state(convention="eqxmeta"):
         raise _out_of_reach(f"`{type(layer).__name__}` was called", "the model")

@@ -90,13 +90,9 @@ def check_meta_gradient(
     Raises `TypeError` if `strategy` has no `InnerLoop` in its field `inner`.
     """
     if not isinstance(getattr(strategy, "inner", None), InnerLoop):
-        raise TypeError(
-            explain(
-                "`check_meta_gradient(strategy=...)` has no inner loop to differentiate.",
-                repr(strategy)[:200],
-                "a strategy with an `InnerLoop` in its field `inner`",
-            )
-        )
+        message = "`check_meta_gradient(strategy=...)` has no inner loop to differentiate."
+        expected = "a strategy with an `InnerLoop` in its field `inner`"
+        raise TypeError(explain(message, repr(strategy)[:200], expected))
     _check_task(strategy, model, task)
     with jax.enable_x64(True):
         model, task = _to_float64((model, task))

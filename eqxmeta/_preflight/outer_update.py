@@ -25,11 +25,9 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
             raise traced
     closed, out = traced
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
-        raise TypeError(
-            explain(
-                f"{what} returned something else than a pair.", show(out), "(TrainState, metrics)"
-            )
-        )
+        received = show(out)
+        expected = "(TrainState, metrics)"
+        raise TypeError(explain(f"{what} returned something else than a pair.", received, expected))
     new, metrics = out
     if not isinstance(metrics, dict):
         raise TypeError(
@@ -69,13 +67,8 @@ def _traced(strategy: Strategy, state: TrainState, tasks: Task) -> Any:
 
 def check_init(strategy: Strategy, state: Any) -> None:
     if not isinstance(state, TrainState):
-        raise TypeError(
-            explain(
-                f"`{type(strategy).__name__}.init` returned something else than a state.",
-                show(state),
-                "an `eqxmeta.TrainState`",
-            )
-        )
+        message = f"`{type(strategy).__name__}.init` returned something else than a state."
+        raise TypeError(explain(message, show(state), "an `eqxmeta.TrainState`"))
 
 
 def _layout(state: TrainState) -> dict[str, str]:

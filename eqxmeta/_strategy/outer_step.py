@@ -63,13 +63,9 @@ def mean_over_batch(
 ) -> PyTree:
     """`mean_over_tasks` of what `outer_update(state, tasks)` was given, which is checked first."""
     if not isinstance(state, TrainState):
-        raise TypeError(
-            explain(
-                "`outer_update(state, ...)` is not a state.",
-                type(state).__name__,
-                "a `TrainState`, as `strategy.init(model)` gives it",
-            )
-        )
+        message = "`outer_update(state, ...)` is not a state."
+        expected = "a `TrainState`, as `strategy.init(model)` gives it"
+        raise TypeError(explain(message, type(state).__name__, expected))
     check_batch(tasks, "outer_update(..., tasks)")
     with annotate_batch_errors(tasks):
         return mean_over_tasks(fun, tasks, key, task_chunk)
@@ -114,13 +110,10 @@ def _check_adapted(strategy: Strategy, model: PyTree, adapted: Any) -> None:
     same = type(adapted) is type(strategy.unadapted(model))
     if isinstance(adapted, containers) and not same:
         parts = ", ".join(type(x).__name__ for x in adapted) if isinstance(adapted, tuple) else ""
-        raise TypeError(
-            explain(
-                f"`{type(strategy).__name__}.inner_adapt` returned something else than a model.",
-                f"{type(adapted).__name__}({parts})" if parts else type(adapted).__name__,
-                "the adapted model alone",
-            )
-        )
+        message = f"`{type(strategy).__name__}.inner_adapt` returned something else than a model."
+        received = f"{type(adapted).__name__}({parts})" if parts else type(adapted).__name__
+        expected = "the adapted model alone"
+        raise TypeError(explain(message, received, expected))
 
 
 def query_loss(

@@ -99,13 +99,11 @@ def is_device_source(tasks: object) -> bool:
 def check_device_source(tasks: Any, argument: str) -> Task:
     """The shapes of one sampled task. Raises `TypeError` or `ValueError`; compiles nothing."""
     if isinstance(tasks, type) or not isinstance(tasks, eqx.Module) or not is_device_source(tasks):
-        raise TypeError(
-            explain(
-                f"`{argument}` is not a task source.",
-                repr(tasks)[:200],
-                "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`",
-            )
+        message = f"`{argument}` is not a task source."
+        expected = (
+            "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`"
         )
+        raise TypeError(explain(message, repr(tasks)[:200], expected))
     with annotate_errors(f"`{argument}.sample(key)`", f"a key, and {repr(tasks)[:200]}"):
         task = eqx.filter_eval_shape(sample, tasks, jax.random.key(0))
     check_task(task, f"{argument}.sample(key)")
@@ -120,19 +118,11 @@ def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
     for name, field in (("support", task.support), ("query", task.query)):
         leaves = jax.tree.leaves(field)
         if not leaves:
-            raise ValueError(
-                explain(
-                    f"`{argument}` has no {name} set.",
-                    repr(field),
-                    "a pytree of arrays, such as (x, y)",
-                )
-            )
+            message = f"`{argument}` has no {name} set."
+            raise ValueError(explain(message, repr(field), "a pytree of arrays, such as (x, y)"))
         sizes = {getattr(leaf, "shape", ())[:1] for leaf in leaves}
         if len(sizes) != 1 or () in sizes or (0,) in sizes:
-            raise ValueError(
-                explain(
-                    f"`{argument}.{name}` does not lead with one {leading} axis.",
-                    f"shapes {[tuple(getattr(leaf, 'shape', ())) for leaf in leaves]}",
-                    f"the same leading {leading} axis, 1 or longer, in every array",
-                )
-            )
+            message = f"`{argument}.{name}` does not lead with one {leading} axis."
+            received = f"shapes {[tuple(getattr(leaf, 'shape', ())) for leaf in leaves]}"
+            expected = f"the same leading {leading} axis, 1 or longer, in every array"
+            raise ValueError(explain(message, received, expected))

@@ -37,13 +37,9 @@ class HostSource:
         self._meta_batch_size = meta_batch_size
         length = len(source) if hasattr(source, "__len__") else None
         if length is not None and length < steps:
-            raise ValueError(
-                explain(
-                    "`tasks` is too short.",
-                    f"{length} batches",
-                    f"`tasks[step]` for steps 0 to {steps - 1}",
-                )
-            )
+            message = "`tasks` is too short."
+            expected = f"`tasks[step]` for steps 0 to {steps - 1}"
+            raise ValueError(explain(message, f"{length} batches", expected))
         self._first = self._read(start, None)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._first))
         self.capacity = max(1, min(_MAX_STEPS, _MAX_BYTES // max(size, 1)))
@@ -139,13 +135,8 @@ class HostSource:
                     )
                 )
         elif _layout(batch) != _layout(like):
-            raise ValueError(
-                explain(
-                    f"`tasks[{step}]` differs from the first batch in shape or dtype.",
-                    _layout(batch),
-                    str(_layout(like)),
-                )
-            )
+            message = f"`tasks[{step}]` differs from the first batch in shape or dtype."
+            raise ValueError(explain(message, _layout(batch), str(_layout(like))))
         return batch
 
 

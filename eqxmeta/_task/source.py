@@ -48,10 +48,6 @@ def open_source(
         ) as host:
             yield Source(host.take, host.example, host.capacity)
     else:
-        raise TypeError(
-            explain(
-                "`fit(tasks=...)` is not a task source.",
-                repr(tasks)[:200],
-                "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch`",
-            )
-        )
+        message = "`fit(tasks=...)` is not a task source."
+        expected = "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch`"
+        raise TypeError(explain(message, repr(tasks)[:200], expected))

@@ -26,13 +26,9 @@ class Task(eqx.Module):
         """Support and query examples together, for algorithms that do not split a task."""
         support, query = jax.tree.structure(self.support), jax.tree.structure(self.query)
         if support != query:
-            raise ValueError(
-                explain(
-                    "`task.support` and `task.query` cannot be pooled.",
-                    f"support {support}, query {query}",
-                    "the same pytree structure in both",
-                )
-            )
+            message = "`task.support` and `task.query` cannot be pooled."
+            expected = "the same pytree structure in both"
+            raise ValueError(explain(message, f"support {support}, query {query}", expected))
         return jax.tree.map(lambda s, q: jnp.concatenate([s, q]), self.support, self.query)
 
 
