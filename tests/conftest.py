@@ -1,5 +1,7 @@
 """Annotations are checked wherever tests go: jaxtyping's shapes and dtypes, by beartype."""
 
+import gc
+import os
 import signal
 
 import jaxtyping
@@ -18,6 +20,22 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 # Broadcasting between ranks is written out, or is a bug.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    # JAX 0.10's emitters of fused kernels take twice as long as all else that compiles. (The flag
+    # is not known to later versions, which are quicker by themselves.) Not where slow tests run,
+    # and with them, as users' programs are compiled, those that are marked `optimised`.
+    if jax.__version_info__[:2] == (0, 10) and config.option.markexpr == "not slow":
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_programs_to_the_end():
+    """Python's garbage collector would look through all that JAX has kept, for seconds each time."""
+    yield
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
