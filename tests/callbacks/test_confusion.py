@@ -186,6 +186,7 @@ def test_what_is_no_number_is_taken_for_none():
     assert confusion_matrix(y, predicted, 3)[:, 3].sum() == dark.sum()
 
 
+@pytest.mark.slow
 def test_publishes_at_the_end_once_and_writes_a_file(tmp_path, strategy):
     path = tmp_path / "figures" / "confusion.png"
     callback, heard = Confusion(TASKS, path), Heard()
@@ -221,6 +222,7 @@ def test_reaches_tensorboard(tmp_path, strategy):
     assert [event.step for event in events.Images(tag)] == [4, 6]
 
 
+@pytest.mark.slow
 def test_colour_images(strategy):
     images = np.repeat(IMAGES, 3, axis=1)
     tasks = em.tasks.Episodes(images, np.repeat(np.arange(6), 4), ways=3, shots=1, queries=3)

@@ -74,6 +74,7 @@ def test_what_is_no_checkpoint_is_told_in_a_line_and_by_the_exit_code(tmp_path, 
     assert str(path) in err and "Received: " in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_command():
     command = [sys.executable, "-m", "eqxmeta", "inspect"]
     done = subprocess.run([*command, GOLDEN], cwd=ROOT, capture_output=True, text=True)

@@ -98,6 +98,7 @@ def test_a_job_that_was_called_off_does_not_run_later(background, monkeypatch):
     assert done == []
 
 
+@pytest.mark.slow
 def test_the_interpreter_does_not_end_in_the_middle_of_a_job(tmp_path):
     code = """
 import pathlib, sys, time

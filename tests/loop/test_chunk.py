@@ -101,6 +101,7 @@ def test_the_cut_and_the_callbacks_leave_no_trace_in_the_state():
             assert same_bits(plain, boring_fit(150, callbacks=some))
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_the_cut_leaves_no_trace_with_dropout_and_adam():
     class Dropped(eqx.Module):
@@ -129,6 +130,7 @@ def test_the_cut_leaves_no_trace_with_dropout_and_adam():
     assert not same_bits(states[0].model, other.model)
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_in_64_bits(x64):
     states = [boring_fit(20, steps_per_execution=limit) for limit in (3, 20)]

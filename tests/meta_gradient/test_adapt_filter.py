@@ -70,7 +70,7 @@ def test_meta_gradient_against_a_plain_loop(mode, x64):
     assert tree_allclose(ours, meta_gradient_by_hand(model, tasks), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_meta_gradient_against_finite_differences(steps):
     """The leaves outside of the filter too: the inner gradients depend on them."""
     strategy = maml(steps=steps, optimizer=optax.adam(RATE), remat=2)
@@ -202,7 +202,7 @@ class Noisy(eqx.Module):
 
 
 @pytest.mark.parametrize("key", [None, KEY], ids=["no key", "dropout"])
-@pytest.mark.parametrize("mode", ["mixed", "reverse"])
+@pytest.mark.parametrize("mode", ["mixed", pytest.param("reverse", marks=pytest.mark.slow)])
 def test_hoisting_changes_nothing(mode, key):
     model, tasks = Noisy(tiny_mlp(), eqx.nn.Dropout(0.5)), tasks_of()
 
@@ -221,6 +221,7 @@ def test_hoisting_changes_nothing(mode, key):
         assert sorted(losses, reverse=True) != losses
 
 
+@pytest.mark.slow
 def test_hoisting_with_minibatches():
     """Rows that differ from step to step: their features do too."""
     inner = em.InnerLoop(optax.sgd(RATE), STEPS, adapt=last)

@@ -77,7 +77,7 @@ def meta_gradient(steps, gradient, remat):
     return objective, params
 
 
-@pytest.mark.parametrize("gradient", ["mixed", "reverse"])
+@pytest.mark.parametrize("gradient", ["mixed", pytest.param("reverse", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 6])
 def test_the_meta_gradient_is_that_of_finite_differences(gradient, steps, x64):
     for remat in (False, True, 2):

@@ -96,7 +96,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize(
     ("name", "steps", "architecture"),
     [
-        ("sgd", 8, Relu),
+        pytest.param("sgd", 8, Relu, marks=pytest.mark.slow),
         pytest.param("momentum", 4, TinyMLP, marks=pytest.mark.slow),
         ("adam", 1, TinyMLP),
         pytest.param("adamw", 3, TinyMLP, marks=pytest.mark.slow),
@@ -116,7 +116,9 @@ def test_exact_modes_agree_with_finite_differences_in_float64(x64, name, steps, 
     assert error(directions @ reverse, slopes) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "steps"), [("sgd", 8), ("adamw", 3)])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("sgd", 8), pytest.param("adamw", 3, marks=pytest.mark.slow)]
+)
 def test_exact_modes_agree_in_float32(name, steps):
     model = Relu(jax.random.key(1))
     objective, flat = flat_objective(em.losses.mse, OPTIMIZERS[name], steps, model, sine_task())

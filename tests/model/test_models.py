@@ -25,7 +25,9 @@ STRATEGIES = {
 }
 each_strategy = pytest.mark.parametrize("name", STRATEGIES)
 # Of the four, two whose outer updates have nothing in common.
-two_strategies = pytest.mark.parametrize("name", ["MAML", "Reptile"])
+two_strategies = pytest.mark.parametrize(
+    "name", ["MAML", pytest.param("Reptile", marks=pytest.mark.slow)]
+)
 
 
 def strategy_of(name: str, *, inner=None, outer=None, steps: int = 2, loss=MSE) -> em.Strategy:

@@ -116,6 +116,7 @@ def test_under_vmap_over_weights_and_inside_a_scan(name, x64):
     assert tree_allclose(found, expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_of_single_examples(x64):
     theirs, ours, x = pair(**OPTIONS["plain"])
 
@@ -144,7 +145,7 @@ def test_an_ensemble_of_none_and_a_batch_of_none(ensemble, examples, stride):
 
 
 @pytest.mark.parametrize("stride", [pytest.param((1, 1), marks=pytest.mark.slow), (2, 1)])
-@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("tasks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_other_platforms_compute_the_same(stride, tasks, x64):
     geometry = _bilinear.Geometry((7, 6), (3, 2), stride, ((1, 0), (2, 1)), (1, 2))
     keys = jax.random.split(jax.random.key(0), 3)
@@ -202,6 +203,7 @@ def test_operations_are_counted_as_those_of_equinox():
     assert 3 * forward <= grad < 3.1 * forward + 4 * 2 * 6 * 7 * 6
 
 
+@pytest.mark.slow
 def test_half_precision_stays():
     layer = em.nn.Conv2d(4, 6, 3, dtype=jnp.bfloat16, key=jax.random.key(0))
     x = jnp.ones((4, 5, 5), jnp.bfloat16)

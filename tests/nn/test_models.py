@@ -252,6 +252,7 @@ def test_mixed_and_reverse_are_the_same_run_on_a_convnet(make, size, x64):
     assert not tree_allclose(runs["mixed"][0].model, model, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_an_adapted_conv4_classifies_one_image_in_half_precision():
     model = em.nn.Conv4(1, 3, size=16, width=2, key=KEY)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if eqx.is_array(x) else x, model)

@@ -124,7 +124,9 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("name", ["MAML", pytest.param("Joint", marks=pytest.mark.slow), "Reptile"])
+@pytest.mark.parametrize(
+    "name", ["MAML", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Joint", "Reptile"))]
+)
 def test_query_losses_are_those_of_the_support_statistics(name):
     strategy, model, tasks = STRATEGIES[name](), Net(), batch()
     state, metrics = strategy.outer_update(strategy.init(model), tasks, key=None)
@@ -160,6 +162,7 @@ class OnlyAdapts(em.GradientStrategy):
         return self.inner(self.loss, model, support, key=key).model
 
 
+@pytest.mark.slow
 def test_a_users_own_strategy_gets_it_too():
     ours, theirs = maml(), OnlyAdapts(MSE, optax.sgd(0.1), loop())
     results = [s.outer_update(s.init(Net()), batch(), key=None) for s in (ours, theirs)]
@@ -300,6 +303,7 @@ def test_other_models_are_returned_as_they_are():
 # Precision.
 
 
+@pytest.mark.slow
 def test_half_precision_is_computed_in_float32(strict_dtypes):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), Net())
     # The variance of what is large and nearly constant, in bfloat16, would be zero.

@@ -28,6 +28,7 @@ def find(plan, **wanted):
     return rows[0]
 
 
+@pytest.mark.slow
 def test_the_first_row_is_the_strategy_as_it_is_and_the_others_change_one_knob(plan):
     now = plan.rows[0]
     assert (now.gradient, now.remat, now.task_chunk) == ("reverse", False, None)

@@ -94,6 +94,7 @@ def test_only_what_adapts_has_rates():
     assert [x.shape for x in jax.tree.leaves(model.rates)] == [(1, 8), (1,)]
 
 
+@pytest.mark.slow
 def test_rates_are_trained_checkpointed_and_drawn(tmp_path):
     tasks = em.tasks.Sinusoid(4, 6)
     strategy = meta_sgd(2, rate=0.01, outer=optax.adam(1e-2))

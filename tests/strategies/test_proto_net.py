@@ -108,6 +108,7 @@ def test_more_ways_in_training_than_in_testing():
     assert after.mean("accuracy")[1] > before.mean("accuracy")[1] + 0.02
 
 
+@pytest.mark.slow
 def test_the_evaluation_is_that_of_the_classifier():
     tasks = jax.vmap(blobs(3, 2).sample)(jax.random.split(KEY, 3))
     result = em.evaluate(proto_net(), embedding(), tasks)
@@ -173,6 +174,7 @@ def test_wrong_tasks_and_arguments_are_named():
         em.evaluate(proto_net(), embedding(), blobs(3, 2), inner_steps=3)
 
 
+@pytest.mark.slow
 def test_queries_are_normalised_by_the_support_set():
     class Normed(eqx.Module):
         norm: em.nn.SupportNorm

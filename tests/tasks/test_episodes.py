@@ -135,6 +135,7 @@ def test_uint8_stays_on_the_device_and_becomes_floats_in_the_episode():
     }
 
 
+@pytest.mark.slow
 def test_floats_are_taken_as_they_are():
     images = jnp.linspace(-300, 300, 8).astype(jnp.bfloat16)
     task = Episodes(images, [0, 0, 0, 0, 1, 1, 1, 1], 2, 2, 2).sample(jax.random.key(0))
@@ -324,7 +325,11 @@ def centroid_accuracy(task, ways):
 @pytest.mark.skipif(not OMNIGLOT.exists(), reason=f"no {OMNIGLOT.name} beside the repository")
 @pytest.mark.parametrize(
     ("ways", "shots", "floor", "ci95"),
-    [(5, 1, 0.408, 0.011), (5, 5, 0.679, 0.011), (20, 1, 0.22, 0.005)],
+    [
+        (5, 1, 0.408, 0.011),
+        pytest.param(5, 5, 0.679, 0.011, marks=pytest.mark.slow),
+        pytest.param(20, 1, 0.22, 0.005, marks=pytest.mark.slow),
+    ],
 )
 def test_pixel_centroid_floor_of_omniglot(ways, shots, floor, ci95):
     with np.load(OMNIGLOT) as file:
