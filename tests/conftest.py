@@ -33,7 +33,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def leave_programs_to_the_end():
-    """Python's garbage collector would look through all that JAX has kept, for seconds each time."""
+    """The garbage collector would look through all that JAX has kept, for seconds each time."""
     yield
     gc.freeze()
 
