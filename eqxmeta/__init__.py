@@ -32,6 +32,7 @@ from ._preflight.plan import Plan as Plan
 from ._preflight.plan import PlanRow as PlanRow
 from ._strategy.gradient_strategy import GradientStrategy as GradientStrategy
 from ._strategy.strategy import Strategy as Strategy
+from ._strategy.strategy import partition_learnt as partition_learnt
 from ._task.task import Task as Task
 from ._trainer.seed_runs import SeedRuns as SeedRuns
 from ._trainer.seeds import fit_seeds as fit_seeds

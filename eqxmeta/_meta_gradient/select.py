@@ -14,10 +14,24 @@ _EXPECTED = "a function from the model to parts that it has, such as `lambda m: 
 
 
 def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tuple[PyTree, PyTree]:
-    """`(chosen, others)`, as `eqx.partition`: `chosen` are the inexact arrays in `where(model)`.
+    """`(chosen, others)`, as `eqx.partition`: `chosen` are the inexact arrays in `where(model)`."""
+    return eqx.partition(model, selection(model, where, argument))
+
+
+def selection(
+    model: PyTree,
+    where: Callable[[Any], PyTree],
+    argument: str,
+    *,
+    of: Callable[[Any], PyTree] | None = None,
+) -> PyTree:
+    """A tree of bools like `model`: whether a leaf is an inexact array in `where(model)`.
 
     `where` returns a part of the model or any pytree of such parts. A part is known by its place:
     of two leaves that happen to be the same array, only the one that was named is chosen.
+
+    `of`: `where` is a function of `of(model)`, a part of the model beside which all is chosen. If
+    there is anything beside it, `where` may return `()`, nothing.
 
     Raises `ValueError` if `where(model)` holds no inexact array, one that is not the model's, or a
     method of the model; `argument` names `where` in the message.
@@ -26,20 +40,23 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
     leaves, structure = jax.tree.flatten(params)
     chosen = [False] * len(leaves)
     returned: list[type] = []
+    nothing = True
 
     def mark(leaves: list[Any]) -> None:
+        nonlocal nothing
         # Traced, because there every leaf is an object of its own.
         index = {id(leaf): i for i, leaf in enumerate(leaves)}
         whole = eqx.combine(jax.tree.unflatten(structure, leaves), others)
-        with annotate_errors(f"`{argument}`", f"a `{type(model).__name__}`", _EXPECTED):
-            parts = where(whole)
+        part = whole if of is None else of(whole)
+        with annotate_errors(f"`{argument}`", f"a `{type(part).__name__}`", _EXPECTED):
+            parts = where(part)
 
         def bound(x: Any) -> bool:
-            return _is_method(x, whole)
+            return _is_method(x, part)
 
         if any(map(bound, jax.tree.leaves(parts, is_leaf=bound))):
             message = f"`{argument}` returned a method, which holds all of the model."
-            raise ValueError(explain(message, f"a method of `{type(whole).__name__}`", _EXPECTED))
+            raise ValueError(explain(message, f"a method of `{type(part).__name__}`", _EXPECTED))
         returned.extend(type(leaf) for leaf in jax.tree.leaves(parts))
         for leaf in filter(eqx.is_inexact_array, jax.tree.leaves(parts)):
             if id(leaf) not in index:
@@ -47,9 +64,13 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
                 expected = "parts of the model as they are, such as `lambda m: m.layers[-1]`"
                 raise ValueError(explain(message, f"{leaf.dtype.name}{list(leaf.shape)}", expected))
             chosen[index[id(leaf)]] = True
+        beside = index.keys() - {id(leaf) for leaf in jax.tree.leaves(part)}
+        nothing = not any(chosen) and not (beside and isinstance(parts, tuple) and not parts)
+        for leaf in beside:
+            chosen[index[leaf]] = True
 
     jax.eval_shape(mark, leaves)
-    if not any(chosen):
+    if nothing:
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         mask = ". By a mask: `lambda m: eqx.filter(m, mask)`" if set(returned) == {bool} else ""
         message = f"`{argument}` chooses nothing of the model."
@@ -60,9 +81,8 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
             + mask
         )
         raise ValueError(explain(message, "no floating-point array", expected))
-    where_chosen = jax.tree.unflatten(structure, chosen)
-    fast, rest = eqx.partition(params, where_chosen)
-    return fast, eqx.combine(rest, others)
+    answers = iter(chosen)
+    return jax.tree.map(lambda x: eqx.is_inexact_array(x) and next(answers), model)
 
 
 class _Bound(eqx.Module):

@@ -4,7 +4,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Int, PyTree
 
 from .support_statistics import without_statistics
@@ -35,12 +34,7 @@ def without_weak_types(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype) if eqx.is_array(x) else x, tree)
 
 
-def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first outer step: `optimizer` looks after the inexact arrays of `model`."""
-    model = without_weak_types(
-        jax.tree.map(
-            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, without_statistics(model)
-        )
-    )
-    opt_state = without_weak_types(optimizer.init(eqx.filter(model, eqx.is_inexact_array)))
-    return TrainState(jnp.zeros((), jnp.int32), model, opt_state)
+def to_be_trained(model: PyTree) -> PyTree:
+    """`model` as a state holds it: its arrays as JAX arrays, without what it knows of a task."""
+    model = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, model)
+    return without_weak_types(without_statistics(model))

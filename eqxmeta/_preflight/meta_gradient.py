@@ -16,7 +16,7 @@ from .._meta_gradient.modes import refuses_mixed
 from .._model.check import check_model
 from .._model.support_statistics import with_support_statistics
 from .._strategy.gradient_strategy import GradientStrategy
-from .._strategy.strategy import Strategy
+from .._strategy.strategy import Strategy, partition_learnt
 from .._task.task import Task, shapes_of
 
 # Central differences in float64: the truncation error is of order eps**2, rounding of order
@@ -96,7 +96,7 @@ def check_meta_gradient(
     _check_task(strategy, model, task)
     with jax.enable_x64(True):
         model, task = _to_float64((model, task))
-        params, static = eqx.partition(model, eqx.is_inexact_array)
+        params, static = partition_learnt(strategy, model)
 
         def objective(params: PyTree, mode: str):
             chosen: Any = eqx.tree_at(lambda s: s.inner.gradient, strategy, mode)

@@ -10,6 +10,7 @@ from .._model.state import TrainState
 from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
 from .._task.task import Task, shapes_of
+from .held import check_held
 from .loss import check_loss, without_first_axis
 from .slow_layers import warn_slow_convolutions
 
@@ -49,6 +50,7 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
                 "every leaf of the new state as in the old one",
             )
         )
+    check_held(strategy, state, closed)
     warn_slow_convolutions(closed)
     return set(metrics)
 

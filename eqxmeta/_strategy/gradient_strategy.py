@@ -4,11 +4,11 @@ import equinox as eqx
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._model.state import TrainState, init_state
+from .._model.state import TrainState
 from .._task.layout import TaskChunk, check_task_chunk
 from .._task.task import Task
 from .._types import Loss, Metrics
-from .outer_step import adapt_with_metrics, descend, query_loss, split_or_none
+from .outer_step import adapt_with_metrics, descend, init_state, query_loss, split_or_none
 from .strategy import Strategy
 
 
@@ -38,7 +38,7 @@ class GradientStrategy(Strategy):
         check_task_chunk(self.task_chunk, f"{type(self).__name__}(task_chunk=...)")
 
     def init(self, model: PyTree) -> TrainState:
-        return init_state(self.meta_model(model), self.optimizer)
+        return init_state(self, self.meta_model(model), self.optimizer)
 
     def meta_model(self, model: PyTree) -> PyTree:
         """What is meta-learnt, made from the user's `model`: that model, or an `eqx.Module` with a
@@ -57,4 +57,6 @@ class GradientStrategy(Strategy):
             )
             return loss, metrics | query_metrics
 
-        return descend(task_loss, self.optimizer, state, tasks, key=key, task_chunk=self.task_chunk)
+        return descend(
+            self, task_loss, self.optimizer, state, tasks, key=key, task_chunk=self.task_chunk
+        )

@@ -2,8 +2,7 @@
 
 import abc
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -18,8 +17,7 @@ from .._task.layout import TaskChunk
 from .._types import Loss
 from .by_inner_loop import ByInnerLoop
 from .gradient_strategy import GradientStrategy
-
-Where: TypeAlias = Callable[[Any], PyTree]
+from .strategy import Where
 
 _A_HEAD = "a function from the model to its head, such as `head=lambda m: m.layers[-1]`"
 
@@ -79,6 +77,7 @@ class AdaptsByHead(GradientStrategy, ByInnerLoop):
         optimizer: optax.GradientTransformation,
         *,
         head: Where | None = None,
+        learn: Where | None = None,
         task_chunk: TaskChunk = "auto",
     ):
         name = type(self).__name__
@@ -89,6 +88,7 @@ class AdaptsByHead(GradientStrategy, ByInnerLoop):
         self.inner = adapting(inner, self.chosen(Head(cast(Where | None, head), argument)), name)
         self.optimizer = optimizer
         self.task_chunk = task_chunk
+        self.learn = learn
 
     @staticmethod
     @abc.abstractmethod

@@ -12,16 +12,27 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import annotate_errors, explain
 from .._meta_gradient.modes import conjugate_complex
-from .._model.state import TrainState
+from .._model.state import TrainState, to_be_trained, without_weak_types
 from .._model.support_statistics import with_support_statistics
 from .._task.layout import OverTasks, TaskChunk, mean_over_tasks
 from .._task.task import Task, check_batch, count_tasks, shapes_of
 from .._types import Loss, Metrics
 from .metrics import by_step, check_loss_output
-from .strategy import Strategy, can_roll_out
+from .strategy import Strategy, can_roll_out, partition_learnt
+
+
+def init_state(
+    strategy: Strategy, model: PyTree, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """State before the first outer step, of an `optimizer` that looks after what is learnt."""
+    model = to_be_trained(model)
+    params, _ = partition_learnt(strategy, model)
+    opt_state = without_weak_types(optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), model, opt_state)
 
 
 def descend(
+    strategy: Strategy,
     task_loss: Callable[
         [PyTree, Task, PRNGKeyArray | None], tuple[Float[Array, ""], dict[str, Array]]
     ],
@@ -36,11 +47,11 @@ def descend(
     `task_loss(model, task, key) -> (loss, metrics)`."""
 
     def meta_gradient(over_chunk: OverTasks) -> PyTree:
-        params, static = eqx.partition(state.model, eqx.is_inexact_array)
+        params, rest = partition_learnt(strategy, state.model)
 
         def meta_loss(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
             def one(task: Task, key: PRNGKeyArray | None):
-                return task_loss(eqx.combine(params, static), task, key)
+                return task_loss(eqx.combine(params, rest), task, key)
 
             return jax.tree.map(lambda x: jnp.mean(x, axis=0), over_chunk(one))
 
@@ -50,7 +61,7 @@ def descend(
         meta_gradient, state, tasks, key=key, task_chunk=task_chunk
     )
     metrics = {"loss": loss, **by_step(metrics), "grad_norm": optax.tree.norm(grads)}
-    return apply_gradient(optimizer, state, conjugate_complex(grads)), metrics
+    return apply_gradient(strategy, optimizer, state, conjugate_complex(grads)), metrics
 
 
 def mean_over_batch(
@@ -83,13 +94,16 @@ def annotate_batch_errors(tasks: Task) -> AbstractContextManager[None]:
 
 
 def apply_gradient(
-    optimizer: optax.GradientTransformation, state: TrainState, grads: PyTree
+    strategy: Strategy,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    grads: PyTree,
 ) -> TrainState:
-    """The state after one step of the outer `optimizer` along `grads`."""
-    params, static = eqx.partition(state.model, eqx.is_inexact_array)
+    """The state after one step of the outer `optimizer` along `grads`, those of what is learnt."""
+    params, rest = partition_learnt(strategy, state.model)
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
-    return TrainState(state.step + 1, eqx.combine(params, static), opt_state)
+    return TrainState(state.step + 1, eqx.combine(params, rest), opt_state)
 
 
 def adapt_with_metrics(

@@ -22,6 +22,7 @@ _IDENTITY = (
     "inner_steps",
     "gradient",
     "adapts",
+    "learns",
     "meta_batch_size",
     "seed",
     "model",

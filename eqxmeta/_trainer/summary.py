@@ -15,7 +15,7 @@ from .._meta_gradient.inner_loop import InnerLoop
 from .._model.check import count_parameters
 from .._model.state import TrainState
 from .._preflight.slow_layers import linear_layers
-from .._strategy.strategy import Strategy
+from .._strategy.strategy import Strategy, partition_learnt
 
 
 def describe(
@@ -33,18 +33,20 @@ def describe(
 
     `saves`: with the fingerprints of the model and the tasks, for which all data is read."""
     inner = getattr(strategy, "inner", None)
+    params, rest = partition_learnt(strategy, state.model)
     return {
         "strategy": type(strategy).__name__,
         "options": _options(strategy),
         "inner_steps": getattr(inner, "steps", None),
         "gradient": getattr(inner, "gradient", None),
         "adapts": _adapts(inner, model),
+        "learns": _learns(params, rest),
         "meta_batch_size": meta_batch_size,
         "seed": seed,
         "steps": steps,
         "model": type(model).__name__,
         "parameters": count_parameters(model),
-        "meta_parameters": count_parameters(state.model),
+        "meta_parameters": count_parameters(params),
         "tasks": _name(tasks),
         **({"fingerprint": _fingerprints(model, tasks)} if saves else {}),
     }
@@ -68,12 +70,13 @@ def render(
     without = ", ".join(name_of(callback) for callback in left_out)
     names += f" (left out, for they write files: {without})" if without else ""
     adapts = [f"adapts      {_shortened(config['adapts'], 80)}"] if config["adapts"] else []
+    learns = f": {_shortened(config['learns'], 60)}" if config["learns"] else ""
     return "\n".join(
         (
             f"strategy    {config['strategy']}{inner}",
             f"model       {config['model']}, {config['parameters']:,} parameters",
             *adapts,
-            f"learns      {config['meta_parameters']:,} meta-parameters",
+            f"learns      {config['meta_parameters']:,} meta-parameters{learns}",
             f"meta-batch  {config['meta_batch_size']} tasks a step",
             f"run         {config['steps']:,} steps, seed {config['seed']}{resumed}",
             f"callbacks   {names}",
@@ -94,8 +97,16 @@ def _adapts(inner: Any, model: PyTree) -> str | None:
     """The key paths of what `InnerLoop(adapt=...)` chooses; `None` if everything adapts."""
     if not isinstance(inner, InnerLoop) or inner.adapt is None:
         return None
-    fast, _ = inner.partition(model)
-    paths = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(fast))
+    return _key_paths(inner.partition(model)[0])
+
+
+def _learns(params: PyTree, rest: PyTree) -> str | None:
+    """The key paths of what is meta-learnt; `None` if that is every parameter of the state."""
+    return _key_paths(params) if count_parameters(rest) else None
+
+
+def _key_paths(tree: PyTree) -> str:
+    paths = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree))
     return ", ".join(path.removeprefix(".") for path in paths)
 
 

@@ -5,11 +5,12 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._meta_gradient.inner_loop import InnerLoop
-from .._model.state import TrainState, init_state
+from .._model.state import TrainState
 from .._strategy.by_inner_loop import ByInnerLoop
 from .._strategy.outer_step import (
     adapt_with_metrics,
     descend,
+    init_state,
     query_loss,
     split_or_none,
     stop_gradient,
@@ -36,7 +37,7 @@ class Joint(ByInnerLoop):
     task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
 
     def init(self, model: PyTree) -> TrainState:
-        return init_state(model, self.optimizer)
+        return init_state(self, model, self.optimizer)
 
     @eqx.filter_jit
     def outer_update(
@@ -52,6 +53,6 @@ class Joint(ByInnerLoop):
             return pooled, {"loss_after": after, **metrics, **query_metrics}
 
         state, metrics = descend(
-            task_loss, self.optimizer, state, tasks, key=key, task_chunk=self.task_chunk
+            self, task_loss, self.optimizer, state, tasks, key=key, task_chunk=self.task_chunk
         )
         return state, metrics | {"pooled_loss": metrics["loss"], "loss": metrics.pop("loss_after")}

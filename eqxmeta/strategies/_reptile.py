@@ -10,18 +10,19 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
-from .._model.state import TrainState, init_state
+from .._model.state import TrainState
 from .._model.support_statistics import without_statistics
 from .._strategy.by_inner_loop import RollsOut
 from .._strategy.metrics import by_step
 from .._strategy.outer_step import (
     adapt_with_metrics,
     apply_gradient,
+    init_state,
     mean_over_batch,
     query_loss,
     split_or_none,
 )
-from .._strategy.strategy import can_roll_out
+from .._strategy.strategy import Where, can_roll_out, partition_learnt
 from .._task.layout import OverTasks, TaskChunk
 from .._task.task import Task
 from .._types import Loss, Metrics
@@ -71,6 +72,7 @@ class Reptile(RollsOut):
         *,
         batch_size: int | None = None,
         inner_state: Literal["reset", "carry"] = "reset",
+        learn: Where | None = None,
         task_chunk: TaskChunk = "auto",
     ):
         sound = inner_state in ("reset", "carry")
@@ -82,9 +84,10 @@ class Reptile(RollsOut):
         self.optimizer = optimizer
         self.inner_state = inner_state
         self.task_chunk = task_chunk
+        self.learn = learn
 
     def init(self, model: PyTree) -> TrainState:
-        state = init_state(model, self.optimizer)
+        state = init_state(self, model, self.optimizer)
         inner = self.inner.init(state.model) if self.inner_state == "carry" else None
         return TrainState(state.step, state.model, ReptileOptState(state.opt_state, inner))
 
@@ -126,7 +129,7 @@ class Reptile(RollsOut):
                 adapted = without_statistics(adapted)  # queries are normalised by the support set
                 carried = state.opt_state.inner
             loss, metrics = query_loss(self.loss, state.model, adapted, task, query_key)
-            adapted = eqx.filter(adapted, eqx.is_inexact_array)
+            adapted, _ = partition_learnt(self, adapted)
             return adapted, carried, {"loss": loss, **losses, **metrics}
 
         def mean(over: OverTasks) -> PyTree:
@@ -139,11 +142,11 @@ class Reptile(RollsOut):
         adapted, inner, metrics = mean_over_batch(
             mean, state, tasks, key=key, task_chunk=self.task_chunk
         )
-        params = eqx.filter(state.model, eqx.is_inexact_array)
+        params, _ = partition_learnt(self, state.model)
         towards = jax.tree.map(lambda p, a: p - a, params, adapted)
 
         outer = TrainState(state.step, state.model, state.opt_state.outer)
-        outer = apply_gradient(self.optimizer, outer, towards)
+        outer = apply_gradient(self, self.optimizer, outer, towards)
         metrics = by_step(metrics) | {"grad_norm": optax.tree.norm(towards)}
         opt_state = ReptileOptState(outer.opt_state, inner)
         return TrainState(outer.step, outer.model, opt_state), metrics
