@@ -21,6 +21,7 @@ class MAML(GradientStrategy, ByInnerLoop):
     - `inner`: an `InnerLoop`, whose `gradient` is the mode of the meta-gradient.
     - `optimizer`: the outer optax optimizer.
     - `task_chunk`: how many tasks are computed at a time, see `GradientStrategy`.
+    - `learn`: what is meta-learnt, if not everything, see `Strategy`.
     """
 
     loss: Loss

@@ -51,7 +51,8 @@ class MetaSGD(GradientStrategy, RollsOut):
     `TrainState.model` has the fields `model`, the user's own, and `rates`, α: checkpointed with
     it, and drawn by `eqxmeta.callbacks.Histograms`.
 
-    - `loss`, `inner`, `optimizer`, `task_chunk`: as for `MAML`.
+    - `loss`, `inner`, `optimizer`, `task_chunk`, `learn`: as for `MAML`. Every rate is learnt;
+      `learn=lambda m: ()` learns nothing else.
     - `rate`: what every rate is at first.
 
     Raises `TypeError` or `ValueError` for arguments that are not as above.

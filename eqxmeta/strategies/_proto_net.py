@@ -57,7 +57,8 @@ class ProtoNet(GradientStrategy):
     testing, as in the paper, and classes need not be of one size or in order.
 
     - `loss`: of logits, such as `eqxmeta.losses.cross_entropy`.
-    - `optimizer`: the outer optax optimizer. `task_chunk`: see `GradientStrategy`.
+    - `optimizer`: the outer optax optimizer. `task_chunk`: see `GradientStrategy`; `learn`:
+      see `Strategy`.
     - `ways`: the number of logits, if all tasks have the same number of classes or a known most.
       `None`: what the labels say, where they are at hand (a call of `inner_adapt` by itself). In a
       compiled program, such as training, they are not, but no class has less than one example:

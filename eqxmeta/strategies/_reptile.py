@@ -46,7 +46,7 @@ class Reptile(RollsOut):
 
     - `loss`, `inner`, `optimizer`: as for `MAML`; `inner.gradient` plays no part. The paper's
       inner optimizer is `optax.adam(rate, b1=0)`.
-    - `task_chunk`: as for `GradientStrategy`.
+    - `task_chunk`, `learn`: as for `MAML`.
     - `batch_size`: examples per inner step, drawn without replacement, reshuffled when the
       task's examples are used up, as in the paper's code. `None`, or more than there are: all.
     - `inner_state`: `"reset"` starts every task from a fresh inner optimizer; `"carry"` from the
