@@ -1,5 +1,7 @@
 """The state of a run: what is meta-learnt, and the state of the outer optimizer."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from .._errors import explain
 from .support_statistics import without_statistics
 
 
@@ -44,3 +47,29 @@ def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainS
     )
     opt_state = without_weak_types(optimizer.init(eqx.filter(model, eqx.is_inexact_array)))
     return TrainState(jnp.zeros((), jnp.int32), model, opt_state)
+
+
+def update_of(
+    optimizer: optax.GradientTransformation, name: str
+) -> Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, PyTree]]:
+    """`update(grads, state, params, value)` of `optimizer`, given also the value that is descended
+    if it wants that, as `optax.contrib.reduce_on_plateau` does. Raises `TypeError`, naming it,
+    for one that wants more."""
+
+    def with_value(grads: PyTree, state: PyTree, params: PyTree, value: Array):
+        try:
+            return optimizer.update(grads, state, params, value=value)  # pyright: ignore
+        except TypeError as error:
+            # Not by its class: `MultiSteps` takes what it hands on, and `sam` does not.
+            if "unexpected keyword argument 'value'" in str(error):
+                return optimizer.update(grads, state, params)
+            if "required keyword-only argument" not in str(error):
+                raise
+            message = f"{name} wants more than a step has."
+            expected = (
+                "an optimizer that needs gradients, parameters and `value`, the loss, at most; "
+                "no line search, such as `optax.lbfgs` makes"
+            )
+            raise TypeError(explain(message, error, expected)) from error
+
+    return with_value

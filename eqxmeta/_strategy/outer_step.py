@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import annotate_errors, explain
 from .._meta_gradient.modes import conjugate_complex
-from .._model.state import TrainState
+from .._model.state import TrainState, update_of
 from .._model.support_statistics import with_support_statistics
 from .._task.layout import OverTasks, TaskChunk, mean_over_tasks
 from .._task.task import Task, check_batch, count_tasks, shapes_of
@@ -50,7 +50,7 @@ def descend(
         meta_gradient, state, tasks, key=key, task_chunk=task_chunk
     )
     metrics = {"loss": loss, **by_step(metrics), "grad_norm": optax.tree.norm(grads)}
-    return apply_gradient(optimizer, state, conjugate_complex(grads)), metrics
+    return apply_gradient(optimizer, state, conjugate_complex(grads), value=loss), metrics
 
 
 def mean_over_batch(
@@ -83,11 +83,17 @@ def annotate_batch_errors(tasks: Task) -> AbstractContextManager[None]:
 
 
 def apply_gradient(
-    optimizer: optax.GradientTransformation, state: TrainState, grads: PyTree
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    grads: PyTree,
+    *,
+    value: Float[Array, ""],
 ) -> TrainState:
-    """The state after one step of the outer `optimizer` along `grads`."""
+    """The state after one step of the outer `optimizer` along `grads`; `value` is for those that
+    look at the objective."""
     params, static = eqx.partition(state.model, eqx.is_inexact_array)
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    update = update_of(optimizer, "The outer `optimizer`")
+    updates, opt_state = update(grads, state.opt_state, params, value)
     params = optax.apply_updates(params, updates)
     return TrainState(state.step + 1, eqx.combine(params, static), opt_state)
 
