@@ -93,6 +93,8 @@ def check_optimizer(optimizer: object, argument: str) -> None:
     """An optax optimizer is meant: a class, a learning rate or a strategy is not one."""
     sound = isinstance(optimizer, optax.GradientTransformation)
     expected = "an `optax.GradientTransformation`, for example `optax.sgd(0.01)`"
+    if hasattr(optimizer, "gradient_transformation"):  # `optax.MultiSteps`
+        expected = "an `optax.GradientTransformation`: its `.gradient_transformation()`"
     check_argument(sound, optimizer, argument, expected, TypeError)
 
 

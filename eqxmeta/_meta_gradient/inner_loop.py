@@ -14,7 +14,7 @@ from .._arguments import check_int, check_optimizer
 from .._errors import explain
 from .._jaxpr.hoist import hoist
 from .._jaxpr.safe_sqrt import with_safe_sqrt
-from .._model.state import without_weak_types
+from .._model.state import update_of, without_weak_types
 from .._model.support_statistics import without_statistics
 from .._types import Loss
 from .modes import GRADIENT_MODES, GradientMode, conjugate_complex, value_and_grad
@@ -138,7 +138,7 @@ class InnerLoop(eqx.Module):
         model = without_statistics(model)
         fast, others = self.partition(model)
         opt_state = self.init(model) if opt_state is None else opt_state
-        update = with_safe_sqrt(_update_of(self.optimizer))
+        update = with_safe_sqrt(update_of(self.optimizer, "`InnerLoop(optimizer=...)`"))
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
         xs = (jnp.arange(steps), minibatches)
 
@@ -174,26 +174,6 @@ class InnerLoop(eqx.Module):
         end = view(fast, viewed)
         observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), path, end)
         return Adaptation(eqx.combine(fast, others), losses, observed, opt_state)
-
-
-def _update_of(optimizer: optax.GradientTransformation) -> Callable[..., tuple[PyTree, PyTree]]:
-    """`optimizer.update`, given also the loss if it wants that, as `reduce_on_plateau` does."""
-    update = optax.with_extra_args_support(optimizer).update
-
-    def with_value(grads: PyTree, state: PyTree, params: PyTree, value: Array):
-        try:
-            return update(grads, state, params, value=value)
-        except TypeError as error:
-            if "required keyword-only argument" not in str(error):
-                raise
-            message = "`InnerLoop(optimizer=...)` wants more than an inner step has."
-            expected = (
-                "an optimizer that needs gradients, parameters and `value`, the loss, at most; "
-                "no line search, such as `optax.lbfgs` makes"
-            )
-            raise TypeError(explain(message, error, expected)) from error
-
-    return with_value
 
 
 def _scan(

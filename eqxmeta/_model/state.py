@@ -1,11 +1,14 @@
 """The state of a run: what is meta-learnt, and the state of the outer optimizer."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from .._errors import explain
 from .support_statistics import without_statistics
 
 
@@ -38,3 +41,29 @@ def to_be_trained(model: PyTree) -> PyTree:
     """`model` as a state holds it: its arrays as JAX arrays, without what it knows of a task."""
     model = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, model)
     return without_weak_types(without_statistics(model))
+
+
+def update_of(
+    optimizer: optax.GradientTransformation, name: str
+) -> Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, PyTree]]:
+    """`update(grads, state, params, value)` of `optimizer`, given also the value that is descended
+    if it wants that, as `optax.contrib.reduce_on_plateau` does. Raises `TypeError`, naming it,
+    for one that wants more."""
+
+    def with_value(grads: PyTree, state: PyTree, params: PyTree, value: Array):
+        try:
+            return optimizer.update(grads, state, params, value=value)  # pyright: ignore
+        except TypeError as error:
+            # Not by its class: `MultiSteps` takes what it hands on, and `sam` does not.
+            if "unexpected keyword argument 'value'" in str(error):
+                return optimizer.update(grads, state, params)
+            if "required keyword-only argument" not in str(error):
+                raise
+            message = f"{name} wants more than a step has."
+            expected = (
+                "an optimizer that needs gradients, parameters and `value`, the loss, at most; "
+                "no line search, such as `optax.lbfgs` makes"
+            )
+            raise TypeError(explain(message, error, expected)) from error
+
+    return with_value

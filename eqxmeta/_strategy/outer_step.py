@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import annotate_errors, explain
 from .._meta_gradient.modes import conjugate_complex
-from .._model.state import TrainState, to_be_trained, without_weak_types
+from .._model.state import TrainState, to_be_trained, update_of, without_weak_types
 from .._model.support_statistics import with_support_statistics
 from .._task.layout import OverTasks, TaskChunk, mean_over_tasks
 from .._task.task import Task, check_batch, count_tasks, shapes_of
@@ -61,7 +61,8 @@ def descend(
         meta_gradient, state, tasks, key=key, task_chunk=task_chunk
     )
     metrics = {"loss": loss, **by_step(metrics), "grad_norm": optax.tree.norm(grads)}
-    return apply_gradient(strategy, optimizer, state, conjugate_complex(grads)), metrics
+    grads = conjugate_complex(grads)
+    return apply_gradient(strategy, optimizer, state, grads, value=loss), metrics
 
 
 def mean_over_batch(
@@ -98,10 +99,14 @@ def apply_gradient(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     grads: PyTree,
+    *,
+    value: Float[Array, ""],
 ) -> TrainState:
-    """The state after one step of the outer `optimizer` along `grads`, those of what is learnt."""
+    """The state after one step of the outer `optimizer` along `grads`, those of what is learnt;
+    `value` is for those that look at the objective."""
     params, rest = partition_learnt(strategy, state.model)
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    update = update_of(optimizer, "The outer `optimizer`")
+    updates, opt_state = update(grads, state.opt_state, params, value)
     params = optax.apply_updates(params, updates)
     return TrainState(state.step + 1, eqx.combine(params, rest), opt_state)
 

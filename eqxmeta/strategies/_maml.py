@@ -19,7 +19,9 @@ class MAML(GradientStrategy, ByInnerLoop):
 
     - `loss(model, batch, key) -> (scalar, metrics)`, for example `eqxmeta.losses.mse`.
     - `inner`: an `InnerLoop`, whose `gradient` is the mode of the meta-gradient.
-    - `optimizer`: the outer optax optimizer.
+    - `optimizer`: the outer optax optimizer. One that looks at a `value`, as
+      `optax.contrib.reduce_on_plateau` does, gets the objective, the metric `loss`; a line search,
+      which would need the objective elsewhere too, is refused before the run.
     - `task_chunk`: how many tasks are computed at a time, see `GradientStrategy`.
     - `learn`: what is meta-learnt, if not everything, see `Strategy`.
     """

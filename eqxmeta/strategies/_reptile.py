@@ -45,7 +45,8 @@ class Reptile(RollsOut):
     schedule for its learning rate anneals it.
 
     - `loss`, `inner`, `optimizer`: as for `MAML`; `inner.gradient` plays no part. The paper's
-      inner optimizer is `optax.adam(rate, b1=0)`.
+      inner optimizer is `optax.adam(rate, b1=0)`. An outer one that looks at a `value` gets the
+      metric `loss`.
     - `task_chunk`, `learn`: as for `MAML`.
     - `batch_size`: examples per inner step, drawn without replacement, reshuffled when the
       task's examples are used up, as in the paper's code. `None`, or more than there are: all.
@@ -146,7 +147,7 @@ class Reptile(RollsOut):
         towards = jax.tree.map(lambda p, a: p - a, params, adapted)
 
         outer = TrainState(state.step, state.model, state.opt_state.outer)
-        outer = apply_gradient(self, self.optimizer, outer, towards)
+        outer = apply_gradient(self, self.optimizer, outer, towards, value=metrics["loss"])
         metrics = by_step(metrics) | {"grad_norm": optax.tree.norm(towards)}
         opt_state = ReptileOptState(outer.opt_state, inner)
         return TrainState(outer.step, outer.model, opt_state), metrics
