@@ -20,11 +20,11 @@ from .._model.support_statistics import (
     without_statistics,
 )
 from .._strategy.metrics import check_loss_output
-from .._strategy.strategy import Strategy, can_roll_out
+from .._strategy.rollout_strategy import RolloutStrategy
+from .._strategy.strategy import Strategy
 from .._task.device_source import check_device_source, check_task, sample
 from .._task.layout import is_large
 from .._task.task import Task, count_tasks, label_ranges, shapes_of
-from .._types import Loss
 from .result import Evaluation
 
 # Evaluation tasks are drawn from a stream of their own: the same seed for training and for
@@ -50,8 +50,8 @@ def evaluate(
       depend on `seed` only (task `i` not even on `num_tasks`); or a batch of tasks, which is then
       used as it is.
     - `inner_steps`: adaptation is measured after 0, 1, ..., `inner_steps` inner steps. `None`: as
-      many as the strategy trains with. A strategy without an `InnerLoop` in its field `inner` is
-      measured before and after.
+      many as the strategy trains with. A strategy without inner steps is measured before and
+      after.
 
     The query loss is computed with `eqx.nn.inference_mode`. With the losses of `eqxmeta.losses` no
     prediction depends on the other queries, unless the model has an `eqxmeta.nn.BatchNorm` (the
@@ -176,53 +176,44 @@ def adaptation_curve(
     """Query metrics of one task after 0, 1, ..., `steps` inner steps: `[steps + 1]` each."""
 
     def measure(model: PyTree) -> dict[str, Array]:
-        loss: Loss = strategy.loss  # pyright: ignore
-        model = with_support_statistics(loss, eqx.nn.inference_mode(model), task.support)
-        out = loss(model, task.query, None)
+        model = eqx.nn.inference_mode(model)
+        model = with_support_statistics(strategy.loss, model, task.support)
+        out = strategy.loss(model, task.query, None)
         check_loss_output(out)
         value, metrics = out
         return {"loss": value, **metrics}
 
     model = without_statistics(model)
-    if steps is not None and can_roll_out(strategy):
-        rollout = strategy.inner_rollout  # pyright: ignore
-        return rollout(model, task.support, steps=steps, observe=measure, key=key).observed
-    # Only `inner_adapt` is known: adapt once for every number of steps.
-    strategies = (
-        [strategy]
-        if steps is None
-        else [with_num_inner_steps(strategy, k + 1) for k in range(steps)]
-    )
-    after = [measure(s.inner_adapt(model, task.support, key=key)) for s in strategies]
+    if isinstance(strategy, RolloutStrategy):
+        options = {"steps": steps, "observe": measure, "key": key}
+        return strategy.inner_rollout(model, task.support, **options).observed
+    after = measure(strategy.inner_adapt(model, task.support, key=key))
     unadapted = strategy.unadapted(model)
     before = (
-        jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), after[0])
+        jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), after)
         if unadapted is None
         else measure(unadapted)
     )
-    return jax.tree.map(lambda *xs: jnp.stack(xs), before, *after)
+    return jax.tree.map(lambda *xs: jnp.stack(xs), before, after)
 
 
 def with_num_inner_steps(strategy: Strategy, steps: int, argument: str = "inner_steps") -> Strategy:
     """The same strategy, taking `steps` inner steps in `inner_adapt`. Raises `ValueError`, naming
-    `argument`, for a strategy without an `InnerLoop`."""
-    if not hasattr(getattr(strategy, "inner", None), "steps"):
-        message = f"`{argument}` has no effect: the strategy has no `InnerLoop`."
-        expected = "a strategy with an `InnerLoop` in its field `inner`, or `inner_steps` left out"
+    `argument`, for a strategy without inner steps."""
+    if not isinstance(strategy, RolloutStrategy):
+        message = f"`{argument}` has no effect: the strategy has no inner steps."
+        expected = "a `RolloutStrategy`, or `inner_steps` left out"
         raise ValueError(explain(message, f"{steps}, and `{type(strategy).__name__}`", expected))
     return eqx.tree_at(lambda s: s.inner.steps, strategy, steps)
 
 
 def check_steps(strategy: Strategy, steps: int | None, caller: str) -> int | None:
     """The number of inner steps to measure, if it can be chosen. Raises `TypeError` for what is
-    not a strategy with a loss, and for what is not a number of steps; `ValueError` for others."""
+    not a strategy, and for what is not a number of steps; `ValueError` for others."""
     sound, argument = isinstance(strategy, Strategy), f"{caller}(strategy=...)"
     check_argument(sound, strategy, argument, "an instance of `Strategy`", TypeError)
-    if not callable(getattr(strategy, "loss", None)):
-        message, received = f"`{caller}` has no loss to measure.", f"`{type(strategy).__name__}`"
-        raise TypeError(explain(message, received, "a strategy with a field or method `loss`"))
     if steps is None:
-        return getattr(getattr(strategy, "inner", None), "steps", None)
+        return strategy.num_inner_steps()
     argument = f"{caller}(inner_steps=...)"
     steps = check_int(steps, argument, minimum=1, what="inner steps, or None")
     with_num_inner_steps(strategy, steps, argument)

@@ -123,6 +123,8 @@ class InnerLoop(eqx.Module):
         observe: Callable[[PyTree], PyTree] | None = None,
         minibatches: Int[Array, "steps size"] | None = None,
         opt_state: PyTree | None = None,
+        optimizer: optax.GradientTransformation | None = None,
+        gradient: GradientMode | None = None,
     ) -> Adaptation:
         """Adapt `model` to `data`, whose leaves lead with the example axis.
 
@@ -131,14 +133,18 @@ class InnerLoop(eqx.Module):
         - `observe`: evaluated along the way, see `Adaptation`.
         - `minibatches`: the examples that each step sees, by index; `None`: all.
         - `opt_state`: continue from this state of the inner optimizer.
+        - `optimizer`, `gradient`: in the place of `self.optimizer` and `self.gradient`. An
+          optimizer may close over arrays, which are differentiated: a learnt rule.
         """
         steps = self.steps if steps is None else steps
-        mode = "reverse" if self.gradient == "mixed" and steps == 1 else self.gradient
+        optimizer = self.optimizer if optimizer is None else optimizer
+        mode = self.gradient if gradient is None else gradient
+        mode = "reverse" if mode == "mixed" and steps == 1 else mode
         # Those of a model that has adapted to other examples.
         model = without_statistics(model)
         fast, others = self.partition(model)
-        opt_state = self.init(model) if opt_state is None else opt_state
-        update = with_safe_sqrt(update_of(self.optimizer, "`InnerLoop(optimizer=...)`"))
+        opt_state = without_weak_types(optimizer.init(fast)) if opt_state is None else opt_state
+        update = with_safe_sqrt(update_of(optimizer, "`InnerLoop(optimizer=...)`"))
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
         xs = (jnp.arange(steps), minibatches)
 

@@ -33,6 +33,22 @@ def copied(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, state)
 
 
+class MetaParameters(eqx.Module):
+    """What `TrainState.model` holds where more than the user's model is meta-learnt.
+
+    - `model`: the user's own, from which tasks start.
+    - `extra`: the rest, any pytree: every inexact array in it is learnt.
+    """
+
+    model: PyTree
+    extra: PyTree
+
+
+def own_model(model: PyTree) -> PyTree:
+    """The user's own part of what `TrainState.model` holds."""
+    return model.model if isinstance(model, MetaParameters) else model
+
+
 def without_weak_types(tree: PyTree) -> PyTree:
     """Arrays of `tree` as JAX arrays without weak types, so that a loop may carry them."""
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype) if eqx.is_array(x) else x, tree)

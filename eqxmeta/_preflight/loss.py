@@ -14,13 +14,10 @@ from .._task.task import shapes_of
 
 
 def check_loss(strategy: Strategy, model: PyTree, support: PyTree) -> None:
-    """Raises what `strategy.loss`, if there is one, does wrong on the shapes `support` of a task:
+    """Raises what `strategy.loss` does wrong on the shapes `support` of a task:
     it must be traceable, and return a scalar and a dict.
 
     `model` is what `TrainState.model` holds."""
-    loss = getattr(strategy, "loss", None)
-    if loss is None:
-        return
 
     def predictor_of(model: PyTree, support: PyTree) -> Any:
         before = strategy.unadapted(model)
@@ -29,7 +26,7 @@ def check_loss(strategy: Strategy, model: PyTree, support: PyTree) -> None:
         return strategy.inner_adapt(model, support, key=jax.random.key(0))
 
     def of_support(model: PyTree, support: PyTree) -> Any:
-        return loss(predictor_of(model, support), support, jax.random.key(0))
+        return strategy.loss(predictor_of(model, support), support, jax.random.key(0))
 
     with annotate_errors(LOSS, f"{type(model).__name__}, and a batch of {shapes_of(support)}"):
         try:

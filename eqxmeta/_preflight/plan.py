@@ -18,6 +18,7 @@ from .._meta_gradient.modes import refuses_mixed
 from .._model.state import TrainState
 from .._strategy.gradient_strategy import GradientStrategy
 from .._strategy.metrics import columns
+from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy
 from .._task.task import Task, count_tasks
 
@@ -116,9 +117,8 @@ def _variants(strategy: Strategy, tasks: Task) -> Iterator[Strategy]:
 
 def _differentiated(strategy: Strategy) -> InnerLoop | None:
     """The inner loop through which the outer step goes back, if it does."""
-    inner = getattr(strategy, "inner", None)
-    descends = isinstance(strategy, GradientStrategy) and isinstance(inner, InnerLoop)
-    return inner if descends else None
+    descends = isinstance(strategy, GradientStrategy) and isinstance(strategy, RolloutStrategy)
+    return strategy.inner if descends else None
 
 
 def _with(strategy: Strategy, where: Any, value: Any) -> Strategy:

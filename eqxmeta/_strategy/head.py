@@ -2,7 +2,7 @@
 
 import abc
 import inspect
-from typing import Any, cast
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,10 +13,9 @@ from .._arguments import check_argument
 from .._errors import annotate_errors, explain
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.select import select
-from .._task.layout import TaskChunk
 from .._types import Loss
-from .by_inner_loop import ByInnerLoop
 from .gradient_strategy import GradientStrategy
+from .rollout_strategy import ByInnerLoop
 from .strategy import Where
 
 _A_HEAD = "a function from the model to its head, such as `head=lambda m: m.layers[-1]`"
@@ -68,27 +67,14 @@ class AdaptsByHead(GradientStrategy, ByInnerLoop):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
-    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
+    head: Where | None = eqx.field(default=None, kw_only=True)
 
-    def __init__(
-        self,
-        loss: Loss,
-        inner: InnerLoop,
-        optimizer: optax.GradientTransformation,
-        *,
-        head: Where | None = None,
-        learn: Where | None = None,
-        task_chunk: TaskChunk = "auto",
-    ):
-        name = type(self).__name__
-        sound = callable(head) and not isinstance(head, type | eqx.Module)
+    def __post_init__(self):
+        name, head = type(self).__name__, self.head
         argument = f"{name}(head=...)"
+        sound = callable(head) and not isinstance(head, type | eqx.Module)
         check_argument(head is None or sound, head, argument, f"{_A_HEAD}, or None", TypeError)
-        self.loss = loss
-        self.inner = adapting(inner, self.chosen(Head(cast(Where | None, head), argument)), name)
-        self.optimizer = optimizer
-        self.task_chunk = task_chunk
-        self.learn = learn
+        self.inner = adapting(self.inner, self.chosen(Head(head, argument)), name)
 
     @staticmethod
     @abc.abstractmethod

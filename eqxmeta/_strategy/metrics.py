@@ -12,7 +12,7 @@ from .._errors import explain
 from .._types import Metrics
 
 # What `outer_update` adds to the metrics of the user's loss.
-RESERVED = ("loss", "loss_before", "loss_after", "pooled_loss", "grad_norm", "step")
+RESERVED = ("loss", "loss_before", "pooled_loss", "objective", "grad_norm", "step")
 
 # The metric of a run that skips steps: 1 for a step that was not taken, 0 for others.
 SKIPPED = "skipped"
@@ -24,33 +24,47 @@ LOSS = "`loss(model, batch, key)`"
 def check_loss_output(out: Any) -> None:
     """Raises `TypeError` or `ValueError` unless `out`, of the user's loss, is a floating-point
     scalar and a dict of scalars under names of their own."""
-    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
-        expected = "(scalar, dict of scalar metrics)"
-        message = f"{LOSS} returned something else than a pair."
-        raise TypeError(explain(message, show(out), expected))
-    value, metrics = out
-    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        expected = "a floating-point scalar: a mean over examples"
-        message = f"The first value of {LOSS} is not a loss."
-        raise ValueError(explain(message, show(value), expected))
-    check_scalars(metrics, f"The metrics of {LOSS}")
+    _check_value_and_metrics(out, LOSS)
+    check_scalars(out[1], f"The metrics of {LOSS}")
     taken = [
         name
-        for name in metrics
+        for name in out[1]
         if name in RESERVED
         or name == "support_loss"
         or name.startswith("support_loss/")
-        or (name.endswith("_before") and name.removesuffix("_before") in metrics)
+        or (name.endswith("_before") and name.removesuffix("_before") in out[1])
     ]
     if taken:
         message = "The loss reports a metric under a reserved name."
         raise ValueError(explain(message, taken, f"names other than {RESERVED}"))
 
 
-def check_scalars(metrics: Mapping[Any, Any], what: str) -> None:
+def check_task_loss_output(out: Any, strategy: str) -> None:
+    """The same of a strategy's `task_loss`, whose metrics may be vectors, and have a `loss`."""
+    what = f"`{strategy}.task_loss(...)`"
+    _check_value_and_metrics(out, what)
+    check_scalars(out[1], f"The metrics of {what}", max_ndim=1)
+    if taken := sorted({"objective", "grad_norm"} & out[1].keys()):
+        message = f"The metrics of {what} use a reserved name."
+        raise ValueError(explain(message, taken, "another name"))
+
+
+def _check_value_and_metrics(out: Any, what: str) -> None:
+    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+        expected = "(scalar, dict of metrics)"
+        message = f"{what} returned something else than a pair."
+        raise TypeError(explain(message, show(out), expected))
+    value, _ = out
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        expected = "a floating-point scalar: a mean over examples"
+        message = f"The first value of {what} is not a loss."
+        raise ValueError(explain(message, show(value), expected))
+
+
+def check_scalars(metrics: Mapping[Any, Any], what: str, *, max_ndim: int = 0) -> None:
     for name, value in metrics.items():
-        if not isinstance(name, str) or getattr(value, "shape", None) != ():
-            expected = "scalar arrays under string names"
+        if not isinstance(name, str) or getattr(value, "ndim", max_ndim + 1) > max_ndim:
+            expected = "scalar arrays under string names" + ", or vectors" * max_ndim
             raise ValueError(explain(f"{what} are invalid.", f"{name!r}: {show(value)}", expected))
 
 

@@ -11,14 +11,14 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import annotate_errors, explain
-from .._meta_gradient.modes import conjugate_complex
 from .._model.state import TrainState, to_be_trained, update_of, without_weak_types
 from .._model.support_statistics import with_support_statistics
-from .._task.layout import OverTasks, TaskChunk, mean_over_tasks
+from .._task.layout import OverTasks, TaskChunk, in_chunks
 from .._task.task import Task, check_batch, count_tasks, shapes_of
 from .._types import Loss, Metrics
-from .metrics import by_step, check_loss_output
-from .strategy import Strategy, can_roll_out, partition_learnt
+from .metrics import check_loss_output
+from .rollout_strategy import RolloutStrategy
+from .strategy import Strategy, partition_learnt
 
 
 def init_state(
@@ -31,56 +31,31 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), model, opt_state)
 
 
-def descend(
-    strategy: Strategy,
-    task_loss: Callable[
-        [PyTree, Task, PRNGKeyArray | None], tuple[Float[Array, ""], dict[str, Array]]
-    ],
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    tasks: Task,
-    *,
-    key: PRNGKeyArray | None,
-    task_chunk: TaskChunk = "auto",
-) -> tuple[TrainState, Metrics]:
-    """One step of `optimizer` along the gradient of the mean over tasks of
-    `task_loss(model, task, key) -> (loss, metrics)`."""
-
-    def meta_gradient(over_chunk: OverTasks) -> PyTree:
-        params, rest = partition_learnt(strategy, state.model)
-
-        def meta_loss(params: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
-            def one(task: Task, key: PRNGKeyArray | None):
-                return task_loss(eqx.combine(params, rest), task, key)
-
-            return jax.tree.map(lambda x: jnp.mean(x, axis=0), over_chunk(one))
-
-        return jax.value_and_grad(meta_loss, has_aux=True)(params)
-
-    (loss, metrics), grads = mean_over_batch(
-        meta_gradient, state, tasks, key=key, task_chunk=task_chunk
-    )
-    metrics = {"loss": loss, **by_step(metrics), "grad_norm": optax.tree.norm(grads)}
-    grads = conjugate_complex(grads)
-    return apply_gradient(strategy, optimizer, state, grads, value=loss), metrics
-
-
-def mean_over_batch(
-    fun: Callable[[OverTasks], PyTree],
-    state: Any,
-    tasks: Any,
-    *,
-    key: PRNGKeyArray | None,
-    task_chunk: TaskChunk,
-) -> PyTree:
-    """`mean_over_tasks` of what `outer_update(state, tasks)` was given, which is checked first."""
+def check_state(state: Any) -> None:
     if not isinstance(state, TrainState):
         message = "`outer_update(state, ...)` is not a state."
         expected = "a `TrainState`, as `strategy.init(model)` gives it"
         raise TypeError(explain(message, type(state).__name__, expected))
+
+
+def mean_over_tasks(
+    fun: Callable[[OverTasks], PyTree],
+    tasks: Task,
+    key: PRNGKeyArray | None,
+    task_chunk: TaskChunk = "auto",
+) -> PyTree:
+    """The mean over `tasks` of what `fun(over)` computes as a mean over the tasks of `over`, a few
+    at a time. For an `outer_update` of your own.
+
+    - `over(one)` is `one(task, key)` for each of some tasks, results stacked along a leading axis.
+      `fun` takes the mean over that axis, and may differentiate it.
+    - `tasks`: a batch. `key` is split over all of them, whatever the chunks; or `None`.
+    - `task_chunk`: see `GradientStrategy`. Of results that are not floating point, such as
+      counters, those of the last chunk are returned.
+    """
     check_batch(tasks, "outer_update(..., tasks)")
     with annotate_batch_errors(tasks):
-        return mean_over_tasks(fun, tasks, key, task_chunk)
+        return in_chunks(fun, tasks, key, task_chunk)
 
 
 def annotate_batch_errors(tasks: Task) -> AbstractContextManager[None]:
@@ -115,8 +90,8 @@ def adapt_with_metrics(
     strategy: Strategy, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None
 ) -> tuple[PyTree, dict[str, Array]]:
     """The adapted model and, where the strategy can tell, the support loss before every step."""
-    if can_roll_out(strategy):
-        adaptation = strategy.inner_rollout(model, support, key=key)  # pyright: ignore
+    if isinstance(strategy, RolloutStrategy):
+        adaptation = strategy.inner_rollout(model, support, key=key)
         return adaptation.model, {"support_loss": adaptation.losses}
     adapted = strategy.inner_adapt(model, support, key=key)
     _check_adapted(strategy, model, adapted)

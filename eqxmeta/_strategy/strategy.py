@@ -9,10 +9,11 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._arguments import check_argument
+from .._errors import explain
 from .._meta_gradient.select import selection
-from .._model.state import TrainState
+from .._model.state import TrainState, own_model
 from .._task.task import Task
-from .._types import Metrics
+from .._types import Loss, Metrics
 
 # From a model to parts of it.
 Where: TypeAlias = Callable[[Any], PyTree]
@@ -27,8 +28,13 @@ class Strategy(eqx.Module):
         state, metrics = strategy.outer_update(state, tasks, key=key)
         adapted = strategy.inner_adapt(state.model, support)
 
-    To write your own, subclass `GradientStrategy` if the outer step descends a gradient of the
-    query loss, this class otherwise. Decorate both methods with `eqx.filter_jit`.
+    To write your own, subclass `GradientStrategy` if the outer step descends an objective of the
+    tasks, `RolloutStrategy` if the model adapts by an `InnerLoop`, both (as `MAML` does), or this
+    class alone. In the signatures below `model` is always what `TrainState.model` holds. Decorate
+    `inner_adapt` and `outer_update` with `eqx.filter_jit`.
+
+    `loss(model, batch, key) -> (scalar, metrics)`: what `evaluate` measures on the query set, a
+    field or a method.
 
     `learn`: what is meta-learnt, a function from the user's model to those of its parts that are:
     `lambda m: m.layers[-1]`, or all but one part, `lambda m: eqx.tree_at(lambda m: m.body, m,
@@ -41,29 +47,38 @@ class Strategy(eqx.Module):
     of which it chooses nothing.
     """
 
+    loss: eqx.AbstractVar[Loss]
     learn: Where | None = eqx.field(default=None, kw_only=True)
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        # By its name: the class is made above here.
+        rolls_out = any(base.__name__ == "RolloutStrategy" for base in cls.__mro__)
+        if "inner_rollout" in vars(cls) and not rolls_out:
+            message = f"`{cls.__name__}.inner_rollout` would not be used."
+            received = f"a subclass of {', '.join(base.__name__ for base in cls.__bases__)}"
+            raise TypeError(explain(message, received, "a subclass of `eqxmeta.RolloutStrategy`"))
+
     def __check_init__(self):
+        name = type(self).__name__
+        sound = callable(self.loss) and not isinstance(self.loss, type)
+        expected = "`loss(model, batch, key) -> (scalar, metrics)`, such as `eqxmeta.losses.mse`"
+        check_argument(sound, self.loss, f"{name}(loss=...)", expected, TypeError)
         sound = self.learn is None or (callable(self.learn) and not isinstance(self.learn, type))
         expected = "a function from the model to what is learnt: `lambda m: m.layers[-1]`; or None"
-        argument = f"{type(self).__name__}(learn=...)"
-        check_argument(sound, self.learn, argument, expected, TypeError)
+        check_argument(sound, self.learn, f"{name}(learn=...)", expected, TypeError)
 
     def learnt(self, model: PyTree) -> PyTree:
         """Which leaves of `model`, what `TrainState.model` holds, are meta-learnt: a tree of bools.
-        These are what `learn` chooses of the user's own model, and every inexact array beside it.
+        These are what `learn` chooses of the user's own model, and every inexact array beside it
+        (in `MetaParameters`).
 
         A strategy may narrow this. One with an `outer_update` of its own follows it by
         `eqxmeta.partition_learnt`, one that wraps another strategy gives that one's answer.
         """
         if self.learn is None:
             return jax.tree.map(eqx.is_inexact_array, model)
-
-        def own(model: PyTree) -> PyTree:
-            unadapted = self.unadapted(model)
-            return model if unadapted is None else unadapted
-
-        return selection(model, self.learn, f"{type(self).__name__}(learn=...)", of=own)
+        return selection(model, self.learn, f"{type(self).__name__}(learn=...)", of=own_model)
 
     @abc.abstractmethod
     def init(self, model: PyTree) -> TrainState:
@@ -73,19 +88,18 @@ class Strategy(eqx.Module):
     def inner_adapt(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PyTree:
-        """A model of the user's own type, adapted to one task's `support` examples.
-
-        `model` is what `TrainState.model` holds; `key` is for dropout.
-        """
+        """What predicts, one example to one output, adapted to one task's `support` examples:
+        mostly a model of the user's own type. `key` is for dropout."""
 
     def unadapted(self, model: PyTree) -> PyTree | None:
-        """The model as it is before it adapts, of the user's own type: what step 0 of an evaluation
-        and `loss_before` measure. `None` if there is nothing that predicts before it has adapted.
+        """What predicts before it has adapted, which `loss_before` measures: by default the user's
+        own model. `None` if nothing does."""
+        return own_model(model)
 
-        `model` is what `TrainState.model` holds. A strategy for which that is not the user's own
-        model, from which tasks start, says here what is.
-        """
-        return model
+    def num_inner_steps(self) -> int | None:
+        """How many inner steps an evaluation measures if it is not told; `None`: it measures before
+        and after."""
+        return None
 
     @abc.abstractmethod
     def outer_update(
@@ -104,18 +118,3 @@ def partition_learnt(strategy: Strategy, model: PyTree) -> tuple[PyTree, PyTree]
     params, rest = eqx.partition(model, eqx.is_inexact_array)
     params, held = eqx.partition(params, strategy.learnt(model))
     return params, eqx.combine(held, rest)
-
-
-def can_roll_out(strategy: Strategy) -> bool:
-    """Whether the strategy's `inner_rollout`, if it has one, does what its `inner_adapt` does.
-
-    `inner_rollout(model, support, *, key=None, steps=None, observe=None) -> Adaptation` is the
-    optional method by which a strategy shows its inner steps as it takes them. A subclass that
-    replaces `inner_adapt` alone has made the inherited one wrong.
-    """
-    for cls in type(strategy).__mro__:
-        if "inner_rollout" in vars(cls):
-            return True
-        if "inner_adapt" in vars(cls):
-            return False
-    return False

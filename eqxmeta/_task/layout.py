@@ -39,7 +39,7 @@ def is_large(closed: ClosedJaxpr, tasks: int = 1) -> bool:
     return jax.default_backend() == "cpu" and flops_of(closed, loops=False) > tasks * _LARGE_TASK
 
 
-def mean_over_tasks(
+def in_chunks(
     fun: Callable[[OverTasks], PyTree],
     tasks: Task,
     key: PRNGKeyArray | None,

@@ -15,6 +15,7 @@ from .._meta_gradient.inner_loop import InnerLoop
 from .._model.check import count_parameters
 from .._model.state import TrainState
 from .._preflight.slow_layers import linear_layers
+from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy, partition_learnt
 
 
@@ -32,12 +33,12 @@ def describe(
     """The run as plain values: for hyper-parameters, and for a checkpoint to be compared with.
 
     `saves`: with the fingerprints of the model and the tasks, for which all data is read."""
-    inner = getattr(strategy, "inner", None)
+    inner = strategy.inner if isinstance(strategy, RolloutStrategy) else None
     params, rest = partition_learnt(strategy, state.model)
     return {
         "strategy": type(strategy).__name__,
         "options": _options(strategy),
-        "inner_steps": getattr(inner, "steps", None),
+        "inner_steps": strategy.num_inner_steps(),
         "gradient": getattr(inner, "gradient", None),
         "adapts": _adapts(inner, model),
         "learns": _learns(params, rest),
@@ -93,9 +94,9 @@ def _options(strategy: Strategy) -> str:
     return ", ".join(f"{name}={x!r}" for name, x in plain if name != "task_chunk")
 
 
-def _adapts(inner: Any, model: PyTree) -> str | None:
+def _adapts(inner: InnerLoop | None, model: PyTree) -> str | None:
     """The key paths of what `InnerLoop(adapt=...)` chooses; `None` if everything adapts."""
-    if not isinstance(inner, InnerLoop) or inner.adapt is None:
+    if inner is None or inner.adapt is None:
         return None
     return _key_paths(inner.partition(model)[0])
 

@@ -6,9 +6,8 @@ import equinox as eqx
 import optax
 
 from .._meta_gradient.inner_loop import InnerLoop
-from .._strategy.by_inner_loop import ByInnerLoop
 from .._strategy.gradient_strategy import GradientStrategy
-from .._task.layout import TaskChunk
+from .._strategy.rollout_strategy import ByInnerLoop
 from .._types import Loss
 
 
@@ -30,4 +29,3 @@ class FOMAML(GradientStrategy, ByInnerLoop):
     loss: Loss
     inner: InnerLoop = eqx.field(converter=_first_order)
     optimizer: optax.GradientTransformation
-    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)

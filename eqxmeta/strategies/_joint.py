@@ -1,26 +1,17 @@
 """Joint training, then fine-tuning: the baseline."""
 
-import equinox as eqx
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._meta_gradient.inner_loop import InnerLoop
-from .._model.state import TrainState
-from .._strategy.by_inner_loop import ByInnerLoop
-from .._strategy.outer_step import (
-    adapt_with_metrics,
-    descend,
-    init_state,
-    query_loss,
-    split_or_none,
-    stop_gradient,
-)
-from .._task.layout import TaskChunk
+from .._strategy.gradient_strategy import GradientStrategy
+from .._strategy.outer_step import adapt_with_metrics, query_loss, split_or_none, stop_gradient
+from .._strategy.rollout_strategy import ByInnerLoop
 from .._task.task import Task
-from .._types import Loss, Metrics
+from .._types import Loss
 
 
-class Joint(ByInnerLoop):
+class Joint(GradientStrategy, ByInnerLoop):
     """The naive baseline: one model for the examples of all tasks, then fine-tuning.
 
     The outer step descends the mean loss over support and query examples of all tasks together;
@@ -34,25 +25,14 @@ class Joint(ByInnerLoop):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
-    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
 
-    def init(self, model: PyTree) -> TrainState:
-        return init_state(self, model, self.optimizer)
-
-    @eqx.filter_jit
-    def outer_update(
-        self, state: TrainState, tasks: Task, *, key: PRNGKeyArray | None
-    ) -> tuple[TrainState, Metrics]:
-        def task_loss(model: PyTree, task: Task, key: PRNGKeyArray | None):
-            pooled_key, report_key = split_or_none(key)
-            adapt_key, query_key = split_or_none(report_key)
-            pooled, _ = self.loss(model, task.pooled, pooled_key)
-            frozen = stop_gradient(model)  # the rest is for reporting
-            adapted, metrics = adapt_with_metrics(self, frozen, task.support, key=adapt_key)
-            after, query_metrics = query_loss(self.loss, frozen, adapted, task, query_key)
-            return pooled, {"loss_after": after, **metrics, **query_metrics}
-
-        state, metrics = descend(
-            self, task_loss, self.optimizer, state, tasks, key=key, task_chunk=self.task_chunk
-        )
-        return state, metrics | {"pooled_loss": metrics["loss"], "loss": metrics.pop("loss_after")}
+    def task_loss(
+        self, model: PyTree, task: Task, *, step: Int[Array, ""], key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        pooled_key, report_key = split_or_none(key)
+        adapt_key, query_key = split_or_none(report_key)
+        pooled, _ = self.loss(model, task.pooled, pooled_key)
+        frozen = stop_gradient(model)  # the rest is for reporting
+        adapted, metrics = adapt_with_metrics(self, frozen, task.support, key=adapt_key)
+        after, query_metrics = query_loss(self.loss, frozen, adapted, task, query_key)
+        return pooled, {"loss": after, "pooled_loss": pooled, **metrics, **query_metrics}

@@ -1,12 +1,10 @@
 """MAML."""
 
-import equinox as eqx
 import optax
 
 from .._meta_gradient.inner_loop import InnerLoop
-from .._strategy.by_inner_loop import ByInnerLoop
 from .._strategy.gradient_strategy import GradientStrategy
-from .._task.layout import TaskChunk
+from .._strategy.rollout_strategy import ByInnerLoop
 from .._types import Loss
 
 
@@ -29,4 +27,3 @@ class MAML(GradientStrategy, ByInnerLoop):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
-    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)

@@ -13,21 +13,10 @@ from jaxtyping import PyTree
 from .._arguments import check_argument
 from .._errors import explain
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
-from .._strategy.by_inner_loop import RollsOut
+from .._model.state import MetaParameters
 from .._strategy.gradient_strategy import GradientStrategy
-from .._task.layout import TaskChunk
+from .._strategy.rollout_strategy import RolloutStrategy
 from .._types import Loss
-
-
-class WithRates(eqx.Module):
-    """What Meta-SGD learns.
-
-    - `model`: the user's own, from which tasks start.
-    - `rates`: a tree like `model` with a rate for every number that adapts, `None` elsewhere.
-    """
-
-    model: PyTree
-    rates: PyTree
 
 
 def _check_rate(rate: Any) -> float:
@@ -36,7 +25,7 @@ def _check_rate(rate: Any) -> float:
     return float(rate)
 
 
-class MetaSGD(GradientStrategy, RollsOut):
+class MetaSGD(GradientStrategy, RolloutStrategy):
     """Meta-SGD: MAML that also learns an inner rate for every parameter.
 
     Li, Zhou, Chen, Li 2017 (arXiv 1707.09835), equation 2 and algorithm 1: an inner step is
@@ -48,7 +37,8 @@ class MetaSGD(GradientStrategy, RollsOut):
     paper starts with one random number for all rates, between 0.005 and 0.1.) With the default
     `rate=1.0` training starts as MAML with the same `inner`.
 
-    `TrainState.model` has the fields `model`, the user's own, and `rates`, α: checkpointed with
+    `TrainState.model` is a `MetaParameters` of `model`, the user's own, and `extra`, α, a tree like
+    it with a rate for every number that adapts and `None` elsewhere: checkpointed with
     it, and drawn by `eqxmeta.callbacks.Histograms`.
 
     - `loss`, `inner`, `optimizer`, `task_chunk`, `learn`: as for `MAML`. Every rate is learnt;
@@ -62,20 +52,15 @@ class MetaSGD(GradientStrategy, RollsOut):
     inner: InnerLoop
     optimizer: optax.GradientTransformation
     rate: float = eqx.field(default=1.0, kw_only=True, converter=_check_rate)
-    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
 
-    def meta_model(self, model: PyTree) -> WithRates:
+    def meta_model(self, model: PyTree) -> MetaParameters:
         fast, _ = self.inner.partition(model)
-        return WithRates(model, jax.tree.map(lambda x: jnp.full_like(x, self.rate), fast))
-
-    def unadapted(self, model: PyTree) -> PyTree:
-        return _checked(model).model
+        return MetaParameters(model, jax.tree.map(lambda x: jnp.full_like(x, self.rate), fast))
 
     def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
         learnt = _checked(model)
-        rated = optax.chain(self.inner.optimizer, _times(learnt.rates))
-        inner = eqx.tree_at(lambda inner: inner.optimizer, self.inner, rated, is_leaf=_is_optimizer)
-        return inner(self.loss, learnt.model, support, **options)
+        rated = optax.chain(self.inner.optimizer, _times(learnt.extra))
+        return self.inner(self.loss, learnt.model, support, optimizer=rated, **options)
 
 
 def _times(rates: PyTree) -> optax.GradientTransformation:
@@ -88,12 +73,8 @@ def _times(rates: PyTree) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _is_optimizer(x: Any) -> bool:
-    return isinstance(x, optax.GradientTransformation)
-
-
-def _checked(model: Any) -> WithRates:
-    if not isinstance(model, WithRates):
+def _checked(model: Any) -> MetaParameters:
+    if not isinstance(model, MetaParameters):
         message, received = "`model` has no inner rates.", type(model).__name__
         where = "`MetaSGD(...).init(model).model`, or a trained one"
         raise TypeError(explain(message, received, f"what `TrainState.model` holds: {where}"))

@@ -12,11 +12,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_int_or_none
 from .._errors import explain
-from .._model.predict import predict, takes_key
-from .._model.support_statistics import fill_statistics, without_statistics
-from .._strategy.arguments import check_loss_and_optimizer
+from .._model.features import features as features_of
+from .._model.predict import takes_key
 from .._strategy.gradient_strategy import GradientStrategy
-from .._task.layout import TaskChunk
 from .._types import Loss
 
 
@@ -75,10 +73,6 @@ class ProtoNet(GradientStrategy):
     loss: Loss
     optimizer: optax.GradientTransformation
     ways: int | None = eqx.field(default=None, kw_only=True, converter=_check_ways)
-    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
-
-    def __check_init__(self):
-        check_loss_and_optimizer("ProtoNet", self.loss, self.optimizer, self.task_chunk)
 
     def unadapted(self, model: PyTree) -> None:
         return None
@@ -98,16 +92,7 @@ class ProtoNet(GradientStrategy):
 def _classifier(
     model: PyTree, x: PyTree, y: Array, classes: int, key: PRNGKeyArray | None
 ) -> PrototypeClassifier:
-    found = []
-
-    def embed(model: PyTree) -> None:
-        found.append(predict(model, x, key).reshape(y.shape[0], -1))
-
-    # Layers that normalise by the support set keep, for queries, the statistics of this pass.
-    model = fill_statistics(without_statistics(model), embed)
-    if not found:  # there are no such layers
-        embed(model)
-    (features,) = found
+    features, model = features_of(model, x, key=key)
     member = jax.nn.one_hot(y, classes, dtype=features.dtype)  # [examples, classes]
     count = jnp.sum(member, axis=0)
     prototypes = member.T @ features / jnp.maximum(count, 1)[:, None]

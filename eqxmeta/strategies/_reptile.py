@@ -8,22 +8,21 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_argument, check_int_or_none
+from .._arguments import check_argument, check_int_or_none, check_optimizer
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.state import TrainState
-from .._model.support_statistics import without_statistics
-from .._strategy.by_inner_loop import RollsOut
 from .._strategy.metrics import by_step
 from .._strategy.outer_step import (
-    adapt_with_metrics,
     apply_gradient,
+    check_state,
     init_state,
-    mean_over_batch,
+    mean_over_tasks,
     query_loss,
     split_or_none,
 )
-from .._strategy.strategy import Where, can_roll_out, partition_learnt
-from .._task.layout import OverTasks, TaskChunk
+from .._strategy.rollout_strategy import RolloutStrategy
+from .._strategy.strategy import Where, partition_learnt
+from .._task.layout import OverTasks, TaskChunk, check_task_chunk
 from .._task.task import Task
 from .._types import Loss, Metrics
 
@@ -35,7 +34,7 @@ class ReptileOptState(eqx.Module):
     inner: PyTree
 
 
-class Reptile(RollsOut):
+class Reptile(RolloutStrategy):
     """Reptile: move the initialisation towards the weights that tasks adapt to.
 
     Each task takes `inner.steps` steps on minibatches of all its examples, support and query
@@ -80,6 +79,8 @@ class Reptile(RollsOut):
         check_argument(sound, inner_state, "Reptile(inner_state=...)", "'reset' or 'carry'")
         argument = "Reptile(batch_size=...)"
         self.batch_size = check_int_or_none(batch_size, argument, minimum=1, what="examples")
+        check_optimizer(optimizer, "Reptile(optimizer=...)")
+        check_task_chunk(task_chunk, "Reptile(task_chunk=...)")
         self.loss = loss
         self.inner = inner
         self.optimizer = optimizer
@@ -117,21 +118,17 @@ class Reptile(RollsOut):
     def outer_update(
         self, state: TrainState, tasks: Task, *, key: PRNGKeyArray | None
     ) -> tuple[TrainState, Metrics]:
+        check_state(state)
+
         def adapt(task: Task, key: PRNGKeyArray | None):
             adapt_key, query_key = split_or_none(key)
-            if can_roll_out(self):
-                end = self.inner_rollout(
-                    state.model, task.pooled, key=adapt_key, opt_state=state.opt_state.inner
-                )
-                adapted, losses = end.model, {"support_loss": end.losses}
-                carried = end.opt_state if self.inner_state == "carry" else None
-            else:  # a subclass that adapts in its own way
-                adapted, losses = adapt_with_metrics(self, state.model, task.pooled, key=adapt_key)
-                adapted = without_statistics(adapted)  # queries are normalised by the support set
-                carried = state.opt_state.inner
-            loss, metrics = query_loss(self.loss, state.model, adapted, task, query_key)
-            adapted, _ = partition_learnt(self, adapted)
-            return adapted, carried, {"loss": loss, **losses, **metrics}
+            end = self.inner_rollout(
+                state.model, task.pooled, key=adapt_key, opt_state=state.opt_state.inner
+            )
+            loss, metrics = query_loss(self.loss, state.model, end.model, task, query_key)
+            adapted, _ = partition_learnt(self, end.model)
+            carried = end.opt_state if self.inner_state == "carry" else None
+            return adapted, carried, {"loss": loss, "support_loss": end.losses, **metrics}
 
         def mean(over: OverTasks) -> PyTree:
             # Floats, such as moments, are averaged; counters agree.
@@ -140,9 +137,7 @@ class Reptile(RollsOut):
 
             return jax.tree.map(of_tasks, over(adapt))
 
-        adapted, inner, metrics = mean_over_batch(
-            mean, state, tasks, key=key, task_chunk=self.task_chunk
-        )
+        adapted, inner, metrics = mean_over_tasks(mean, tasks, key, self.task_chunk)
         params, _ = partition_learnt(self, state.model)
         towards = jax.tree.map(lambda p, a: p - a, params, adapted)
 
