@@ -123,14 +123,19 @@ class InnerLoop(eqx.Module):
         observe: Callable[[PyTree], PyTree] | None = None,
         minibatches: Int[Array, "steps size"] | None = None,
         opt_state: PyTree | None = None,
+        start: int = 0,
     ) -> Adaptation:
         """Adapt `model` to `data`, whose leaves lead with the example axis.
 
-        - `key`: for dropout; step `i` uses `fold_in(key, i)`. `None`: no randomness.
+        - `key`: for dropout; step `i` uses `fold_in(key, start + i)`. `None`: no randomness.
         - `steps`: overrides `self.steps`; may be 0.
         - `observe`: evaluated along the way, see `Adaptation`.
         - `minibatches`: the examples that each step sees, by index; `None`: all.
-        - `opt_state`: continue from this state of the inner optimizer.
+        - `opt_state`: continue from this state of the inner optimizer, which also counts the steps
+          of its schedules.
+        - `start`: the number of the first step. `inner(..., steps=2)`, and then from its `model`
+          and `opt_state` `inner(..., steps=2, start=2)` with the same `key`, are the first four
+          steps. (Of `minibatches` the second call takes its own rows.)
         """
         steps = self.steps if steps is None else steps
         mode = "reverse" if self.gradient == "mixed" and steps == 1 else self.gradient
@@ -140,7 +145,7 @@ class InnerLoop(eqx.Module):
         opt_state = self.init(model) if opt_state is None else opt_state
         update = with_safe_sqrt(_update_of(self.optimizer))
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
-        xs = (jnp.arange(steps), minibatches)
+        xs = (start + jnp.arange(steps), minibatches)
 
         def support_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
             (fast, (index, rows)), (others, data, key) = varying, fixed

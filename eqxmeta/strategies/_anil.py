@@ -11,7 +11,8 @@ class ANIL(AdaptsByHead):
     `loss(body, head_K; query)` in both. The body's features of the support set are computed once,
     not at every inner step (unless the loss has a `key` and the body drops out).
 
-    - `loss`, `inner`, `optimizer`, `task_chunk`, `learn`: as for `MAML`; `inner.adapt` must be `None`.
+    - `loss`, `inner`, `optimizer`, `task_chunk`, `learn`: as for `MAML`; `inner.adapt` must be
+      `None`.
     - `head`: from the model to its head: `lambda m: m.layers[-1]`. `None`: the model's field
       `head` or, if it has none, the last `eqx.nn.Linear` in the order of the fields.
 
