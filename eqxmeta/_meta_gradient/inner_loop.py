@@ -134,8 +134,9 @@ class InnerLoop(eqx.Module):
         - `opt_state`: continue from this state of the inner optimizer, which also counts the steps
           of its schedules.
         - `start`: the number of the first step. `inner(..., steps=2)`, and then from its `model`
-          and `opt_state` `inner(..., steps=2, start=2)` with the same `key`, are the first four
-          steps. (Of `minibatches` the second call takes its own rows.)
+          and `opt_state` `inner(..., steps=2, start=2)` with the same `key`, are four steps: the
+          same dropout, and to the bit as far as XLA rounds two programs alike. (Of `minibatches`
+          each call takes its own rows.)
         """
         steps = self.steps if steps is None else steps
         mode = "reverse" if self.gradient == "mixed" and steps == 1 else self.gradient
