@@ -125,14 +125,20 @@ class InnerLoop(eqx.Module):
         opt_state: PyTree | None = None,
         optimizer: optax.GradientTransformation | None = None,
         gradient: GradientMode | None = None,
+        start: int = 0,
     ) -> Adaptation:
         """Adapt `model` to `data`, whose leaves lead with the example axis.
 
-        - `key`: for dropout; step `i` uses `fold_in(key, i)`. `None`: no randomness.
+        - `key`: for dropout; step `i` uses `fold_in(key, start + i)`. `None`: no randomness.
         - `steps`: overrides `self.steps`; may be 0.
         - `observe`: evaluated along the way, see `Adaptation`.
         - `minibatches`: the examples that each step sees, by index; `None`: all.
-        - `opt_state`: continue from this state of the inner optimizer.
+        - `opt_state`: continue from this state of the inner optimizer, which also counts the steps
+          of its schedules.
+        - `start`: the number of the first step. `inner(..., steps=2)`, and then from its `model`
+          and `opt_state` `inner(..., steps=2, start=2)` with the same `key`, are four steps: the
+          same dropout, and to the bit as far as XLA rounds two programs alike. (Of `minibatches`
+          each call takes its own rows.)
         - `optimizer`, `gradient`: in the place of `self.optimizer` and `self.gradient`. An
           optimizer may close over arrays, which are differentiated: a learnt rule.
         """
@@ -146,7 +152,7 @@ class InnerLoop(eqx.Module):
         opt_state = without_weak_types(optimizer.init(fast)) if opt_state is None else opt_state
         update = with_safe_sqrt(update_of(optimizer, "`InnerLoop(optimizer=...)`"))
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
-        xs = (jnp.arange(steps), minibatches)
+        xs = (start + jnp.arange(steps), minibatches)
 
         def support_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
             (fast, (index, rows)), (others, data, key) = varying, fixed

@@ -1,7 +1,7 @@
 """What the backbones share: the norm by its name, initial weights, and checks of arguments."""
 
 import math
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import equinox as eqx
 import jax
@@ -18,15 +18,15 @@ Norm: TypeAlias = SupportNorm | BatchNorm | eqx.nn.GroupNorm
 NormName: TypeAlias = Literal["support", "batch", "layer", "group"]
 
 
-def make_norm(name: NormName, channels: int) -> Norm:
+def make_norm(name: NormName, channels: int, **options: Any) -> Norm:
     """`"support"`: `SupportNorm`. `"batch"`: `BatchNorm`, transductive. `"layer"`: each example by
     all its values; `"group"`: in groups of channels, 32 (Wu & He 2018, arXiv 1803.08494) or, where
     that does not divide `channels`, the largest power of two that does. All have a scale and a
-    shift for each channel."""
+    shift for each channel. `options` are those of the first two."""
     if name == "support":
-        return SupportNorm(channels)
+        return SupportNorm(channels, **options)
     if name == "batch":
-        return BatchNorm(channels)
+        return BatchNorm(channels, **options)
     return eqx.nn.GroupNorm(1 if name == "layer" else math.gcd(32, channels), channels)
 
 

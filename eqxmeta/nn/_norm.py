@@ -35,19 +35,19 @@ class SupportNorm(SupportLayer):
     into the field `statistics`; see `eqxmeta.with_support_statistics`.
 
     `x: [channels, ...]`, one example. Computed in float32 at least. `weight` (γ) starts at 1,
-    `bias` (β) at 0; `eps` is added to the variance.
+    `bias` (β) at 0; with `scale=False` there is no γ. `eps` is added to the variance.
 
     Raises `ValueError` when called for one example, outside of `predict`, without statistics.
     """
 
-    weight: Float[Array, " channels"]
+    weight: Float[Array, " channels"] | None
     bias: Float[Array, " channels"]
     eps: float = eqx.field(static=True)
     statistics: Any
 
-    def __init__(self, channels: int, *, eps: float = 1e-5):
+    def __init__(self, channels: int, *, eps: float = 1e-5, scale: bool = True):
         channels = check_int(channels, "SupportNorm(channels=...)", minimum=1, what="channels")
-        self.weight = jnp.ones(channels)
+        self.weight = jnp.ones(channels) if scale else None
         self.bias = jnp.zeros(channels)
         self.eps = eps
         self.statistics = None
@@ -62,7 +62,7 @@ class SupportNorm(SupportLayer):
         return self._along(-1, x)
 
     def _along(self, axis: int, x: Array) -> Array:
-        wide = _wide(x, axis, self.weight, "SupportNorm")
+        wide = _wide(x, axis, self.bias, "SupportNorm")
         found = support_statistics(self, lambda: _batch_statistics(wide, axis, "SupportNorm"))
         return _normalise(wide, axis, found, self).astype(x.dtype)
 
@@ -76,19 +76,19 @@ class BatchNorm(TransductiveLayer):
     records it. There are no running averages, and no prediction for a single example.
 
     `x: [channels, ...]`, one example of those that `eqxmeta.losses.predict` maps the model over.
-    Computed in float32 at least. `weight` (γ) starts at 1, `bias` (β) at 0; `eps` is added to the
-    variance.
+    Computed in float32 at least. `weight` (γ) starts at 1, `bias` (β) at 0; with `scale=False`
+    there is no γ. `eps` is added to the variance.
 
     Raises `ValueError` when called outside of `predict`.
     """
 
-    weight: Float[Array, " channels"]
+    weight: Float[Array, " channels"] | None
     bias: Float[Array, " channels"]
     eps: float = eqx.field(static=True)
 
-    def __init__(self, channels: int, *, eps: float = 1e-5):
+    def __init__(self, channels: int, *, eps: float = 1e-5, scale: bool = True):
         channels = check_int(channels, "BatchNorm(channels=...)", minimum=1, what="channels")
-        self.weight = jnp.ones(channels)
+        self.weight = jnp.ones(channels) if scale else None
         self.bias = jnp.zeros(channels)
         self.eps = eps
 
@@ -102,14 +102,14 @@ class BatchNorm(TransductiveLayer):
         return self._along(-1, x)
 
     def _along(self, axis: int, x: Array) -> Array:
-        wide = _wide(x, axis, self.weight, "BatchNorm")
+        wide = _wide(x, axis, self.bias, "BatchNorm")
         found = _batch_statistics(wide, axis, "BatchNorm")
         return _normalise(wide, axis, found, self).astype(x.dtype)
 
 
-def _wide(x: Array, axis: int, weight: Array, layer: str) -> Array:
-    if x.ndim < 1 or x.shape[axis] != weight.shape[0]:
-        channels = weight.shape[0]
+def _wide(x: Array, axis: int, bias: Array, layer: str) -> Array:
+    if x.ndim < 1 or x.shape[axis] != bias.shape[0]:
+        channels = bias.shape[0]
         message = f"`{layer}` was called with another number of channels."
         expected = f"[..., {channels}]" if axis else f"[{channels}, ...]"
         raise ValueError(explain(message, f"one example of shape {x.shape}", expected))
@@ -134,9 +134,10 @@ def _batch_statistics(x: Array, axis: int, layer: str) -> Statistics:
 
 
 def _normalise(x: Array, axis: int, found: Statistics, layer: SupportNorm | BatchNorm) -> Array:
-    mean, variance, weight, bias = (s.astype(x.dtype) for s in (*found, layer.weight, layer.bias))
+    mean, variance, bias = (s.astype(x.dtype) for s in (*found, layer.bias))
     # One multiply-add a value: the factors are of one channel, the values of all its positions.
-    scale = weight * jax.lax.rsqrt(variance + layer.eps)
+    scale = jax.lax.rsqrt(variance + layer.eps)
+    scale = scale if layer.weight is None else layer.weight.astype(x.dtype) * scale
     return x * _per_channel(scale, x, axis) + _per_channel(bias - mean * scale, x, axis)
 
 

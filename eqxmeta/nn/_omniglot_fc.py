@@ -21,11 +21,14 @@ class OmniglotFC(eqx.Module):
     2017 (arXiv 1703.03400), section 5.2.
 
     - `inputs`: values of an example; 784 for 28x28.
-    - `ways`, `norm`: as for `Conv4`.
+    - `ways`, `norm`: as for `Conv4`; but 0.001 is added to the variance, and there is a shift and
+      no scale, as in the code of MAML, by the defaults of TensorFlow's `batch_norm`. (Small weights
+      make small variances: with the usual 1e-5 the first gradient is two to four times as large.)
 
     One example in, of any shape with `inputs` values; logits out, `[ways]`. `features(x): [64]` is
-    what the linear layer `head` sees. Initialised as in the code of MAML (github.com/cbfinn/maml):
-    weights of a truncated normal distribution, standard deviation 0.01, zero biases.
+    what the linear layer `head` sees. Initialised as in that code (github.com/cbfinn/maml): weights
+    of a truncated normal distribution, standard deviation 0.01, zero biases. There the shifts do
+    not adapt: `InnerLoop(..., adapt=lambda m: (m.layers, m.head))`.
 
     Raises `TypeError` or `ValueError` for an argument that is not as above.
     """
@@ -49,7 +52,7 @@ class OmniglotFC(eqx.Module):
         self.layers = tuple(
             _linear(i, o, k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
         )
-        self.norms = tuple(make_norm(norm, width) for width in _WIDTHS)
+        self.norms = tuple(make_norm(norm, width, eps=1e-3, scale=False) for width in _WIDTHS)
         self.head = None if ways is None else _linear(_WIDTHS[-1], ways, head_key)
 
     def features(self, x: Float[Array, "..."]) -> Float[Array, "64"]:

@@ -100,17 +100,20 @@ class Reptile(RolloutStrategy):
         *,
         key: PRNGKeyArray | None = None,
         steps: int | None = None,
+        start: int = 0,
         **options,
     ) -> Adaptation:
         steps = self.inner.steps if steps is None else steps
         batch_key, key = split_or_none(key)
+        rows = self._minibatches(support, start + steps, batch_key)
         return self.inner(
             self.loss,
             model,
             support,
             key=key,
             steps=steps,
-            minibatches=self._minibatches(support, steps, batch_key),
+            minibatches=None if rows is None else rows[start:],
+            start=start,
             **options,
         )
 
@@ -156,7 +159,7 @@ class Reptile(RolloutStrategy):
         # Without a key, for `inner_adapt` on its own, the order is arbitrary but fixed.
         key = jax.random.key(0) if key is None else key
         epochs = -(-steps * self.batch_size // examples)
-        order = jax.vmap(lambda k: jax.random.permutation(k, examples))(
-            jax.random.split(key, epochs)
-        )
+        # An epoch is the same whatever comes after it.
+        keys = jax.vmap(lambda epoch: jax.random.fold_in(key, epoch))(jnp.arange(epochs))
+        order = jax.vmap(lambda key: jax.random.permutation(key, examples))(keys)
         return order.reshape(-1)[: steps * self.batch_size].reshape(steps, self.batch_size)
