@@ -1,7 +1,7 @@
 """Estimators of the meta-gradient: how the objective of an outer step is descended."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -13,6 +13,7 @@ from .modes import conjugate_complex
 Objective: TypeAlias = Callable[[PyTree], tuple[Float[Array, ""], dict[str, Array]]]
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """`estimator(objective, params, key=key) -> ((value, metrics), grads)`.
 

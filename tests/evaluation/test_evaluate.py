@@ -136,17 +136,23 @@ def test_a_strategy_without_an_inner_loop_is_measured_before_and_after():
         em.evaluate(OneStep(MSE), tiny_mlp(), fixed_tasks(), inner_steps=2)
 
 
-class WithLoop(OneStep):
-    """Has an `InnerLoop`, and no way to show its steps but `inner_adapt`."""
+class WithLoop(em.RolloutStrategy):
+    """Neither a field `optimizer` nor a gradient."""
 
+    loss: em._types.Loss
     inner: em.InnerLoop
 
-    @eqx.filter_jit
-    def inner_adapt(self, model, support, *, key=None):
-        return self.inner(self.loss, model, support).model
+    def init(self, model):
+        raise NotImplementedError
+
+    def inner_rollout(self, model, support, **options):
+        return self.inner(self.loss, model, support, **options)
+
+    def outer_update(self, state, tasks, *, key):
+        raise NotImplementedError
 
 
-def test_a_strategy_with_an_inner_loop_of_its_own_has_a_curve():
+def test_any_strategy_with_inner_steps_has_a_curve():
     strategy = WithLoop(MSE, em.InnerLoop(optax.sgd(0.05), 5))
     values = em.evaluate(strategy, tiny_mlp(), fixed_tasks(), inner_steps=2).values["loss"]
     np.testing.assert_allclose(

@@ -553,6 +553,8 @@ def test_check_passes_an_ordinary_loss():
 
 def test_check_wants_an_inner_loop():
     class Bare(em.Strategy):
+        loss = staticmethod(em.losses.mse)
+
         def init(self, model):
             raise NotImplementedError
 

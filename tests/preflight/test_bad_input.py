@@ -148,6 +148,8 @@ class DropsOptimizer(BoringStrategy):
 
 
 class NoLoss(em.Strategy):
+    loss = None
+
     def init(self, model):
         return em.TrainState(jnp.zeros((), jnp.int32), model, ())
 
@@ -544,7 +546,7 @@ MISTAKES = {
         ValueError, r"Evaluate\(inner_steps=.*has no effect", "BoringStrategy", "left out"),
     "evaluation without a loss": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=5), strategy=NoLoss()),
-        TypeError, "loss", "NoLoss", "field or method `loss`"),
+        TypeError, "loss", "NoLoss", "loss(model, batch, key)"),
     "text is logged": Mistake(
         lambda f: fit(f, logging({"note": "good"})),
         TypeError, r"run\.log", "'note': 'good'", "number", late=True),

@@ -53,14 +53,14 @@ def test_one_step_against_the_formula(x64):
 
     strategy = meta_sgd(rate=rate)
     state = strategy.init(Line(jnp.asarray(w)))
-    assert np.array_equal(state.model.rates.w, np.full(3, rate))
+    assert np.array_equal(state.model.extra.w, np.full(3, rate))
     ours = strategy.inner_adapt(state.model, task.support)
     assert isinstance(ours, Line)
     np.testing.assert_allclose(ours.w, adapted, rtol=1e-12)
     tasks = jax.tree.map(lambda x: x[None], task)
     new, metrics = strategy.outer_update(state, tasks, key=None)
     np.testing.assert_allclose(state.model.model.w - new.model.model.w, d_w, rtol=1e-10)
-    np.testing.assert_allclose(state.model.rates.w - new.model.rates.w, d_rates, rtol=1e-10)
+    np.testing.assert_allclose(state.model.extra.w - new.model.extra.w, d_rates, rtol=1e-10)
     np.testing.assert_allclose(metrics["loss_before"], np.mean((xq @ w - yq[:, 0]) ** 2))
     np.testing.assert_allclose(metrics["loss"], np.mean((xq @ adapted - yq[:, 0]) ** 2))
 
@@ -91,7 +91,7 @@ def test_at_first_it_is_maml_with_the_same_inner_loop():
 
 def test_only_what_adapts_has_rates():
     model = meta_sgd(adapt=lambda m: m.out).init(tiny_mlp()).model
-    assert [x.shape for x in jax.tree.leaves(model.rates)] == [(1, 8), (1,)]
+    assert [x.shape for x in jax.tree.leaves(model.extra)] == [(1, 8), (1,)]
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_rates_are_trained_checkpointed_and_drawn(tmp_path):
     fit(3, tmp_path / "parts")
     parts = fit(6, tmp_path / "parts", resume="auto")
     assert tree_allclose(whole, parts, rtol=0, atol=0)
-    rates = np.concatenate([np.ravel(x) for x in jax.tree.leaves(whole.model.rates)])
+    rates = np.concatenate([np.ravel(x) for x in jax.tree.leaves(whole.model.extra)])
     assert np.ptp(rates) > 1e-3
     assert isinstance(strategy.inner_adapt(whole.model, tasks.sample(KEY).support), TinyMLP)
 
@@ -140,7 +140,7 @@ def test_a_model_without_rates_is_refused():
 
 @pytest.mark.parametrize("rate", [np.float32(0.25), np.float64(0.25), Fraction(1, 4), np.int64(2)])
 def test_a_rate_is_any_real_number(rate):
-    (first, *_) = jax.tree.leaves(meta_sgd(rate=rate).init(tiny_mlp()).model.rates)
+    (first, *_) = jax.tree.leaves(meta_sgd(rate=rate).init(tiny_mlp()).model.extra)
     assert first.dtype == jnp.float32 and np.all(np.asarray(first) == float(rate))
 
 

@@ -203,7 +203,7 @@ def by_hand(strategy: em.Strategy, model, tasks: em.Task, loss=MSE) -> dict[str,
         row |= {f"{name}_before": value for name, value in before_metrics.items()}
         row |= {f"support_loss/{k}": measured(loss, models[k], data)[0] for k in range(steps)}
         if isinstance(strategy, em.Joint):
-            row["pooled_loss"] = measured(loss, model, task.pooled)[0]
+            row["pooled_loss"] = row["objective"] = measured(loss, model, task.pooled)[0]
         rows.append(row)
     return {name: np.mean([row[name] for row in rows]) for name in rows[0]}
 
@@ -287,7 +287,7 @@ def test_reserved_names_of_metrics(name, names):
 @pytest.mark.parametrize("name", ["MAML", "Joint"])
 def test_no_other_name_takes_the_place_of_a_metric(name):
     """Refused or reported, but never in place of the strategy's own `loss` and `pooled_loss`."""
-    reported = ("loss_after", "pooled_loss")
+    reported = ("objective", "pooled_loss")
     strategy, usual = strategy_of(name, loss=reporting(*reported)), strategy_of(name)
     state, tasks = usual.init(tiny_mlp()), sine_tasks()
     _, expected = usual.outer_update(state, tasks, key=KEY)
@@ -335,40 +335,128 @@ def test_a_strategy_is_one_method():
         np.testing.assert_allclose(value, builtin_metrics[metric], rtol=1e-4)
 
 
-class Doubled(em.MAML):
-    """Adapts by a rule of its own, which the inherited `inner_rollout` knows nothing of."""
+def doubled(model):
+    return jax.tree.map(lambda p: 2.0 * p, model)
 
-    @eqx.filter_jit
-    def inner_adapt(self, model, support, *, key=None):
-        return jax.tree.map(lambda p: 2.0 * p, model)
+
+class Doubled(em.MAML):
+    """Adapts by a rule of its own."""
+
+    def inner_rollout(self, model, support, **options):
+        return self.inner(self.loss, doubled(model), support, **options)
 
 
 class DoubledReptile(em.Reptile):
-    @eqx.filter_jit
-    def inner_adapt(self, model, support, *, key=None):
-        return jax.tree.map(lambda p: 2.0 * p, model)
+    def inner_rollout(self, model, support, **options):
+        return self.inner(self.loss, doubled(model), support, **options)
 
 
-def test_an_overridden_inner_adapt_is_what_is_trained_and_measured():
-    strategy = Doubled(MSE, em.InnerLoop(optax.sgd(0.1), 3), optax.sgd(0.1))
+STILL = em.InnerLoop(optax.sgd(0.0), 3)
+
+
+def test_an_overridden_inner_rollout_is_what_is_trained_and_measured():
+    strategy = Doubled(MSE, STILL, optax.sgd(0.1))
     tasks, model = sine_tasks(), tiny_mlp()
-    doubled = jax.tree.map(lambda p: 2.0 * p, model)
-    losses = [
-        [MSE(m, task_of(tasks, i).query, None)[0] for m in (model, doubled)] for i in range(3)
-    ]
+    losses = [MSE(doubled(model), task_of(tasks, i).query, None)[0] for i in range(3)]
     _, metrics = strategy.outer_update(strategy.init(model), tasks, key=KEY)
-    np.testing.assert_allclose(metrics["loss"], np.mean(losses, axis=0)[1], rtol=1e-5)
-    assert "support_loss/0" not in metrics  # the inner loop was not run
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
     values = em.evaluate(strategy, model, tasks, inner_steps=2).values["loss"]
-    np.testing.assert_allclose(values, np.asarray(losses)[:, [0, 1, 1]], rtol=1e-5)
+    np.testing.assert_allclose(values, np.stack([losses] * 3, axis=1), rtol=1e-5)
+    adapted = strategy.inner_adapt(model, task_of(tasks, 0).support)
+    assert tree_allclose(adapted, doubled(model))
 
 
-def test_reptile_trains_with_an_overridden_inner_adapt():
+def test_reptile_trains_with_an_overridden_inner_rollout():
     """What is evaluated must be what is trained: here the way to `2 w` is `w` itself."""
-    strategy = DoubledReptile(MSE, em.InnerLoop(optax.sgd(0.1), 3), optax.sgd(0.5))
+    strategy = DoubledReptile(MSE, STILL, optax.sgd(0.5))
     model = tiny_mlp()
     state, _ = strategy.outer_update(strategy.init(model), sine_tasks(), key=KEY)
     assert tree_allclose(state.model, jax.tree.map(lambda p: 1.5 * p, model))
+
+
+class AdaptsItself:
+    def inner_adapt(self, model, support, *, key=None):
+        return model
+
+
+@pytest.mark.parametrize("bases", [(em.MAML,), (em.Reptile,), (em.RolloutStrategy,)])
+def test_an_inner_adapt_beside_a_rollout_is_refused(bases):
+    inner_adapt = AdaptsItself.inner_adapt
+    with pytest.raises(TypeError, match=r"`Own.inner_adapt`" + THREE_PARTS):
+        type(em.MAML)("Own", bases, {"inner_adapt": inner_adapt})
+    with pytest.raises(TypeError, match=r"`Own.inner_adapt`" + THREE_PARTS):
+        type(em.MAML)("Own", (AdaptsItself, *bases), {})
+
+
+@pytest.mark.parametrize("base", [em.Strategy, em.GradientStrategy, em.ProtoNet])
+def test_a_rollout_that_would_not_be_used_is_refused(base):
+    with pytest.raises(TypeError, match="`Own.inner_rollout` would not be used" + THREE_PARTS):
+        type(em.MAML)("Own", (base,), {"inner_rollout": lambda self, model, support: None})
+
+
+class ByStep(em.MAML):
+    """Half of the query loss in the first two outer steps, all of it afterwards."""
+
+    def task_loss(self, model, task, *, step, key):
+        loss, metrics = super().task_loss(model, task, step=step, key=key)
+        return jnp.where(step < 2, 0.5, 1.0) * loss, metrics | {"loss": loss, "seen": step}
+
+
+def test_a_task_loss_knows_the_outer_step_and_reports_the_loss_beside_its_objective():
+    arguments = MSE, em.InnerLoop(optax.sgd(0.1), 2), optax.sgd(0.1)
+    strategy, plain = ByStep(*arguments), em.MAML(*arguments)
+    tasks, state = sine_tasks(), plain.init(tiny_mlp())
+    for step in range(4):
+        new, metrics = strategy.outer_update(state, tasks, key=KEY)
+        expected, wanted = plain.outer_update(state, tasks, key=KEY)
+        share = 0.5 if step < 2 else 1.0
+        assert metrics["seen"] == step
+        np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-6)
+        np.testing.assert_allclose(metrics["objective"], share * wanted["loss"], rtol=1e-6)
+        np.testing.assert_allclose(metrics["grad_norm"], share * wanted["grad_norm"], rtol=1e-5)
+        state = expected
+
+
+@pytest.mark.parametrize(
+    ("out", "error"),
+    [
+        (jnp.float32(1.0), TypeError),
+        ((jnp.ones(2), {}), ValueError),
+        ((jnp.float32(1.0), {"grad_norm": jnp.float32(1.0)}), ValueError),
+        ((jnp.float32(1.0), {"matrix": jnp.ones((2, 2))}), ValueError),
+    ],
+)
+def test_what_a_task_loss_returns_is_checked(out, error):
+    class Own(em.MAML):
+        def task_loss(self, model, task, *, step, key):
+            return out
+
+    own = Own(MSE, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))
+    with pytest.raises(error, match=r"`Own.task_loss\(...\)`" + THREE_PARTS):
+        own.outer_update(own.init(tiny_mlp()), sine_tasks(), key=KEY)
+
+
+class Coordinates(eqx.Module):
+    """Central differences along every coordinate: an estimator that does not differentiate."""
+
+    def __call__(self, objective, params, *, key):
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        moved = jax.vmap(lambda d: objective(unravel(flat + d))[0])
+        size = 1e-4 * jnp.eye(flat.size)
+        grads = (moved(size) - moved(-size)) / 2e-4
+        return objective(params), unravel(grads)
+
+
+@pytest.mark.parametrize("task_chunk", [None, 1])
+def test_an_estimator_takes_the_place_of_the_gradient(task_chunk, x64):
+    arguments = MSE, em.InnerLoop(optax.sgd(0.1), 2), optax.sgd(0.1)
+    tasks, model = sine_tasks(), tiny_mlp()
+    exact = em.MAML(*arguments)
+    own = em.MAML(*arguments, estimator=Coordinates(), task_chunk=task_chunk)
+    state, metrics = own.outer_update(own.init(model), tasks, key=KEY)
+    expected, wanted = exact.outer_update(exact.init(model), tasks, key=KEY)
+    assert tree_allclose(state.model, expected.model, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-12)
 
 
 # Arguments.

@@ -127,7 +127,7 @@ def test_what_is_inside_moves_as_if_all_were_learnt(x64, name, mode):
     assert tree_allclose(own(strategy, some).body, own(strategy, every).body, rtol=1e-9)
     assert any(x.any() for x in arrays(own(strategy, some).body))
     if name == "MetaSGD":
-        assert tree_allclose(some.rates, every.rates, rtol=1e-9)
+        assert tree_allclose(some.extra, every.extra, rtol=1e-9)
 
 
 def test_the_gradient_is_that_of_finite_differences():
@@ -141,7 +141,7 @@ def test_nothing_of_the_model_where_something_else_is_learnt():
     strategy, model = make("MetaSGD", learn=lambda m: ()), Net()
     state = trainer(strategy).fit(model, Lines(), 3)
     assert same_bits(state.model.model, model)
-    assert not any(map(np.array_equal, arrays(state.model.rates), [np.ones(1)] * 4))
+    assert not any(map(np.array_equal, arrays(state.model.extra), [np.ones(1)] * 4))
 
 
 @pytest.mark.parametrize(
@@ -281,34 +281,26 @@ def test_what_is_handed_on_through_other_functions_is_no_change():
     trainer(Handing(True, learn=body)).fit(Net(), Lines(), 1)
 
 
-class Scaled(eqx.Module):
-    inside: Net
-    scale: Array
-
-
 class LearnsScale(em.GradientStrategy):
-    """Learns more than the model, in a container of its own."""
+    """Learns more than the model."""
 
     loss: em.Loss
     optimizer: optax.GradientTransformation
 
     def meta_model(self, model):
-        return Scaled(model, jnp.ones(()))
-
-    def unadapted(self, model):
-        return model.inside
+        return em.MetaParameters(model, jnp.ones(()))
 
     def inner_adapt(self, model, support, *, key=None):
         return jax.tree.map(
-            lambda x: x * model.scale if eqx.is_inexact_array(x) else x, model.inside
+            lambda x: x * model.extra if eqx.is_inexact_array(x) else x, model.model
         )
 
 
 def test_learn_gets_the_users_own_model():
     model = Net()
     state = trainer(LearnsScale(MSE, ADAMW, learn=body)).fit(model, Lines(), 3)
-    assert same_bits(state.model.inside.head, model.head)
-    assert not same_bits(state.model.inside.body, model.body) and float(state.model.scale) != 1
+    assert same_bits(state.model.model.head, model.head)
+    assert not same_bits(state.model.model.body, model.body) and float(state.model.extra) != 1
 
 
 class Narrowed(em.MAML):

@@ -373,6 +373,7 @@ def test_stop_by_early_stopping_and_host_source_at_once():
     class Never(em.Strategy):
         """Never improves."""
 
+        loss = BoringStrategy.loss
         init = BoringStrategy.init
         inner_adapt = BoringStrategy.inner_adapt
 
