@@ -407,7 +407,7 @@ def test_a_task_loss_knows_the_outer_step_and_reports_the_loss_beside_its_object
     strategy, plain = ByStep(*arguments), em.MAML(*arguments)
     tasks, state = sine_tasks(), plain.init(tiny_mlp())
     for step in range(4):
-        new, metrics = strategy.outer_update(state, tasks, key=KEY)
+        _, metrics = strategy.outer_update(state, tasks, key=KEY)
         expected, wanted = plain.outer_update(state, tasks, key=KEY)
         share = 0.5 if step < 2 else 1.0
         assert metrics["seen"] == step
