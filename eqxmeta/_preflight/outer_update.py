@@ -31,9 +31,8 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
             raise traced
     closed, out, _ = traced
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
-        received = show(out)
-        expected = "(TrainState, metrics)"
-        raise TypeError(explain(f"{what} returned something else than a pair.", received, expected))
+        message = f"{what} returned something else than a pair."
+        raise TypeError(explain(message, show(out), "(TrainState, metrics)"))
     new, metrics = out
     if not isinstance(metrics, dict):
         message = f"The metrics of {what} are invalid."

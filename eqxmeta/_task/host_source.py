@@ -25,14 +25,7 @@ class HostSource:
     same for the same step, so that a resumed run sees what an uninterrupted one would have.
     """
 
-    def __init__(
-        self,
-        source: Any,
-        *,
-        start: int,
-        steps: int,
-        meta_batch_size: int,
-    ):
+    def __init__(self, source: Any, *, start: int, steps: int, meta_batch_size: int):
         self._source = source
         self._meta_batch_size = meta_batch_size
         length = len(source) if hasattr(source, "__len__") else None

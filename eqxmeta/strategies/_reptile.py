@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_argument, check_int_or_none, check_optimizer
+from .._arguments import check_choice, check_int_or_none, check_optimizer
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.state import TrainState
 from .._strategy.metrics import by_step
@@ -75,8 +75,7 @@ class Reptile(RolloutStrategy):
         learn: Where | None = None,
         task_chunk: TaskChunk = "auto",
     ):
-        sound = inner_state in ("reset", "carry")
-        check_argument(sound, inner_state, "Reptile(inner_state=...)", "'reset' or 'carry'")
+        check_choice(inner_state, "Reptile(inner_state=...)", ("reset", "carry"))
         argument = "Reptile(batch_size=...)"
         self.batch_size = check_int_or_none(batch_size, argument, minimum=1, what="examples")
         check_optimizer(optimizer, "Reptile(optimizer=...)")
