@@ -11,7 +11,6 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_choice, check_int, check_optimizer
-from .._errors import explain
 from .._jaxpr.hoist import hoist
 from .._jaxpr.safe_sqrt import with_safe_sqrt
 from .._model.state import update_of, without_weak_types
