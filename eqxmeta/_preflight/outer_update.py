@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 
 from .._errors import annotate_errors, explain
-from .._model.state import TrainState
+from .._model.state import STATE_EXPECTED, TrainState, changes
 from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
 from .._task.task import Task, shapes_of
@@ -37,16 +37,13 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
     for name in {"step", SKIPPED} & metrics.keys():
         message = f"The metrics of {what} use a reserved name."
         raise ValueError(explain(message, repr(name), "another name"))
-    before, after = _layout(state), _layout(new)
-    if before != after:
-        changed = sorted(
-            path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
-        )
+    if changed := changes(state, TrainState(state.step, new.model, new.opt_state)):
         raise ValueError(
             explain(
-                f"{what} changed the structure, a shape or a dtype of the state.",
-                "; ".join(f"{path}: {before.get(path)} -> {after.get(path)}" for path in changed),
-                "every leaf of the new state as in the old one",
+                f"{what} changed the structure of the state, a shape, a dtype, or a leaf that is "
+                "no array.",
+                "; ".join(changed),
+                STATE_EXPECTED,
             )
         )
     warn_slow_convolutions(closed)
@@ -57,25 +54,15 @@ def _traced(strategy: Strategy, state: TrainState, tasks: Task) -> Any:
     """The jaxpr and the shapes of what it computes, or the error. The training program asks for
     the same trace again, which JAX remembers."""
     try:
-        closed, out, _ = eqx.filter_make_jaxpr(strategy.outer_update)(
+        closed, shapes, others = eqx.filter_make_jaxpr(strategy.outer_update)(
             state, tasks, key=jax.random.key(0)
         )
     except Exception as error:  # handed on: the loss may have something plainer to say
         return error
-    return closed, out
+    return closed, eqx.combine(shapes, others)
 
 
 def check_init(strategy: Strategy, state: Any) -> None:
     if not isinstance(state, TrainState):
         message = f"`{type(strategy).__name__}.init` returned something else than a state."
         raise TypeError(explain(message, show(state), "an `eqxmeta.TrainState`"))
-
-
-def _layout(state: TrainState) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path((state.model, state.opt_state))
-    names = {0: "model", 1: "opt_state"}
-    return {
-        names[path[0].idx] + jax.tree_util.keystr(path[1:]): f"{x.dtype.name}{list(x.shape)}"
-        for path, x in leaves
-        if hasattr(x, "dtype") and hasattr(x, "shape")
-    }

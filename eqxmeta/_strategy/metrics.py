@@ -17,6 +17,7 @@ RESERVED = ("loss", "loss_before", "loss_after", "pooled_loss", "grad_norm", "st
 # The metric of a run that skips steps: 1 for a step that was not taken, 0 for others.
 SKIPPED = "skipped"
 
+_LOGGED = jnp.bool_, jnp.integer, jnp.floating
 
 LOSS = "`loss(model, batch, key)`"
 
@@ -48,9 +49,11 @@ def check_loss_output(out: Any) -> None:
 
 
 def check_scalars(metrics: Mapping[Any, Any], what: str) -> None:
+    """Raises `ValueError` unless they are real numbers, or booleans, that can be logged."""
     for name, value in metrics.items():
-        if not isinstance(name, str) or getattr(value, "shape", None) != ():
-            expected = "scalar arrays under string names"
+        sound = isinstance(name, str) and getattr(value, "shape", None) == ()
+        if not sound or not any(jnp.issubdtype(value.dtype, kind) for kind in _LOGGED):
+            expected = "scalar arrays of real numbers under string names"
             raise ValueError(explain(f"{what} are invalid.", f"{name!r}: {show(value)}", expected))
 
 

@@ -128,6 +128,7 @@ class Reptile(RollsOut):
                 carried = state.opt_state.inner
             loss, metrics = query_loss(self.loss, state.model, adapted, task, query_key)
             adapted = eqx.filter(adapted, eqx.is_inexact_array)
+            carried = eqx.filter(carried, eqx.is_array)
             return adapted, carried, {"loss": loss, **losses, **metrics}
 
         def mean(over: OverTasks) -> PyTree:
@@ -146,6 +147,7 @@ class Reptile(RollsOut):
         outer = TrainState(state.step, state.model, state.opt_state.outer)
         outer = apply_gradient(self.optimizer, outer, towards, value=metrics["loss"])
         metrics = by_step(metrics) | {"grad_norm": optax.tree.norm(towards)}
+        inner = eqx.combine(inner, state.opt_state.inner)  # with what is no array in it
         opt_state = ReptileOptState(outer.opt_state, inner)
         return TrainState(outer.step, outer.model, opt_state), metrics
 

@@ -147,6 +147,14 @@ class DropsOptimizer(BoringStrategy):
         return em.TrainState(new.step, new.model, None), metrics
 
 
+class Reports(BoringStrategy):
+    metric: object = None
+
+    def outer_update(self, state, tasks, *, key):
+        new, metrics = BoringStrategy.outer_update(self, state, tasks, key=key)
+        return new, metrics | {"index": self.metric}
+
+
 class NoLoss(em.Strategy):
     def init(self, model):
         return em.TrainState(jnp.zeros((), jnp.int32), model, ())
@@ -399,6 +407,23 @@ MISTAKES = {
     "a metric of the loss is not a scalar": Mistake(
         lambda f: fit(f, strategy=maml(reporting("errors", jnp.ones(4)))),
         ValueError, "metrics of `loss", r"'errors': float32\[4\]", "scalar arrays"),
+    "a metric of the loss is complex": Mistake(
+        lambda f: fit(f, strategy=maml(reporting("phase", jnp.ones((), jnp.complex64)))),
+        ValueError, "metrics of `loss", r"'phase': complex64\[\]", "real numbers"),
+    "a metric of the loss is a key": Mistake(
+        lambda f: fit(f, strategy=maml(reporting("key", KEY))),
+        ValueError, "metrics of `loss", r"'key': key<fry>\[\]", "real numbers"),
+    "a metric of outer_update is complex": Mistake(
+        lambda f: fit(f, strategy=Reports(metric=jnp.complex64(1j))),
+        ValueError, r"metrics of `Reports\.outer_update`", r"'index': complex64\[\]",
+        "real numbers"),
+    "a metric of outer_update is a number of Python": Mistake(
+        lambda f: fit(f, strategy=Reports(metric=0.5)),
+        ValueError, r"metrics of `Reports\.outer_update`", r"'index': float 0\.5", "scalar arrays"),
+    "an evaluation of a complex metric": Mistake(
+        lambda f: em.evaluate(maml(reporting("phase", jnp.ones((), jnp.complex64))), LINEAR,
+                              BoringTasks(), num_tasks=2),
+        ValueError, "metrics of `loss", r"'phase': complex64\[\]", "real numbers"),
     "a loss that returns a number alone": Mistake(
         lambda f: fit(f, strategy=maml(lambda m, b, k: em.losses.mse(m, b, k)[0])),
         TypeError, "something else than a pair", r"float32\[\]", "dict of scalar metrics"),
