@@ -14,6 +14,7 @@ from .._arguments import check_int, check_optimizer
 from .._errors import explain
 from .._jaxpr.hoist import hoist
 from .._jaxpr.safe_sqrt import with_safe_sqrt
+from .._model.holder import HoldsModel
 from .._model.state import STATE_EXPECTED, changes, update_of, without_weak_types
 from .._model.support_statistics import without_statistics
 from .._types import Loss
@@ -21,7 +22,7 @@ from .modes import GRADIENT_MODES, GradientMode, conjugate_complex, value_and_gr
 from .select import select
 
 
-class Adaptation(eqx.Module):
+class Adaptation(HoldsModel):
     """What an inner loop of K steps did.
 
     - `model`: after K steps.

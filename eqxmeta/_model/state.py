@@ -11,10 +11,11 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .._errors import explain
+from .holder import HoldsModel
 from .support_statistics import without_statistics
 
 
-class TrainState(eqx.Module):
+class TrainState(HoldsModel):
     """Everything that a run learns.
 
     - `step`: outer steps taken so far, int32 scalar. The trainer owns it.

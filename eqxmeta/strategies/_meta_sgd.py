@@ -13,13 +13,14 @@ from jaxtyping import PyTree
 from .._arguments import check_argument
 from .._errors import explain
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
+from .._model.holder import HoldsModel
 from .._strategy.by_inner_loop import RollsOut
 from .._strategy.gradient_strategy import GradientStrategy
 from .._task.layout import TaskChunk
 from .._types import Loss
 
 
-class WithRates(eqx.Module):
+class WithRates(HoldsModel):
     """What Meta-SGD learns.
 
     - `model`: the user's own, from which tasks start.
