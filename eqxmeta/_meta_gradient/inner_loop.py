@@ -17,6 +17,7 @@ from .._jaxpr.safe_sqrt import with_safe_sqrt
 from .._model.holder import HoldsModel
 from .._model.state import STATE_EXPECTED, changes, update_of, without_weak_types
 from .._model.support_statistics import without_statistics
+from .._task.task import take_examples
 from .._types import Loss
 from .modes import GRADIENT_MODES, GradientMode, conjugate_complex, value_and_grad
 from .select import select
@@ -125,7 +126,7 @@ class InnerLoop(eqx.Module):
         minibatches: Int[Array, "steps size"] | None = None,
         opt_state: PyTree | None = None,
     ) -> Adaptation:
-        """Adapt `model` to `data`, whose leaves lead with the example axis.
+        """Adapt `model` to `data`, one set of a `Task`.
 
         - `key`: for dropout; step `i` uses `fold_in(key, i)`. `None`: no randomness.
         - `steps`: overrides `self.steps`; may be 0.
@@ -147,7 +148,7 @@ class InnerLoop(eqx.Module):
         def support_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
             (fast, (index, rows)), (others, data, key) = varying, fixed
             step_key = None if key is None else jax.random.fold_in(key, index)
-            batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
+            batch = data if rows is None else take_examples(data, rows)
             return loss(eqx.combine(fast, others), batch, step_key)[0]
 
         def observed_of(fast: PyTree, others: PyTree) -> PyTree:

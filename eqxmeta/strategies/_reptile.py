@@ -23,7 +23,7 @@ from .._strategy.outer_step import (
 )
 from .._strategy.strategy import can_roll_out
 from .._task.layout import OverTasks, TaskChunk
-from .._task.task import Task
+from .._task.task import Task, count_examples
 from .._types import Loss, Metrics
 
 
@@ -154,7 +154,7 @@ class Reptile(RollsOut):
     def _minibatches(
         self, data: PyTree, steps: int, key: PRNGKeyArray | None
     ) -> Int[Array, "steps size"] | None:
-        examples = jax.tree.leaves(data)[0].shape[0]
+        examples = count_examples(data) or 0
         if self.batch_size is None or self.batch_size >= examples or steps == 0:
             return None
         # Without a key, for `inner_adapt` on its own, the order is arbitrary but fixed.
