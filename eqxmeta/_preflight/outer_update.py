@@ -21,7 +21,7 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
     with annotate_errors(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
         traced = _traced(strategy, state, tasks)
         if isinstance(traced, Exception):
-            check_loss(strategy, state.model, without_first_axis(tasks.support))
+            check_loss(strategy, state.model, without_first_axis(tasks))
             raise traced
     closed, out = traced
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):

@@ -38,7 +38,7 @@ def describe(
         "options": _options(strategy),
         "inner_steps": getattr(inner, "steps", None),
         "gradient": getattr(inner, "gradient", None),
-        "adapts": _adapts(inner, model),
+        "adapts": _adapts(inner, model, state.model),
         "meta_batch_size": meta_batch_size,
         "seed": seed,
         "steps": steps,
@@ -90,13 +90,19 @@ def _options(strategy: Strategy) -> str:
     return ", ".join(f"{name}={x!r}" for name, x in plain if name != "task_chunk")
 
 
-def _adapts(inner: Any, model: PyTree) -> str | None:
-    """The key paths of what `InnerLoop(adapt=...)` chooses; `None` if everything adapts."""
+def _adapts(inner: Any, *models: PyTree) -> str | None:
+    """The key paths of what `InnerLoop(adapt=...)` chooses of the first of the `models` that has
+    it: the user's, or what the strategy learns. `None` if everything adapts."""
     if not isinstance(inner, InnerLoop) or inner.adapt is None:
         return None
-    fast, _ = inner.partition(model)
-    paths = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(fast))
-    return ", ".join(path.removeprefix(".") for path in paths)
+    for model in models:
+        try:
+            fast, _ = inner.partition(model)
+        except Exception:  # it is of another model; if of none, the check of the outer step tells
+            continue
+        paths = [jax.tree_util.keystr(x) for x, _ in jax.tree_util.tree_leaves_with_path(fast)]
+        return ", ".join(path.removeprefix(".") for path in paths)
+    return "a part that the strategy makes"
 
 
 def _shortened(text: str, length: int) -> str:

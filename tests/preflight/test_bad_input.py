@@ -245,7 +245,7 @@ MISTAKES = {
     "a model is a function": Mistake(
         lambda f: fit(f, model=lambda x: x), ValueError, r"fit\(model=", "<lambda>", NOT_A_MODEL),
     "a model is a list of layers": Mistake(
-        lambda f: fit(f, model=[LINEAR, LINEAR]),
+        lambda f: fit(f, model=[LINEAR, eqx.nn.Linear(1, 1, key=KEY)]),
         TypeError, r"`loss\(model, batch, key\)`", "list", TRACED),
     "a model under vmap": Mistake(
         lambda f: fit(f, model=jax.vmap(LINEAR)),
@@ -318,7 +318,10 @@ MISTAKES = {
         ValueError, "support", r"\(0, 3\)", "1 or longer"),
     "x and y differ in length": Mistake(
         lambda f: fit(f, tasks=tasks((X, Y[:3]))),
-        ValueError, "support", r"\(4, 3\), \(3, 1\)", "same leading example axis"),
+        ValueError, "differ in shape", r"predictions \(4, 1\), targets \(3, 1\)", "same shape"),
+    "a task has a number of Python": Mistake(
+        lambda f: fit(f, tasks=tasks((X, Y, 0.5))),
+        ValueError, "support", "None of what is no array", "arrays"),
     "y has lost its last axis": Mistake(
         lambda f: fit(f, tasks=tasks((X, Y[:, 0]), (X, Y[:, 0]))),
         ValueError, "differ in shape", r"targets \(4,\)", "same shape"),
@@ -327,11 +330,12 @@ MISTAKES = {
         ValueError, "differ in shape", r"targets \(4,\)", "same shape"),
     "labels are floats": Mistake(
         lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
-                      model=eqx.nn.Linear(3, 2, key=KEY), tasks=tasks((X, Y[:, 0]))),
+                      model=eqx.nn.Linear(3, 2, key=KEY), tasks=tasks(*2 * [(X, Y[:, 0])])),
         TypeError, "Labels are not integers", "float32", "class numbers"),
     "labels are one-hot": Mistake(
         lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
-                      model=eqx.nn.Linear(3, 2, key=KEY), tasks=tasks((X, jnp.ones((4, 2), int)))),
+                      model=eqx.nn.Linear(3, 2, key=KEY),
+                      tasks=tasks(*2 * [(X, jnp.ones((4, 2), int))])),
         ValueError, "Logits and labels", r"labels \(4, 2\)", r"labels \[n\]"),
     "a batch is a dict": Mistake(
         lambda f: fit(f, tasks=tasks({"x": X, "y": Y})),
@@ -435,7 +439,7 @@ MISTAKES = {
         ValueError, "structure", r"opt_state\.bias: float32\[1\] -> None", "as in the old one"),
     "outer_update of one task": Mistake(
         lambda f: maml().outer_update(state_of(), BoringTasks().sample(KEY), key=KEY),
-        ValueError, "batch of tasks", r"\(4, 3\)", "leading task axis"),
+        ValueError, "outer_update", r"4 tasks, of support \(float32\[4,3\]", "a leading task axis"),
     "outer_update of arrays": Mistake(
         lambda f: maml().outer_update(state_of(), (X, Y), key=KEY),
         TypeError, "batch of tasks", "tuple", "eqxmeta.Task"),
