@@ -41,8 +41,7 @@ class Evaluate(Callback):
         sound = isinstance(prefix, str) and prefix
         check_argument(sound, prefix, "Evaluate(prefix=...)", "a name")
         self.every = check_int(every, "Evaluate(every=...)", minimum=1, what="outer steps")
-        argument, what = "Evaluate(num_tasks=...)", "tasks, for an interval"
-        num_tasks = check_int(num_tasks, argument, minimum=2, what=what)
+        num_tasks = check_int(num_tasks, "Evaluate(num_tasks=...)", minimum=1, what="tasks")
         argument = "Evaluate(inner_steps=...)"
         self._inner_steps = check_int_or_none(inner_steps, argument, minimum=1, what="inner steps")
         self._seed = check_seed(seed, "Evaluate(seed=...)")

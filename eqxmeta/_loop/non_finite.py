@@ -112,13 +112,12 @@ def _replay(job: Job, before: TrainState, stop: int) -> tuple[TrainState, Report
 @eqx.filter_jit
 def _tasks_of(job: Job, step: Int[Array, ""]) -> Task:
     """The tasks of outer step `step` (1 is the first)."""
-    shapes = jax.eval_shape(job.source.first, job.root)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    others = job.source.first(job.root)  # of the same shapes and dtypes, keys among them
 
     def body(index: Any, tasks: Task, key: Any, carry: Task) -> Task:
         return tasks
 
-    return job.source.for_each_step(job.start, step, key_of_step(job.root), body, nothing)
+    return job.source.for_each_step(job.start, step, key_of_step(job.root), body, others)
 
 
 def _metric_error(job: Job, state: TrainState, step: int, name: str, value: Any) -> NonFiniteError:

@@ -11,16 +11,19 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_choice, check_int, check_optimizer
+from .._errors import explain
 from .._jaxpr.hoist import hoist
 from .._jaxpr.safe_sqrt import with_safe_sqrt
-from .._model.state import update_of, without_weak_types
+from .._model.holder import HoldsModel
+from .._model.state import STATE_EXPECTED, changes, update_of, without_weak_types
 from .._model.support_statistics import without_statistics
+from .._task.task import take_examples
 from .._types import Loss
 from .modes import GRADIENT_MODES, GradientMode, conjugate_complex, value_and_grad
 from .select import select
 
 
-class Adaptation(eqx.Module):
+class Adaptation(HoldsModel):
     """What an inner loop of K steps did.
 
     - `model`: after K steps.
@@ -122,7 +125,7 @@ class InnerLoop(eqx.Module):
         gradient: GradientMode | None = None,
         start: int = 0,
     ) -> Adaptation:
-        """Adapt `model` to `data`, whose leaves lead with the example axis.
+        """Adapt `model` to `data`, one set of a `Task`.
 
         - `key`: for dropout; step `i` uses `fold_in(key, start + i)`. `None`: no randomness.
         - `steps`: overrides `self.steps`; may be 0.
@@ -145,14 +148,15 @@ class InnerLoop(eqx.Module):
         model = without_statistics(model)
         fast, others = self.partition(model)
         opt_state = without_weak_types(optimizer.init(fast)) if opt_state is None else opt_state
-        update = with_safe_sqrt(update_of(optimizer, "`InnerLoop(optimizer=...)`"))
-        dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
+        arrays, static = eqx.partition(opt_state, eqx.is_array)
+        update = with_safe_sqrt(_update_arrays(optimizer, static))
+        dtypes = jax.tree.map(lambda x: x.dtype, (fast, arrays))
         xs = (start + jnp.arange(steps), minibatches)
 
         def support_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
             (fast, (index, rows)), (others, data, key) = varying, fixed
             step_key = None if key is None else jax.random.fold_in(key, index)
-            batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
+            batch = data if rows is None else take_examples(data, rows)
             return loss(eqx.combine(fast, others), batch, step_key)[0]
 
         def observed_of(fast: PyTree, others: PyTree) -> PyTree:
@@ -166,21 +170,39 @@ class InnerLoop(eqx.Module):
             view, viewed = hoist(observed_of, fast, others)
 
         def step(carry: tuple[PyTree, PyTree], x: tuple[Array, Any]):
-            fast, opt_state = carry
+            fast, arrays = carry
             before = view(fast, viewed)
             value, grads = value_and_grad(
                 lambda fast, rest: inner_loss((fast, rest[0]), rest[1]), mode, fast, (x, fixed)
             )
-            updates, opt_state = update(conjugate_complex(grads), opt_state, fast, value)
-            new = (optax.apply_updates(fast, updates), opt_state)
+            updates, arrays = update(conjugate_complex(grads), arrays, fast, value)
+            new = (optax.apply_updates(fast, updates), arrays)
             # Optimizers may compute in a wider type (a schedule's float32 rate on bfloat16
             # parameters); the model's dtypes are the user's and stay.
             return jax.tree.map(lambda x, dtype: x.astype(dtype), new, dtypes), (value, before)
 
-        (fast, opt_state), (losses, path) = _scan(step, (fast, opt_state), xs, steps, self.remat)
+        (fast, arrays), (losses, path) = _scan(step, (fast, arrays), xs, steps, self.remat)
         end = view(fast, viewed)
         observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), path, end)
-        return Adaptation(eqx.combine(fast, others), losses, observed, opt_state)
+        return Adaptation(eqx.combine(fast, others), losses, observed, eqx.combine(arrays, static))
+
+
+def _update_arrays(optimizer: optax.GradientTransformation, static: PyTree) -> Callable[..., Any]:
+    """`optimizer.update` of the arrays in its state; the leaves that are no arrays, `static`, are
+    the same at every step of a compiled loop. Raises `ValueError`, naming it, for one that is not.
+    """
+    name = "`InnerLoop(optimizer=...)`"
+    update = update_of(optimizer, name)
+
+    def of_arrays(grads: PyTree, arrays: PyTree, params: PyTree, value: Array):
+        old = eqx.combine(arrays, static)
+        updates, new = update(grads, old, params, value)
+        if changed := changes(old, new, cast=True):
+            message = f"A step of {name} changed a shape in its state, or what is no array."
+            raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
+        return updates, eqx.filter(new, eqx.is_array)
+
+    return of_arrays
 
 
 def _scan(

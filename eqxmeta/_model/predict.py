@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
 
+from .holder import not_a_model
 from .support_statistics import map_examples
 
 
@@ -18,6 +19,8 @@ def predict(model: Callable, x: PyTree, key: PRNGKeyArray | None = None) -> Any:
     and for other models, it is called with the example alone. Layers that normalise with the
     statistics of a batch (`eqxmeta.nn.SupportNorm`, `eqxmeta.nn.BatchNorm`) take `x` for it.
     """
+    if not callable(model) and hasattr(model, "model"):  # a user's own, of no class of ours
+        raise not_a_model(model, "it in the place of a model")
     if key is None or not takes_key(model):
         return map_examples(lambda example: model(example), x)
     keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])

@@ -1,6 +1,7 @@
 """The state of a run: what is meta-learnt, and the state of the outer optimizer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,10 +11,11 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .._errors import explain
+from .holder import HoldsModel
 from .support_statistics import without_statistics
 
 
-class TrainState(eqx.Module):
+class TrainState(HoldsModel):
     """Everything that a run learns.
 
     - `step`: outer steps taken so far, int32 scalar. The trainer owns it.
@@ -33,7 +35,7 @@ def copied(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, state)
 
 
-class MetaParameters(eqx.Module):
+class MetaParameters(HoldsModel):
     """What `TrainState.model` holds where more than the user's model is meta-learnt.
 
     - `model`: the user's own, from which tasks start.
@@ -58,6 +60,65 @@ def to_be_trained(model: PyTree) -> PyTree:
     """`model` as a state holds it: its arrays as JAX arrays, without what it knows of a task."""
     model = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, model)
     return without_weak_types(without_statistics(model))
+
+
+STATE_EXPECTED = (
+    "every leaf of the new state as in the old one; what changes from step to step is an array, "
+    "such as `jnp.asarray(0)`"
+)
+
+
+def changes(old: PyTree, new: PyTree, *, cast: bool = False) -> list[str]:
+    """What a step must not change, and did, by name: shape and dtype of an array (with `cast` the
+    dtype may change), the value of a leaf that is no array (in a compiled loop every step would see
+    the first one), and what is static. `old` and `new` may hold shapes for arrays."""
+    before, after = _leaves(old), _leaves(new)
+    pairs = {path: (before.get(path), after.get(path)) for path in before | after}
+    found = [
+        f"{path}: {_show(a)} -> {_show(b)}"
+        for path, (a, b) in pairs.items()
+        if not _same(a, b, cast)
+    ]
+    if not found and jax.tree.structure(old) != jax.tree.structure(new):
+        found = _static_changes(old, new, "")
+    return found
+
+
+def _static_changes(old: PyTree, new: PyTree, path: str) -> list[str]:
+    """Of trees whose leaves have the same names."""
+    (a, shape), (b, other) = (
+        jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda part, x=x: part is not x)
+        for x in (old, new)
+    )
+    if shape != other:
+        return [f"{path}: {str(shape)[:200]} -> {str(other)[:200]}".lstrip(".")]
+    parts = [
+        (path + jax.tree_util.keystr(key), x, y)
+        for (key, x), (_, y) in zip(a, b, strict=True)
+        if key
+    ]
+    return [line for name, x, y in parts for line in _static_changes(x, y, name)]
+
+
+def _leaves(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path).lstrip("."): leaf for path, leaf in leaves}
+
+
+def _is_array(x: Any) -> bool:
+    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
+
+
+def _same(a: Any, b: Any, cast: bool) -> bool:
+    if _is_array(a) and _is_array(b):
+        return a.shape == b.shape and (cast or a.dtype == b.dtype)
+    return a is b or (not (_is_array(a) or _is_array(b)) and bool(a == b))
+
+
+def _show(x: Any) -> str:
+    if _is_array(x):
+        return f"{x.dtype.name}{list(x.shape)}"
+    return repr(x)[:100]
 
 
 def update_of(

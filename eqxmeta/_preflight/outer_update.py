@@ -6,10 +6,10 @@ import equinox as eqx
 import jax
 
 from .._errors import annotate_errors, explain
-from .._model.state import TrainState
+from .._model.state import STATE_EXPECTED, TrainState, changes
 from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
-from .._task.task import Task, layout_of, shapes_of
+from .._task.task import Task, shapes_of
 from .held import check_held
 from .loss import check_loss, without_first_axis
 from .slow_layers import warn_slow_convolutions
@@ -27,9 +27,10 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
         except Exception as error:  # raised below, so that what the loss says is not chained to it
             traced = error
         if isinstance(traced, Exception):
-            check_loss(strategy, state.model, without_first_axis(tasks.support))
+            check_loss(strategy, state.model, without_first_axis(tasks))
             raise traced
-    closed, out, _ = traced
+    closed, shapes, others = traced
+    out = eqx.combine(shapes, others)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
         message = f"{what} returned something else than a pair."
         raise TypeError(explain(message, show(out), "(TrainState, metrics)"))
@@ -41,14 +42,10 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
     for name in {"step", SKIPPED} & metrics.keys():
         message = f"The metrics of {what} use a reserved name."
         raise ValueError(explain(message, repr(name), "another name"))
-    before, after = layout_of(state), layout_of(new)
-    paths = (before.keys() | after.keys()) - {".step"}  # which is the trainer's
-    changed = sorted(path for path in paths if before.get(path) != after.get(path))
-    if changed:
-        message = f"{what} changed the structure, a shape or a dtype of the state."
-        received = "; ".join(f"{p[1:]}: {before.get(p)} -> {after.get(p)}" for p in changed)
-        expected = "every leaf of the new state as in the old one"
-        raise ValueError(explain(message, received, expected))
+    if changed := changes(state, TrainState(state.step, new.model, new.opt_state)):
+        message = f"{what} changed the structure of the state, a shape, a dtype, or a leaf that is "
+        message += "no array."
+        raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
     check_held(strategy, state, closed)
     warn_slow_convolutions(closed)
     return set(metrics)

@@ -117,9 +117,14 @@ def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
         if not leaves:
             message = f"`{argument}` has no {name} set."
             raise ValueError(explain(message, repr(field), "a pytree of arrays, such as (x, y)"))
-        sizes = {getattr(leaf, "shape", ())[:1] for leaf in leaves}
-        if len(sizes) != 1 or () in sizes or (0,) in sizes:
+        # Of examples there may be arrays beside that have no example axis, of tasks not.
+        shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+        empty = any(shape is None or shape[:1] == (0,) for shape in shapes)
+        sizes = {shape[:1] for shape in shapes if shape is not None}
+        if empty or (leading == "task" and (len(sizes) != 1 or () in sizes)):
             message = f"`{argument}.{name}` does not lead with one {leading} axis."
-            received = f"shapes {[tuple(getattr(leaf, 'shape', ())) for leaf in leaves]}"
-            expected = f"the same leading {leading} axis, 1 or longer, in every array"
+            received = f"shapes {shapes}" + ", None of what is no array" * (None in shapes)
+            expected = f"arrays, and in each that has it a leading {leading} axis of 1 or longer"
+            if leading == "task":
+                expected = "the same leading task axis, 1 or longer, in every array"
             raise ValueError(explain(message, received, expected))

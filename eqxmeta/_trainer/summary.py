@@ -1,5 +1,6 @@
 """What a run is, in plain values and in a few lines for the terminal."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ def describe(
         "options": _options(strategy),
         "inner_steps": strategy.num_inner_steps(),
         "gradient": getattr(inner, "gradient", None),
-        "adapts": _adapts(inner, model),
+        "adapts": _adapts(inner, model, state.model),
         "learns": _learns(params, rest),
         "meta_batch_size": meta_batch_size,
         "seed": seed,
@@ -94,11 +95,16 @@ def _options(strategy: Strategy) -> str:
     return ", ".join(f"{name}={x!r}" for name, x in plain if name != "task_chunk")
 
 
-def _adapts(inner: InnerLoop | None, model: PyTree) -> str | None:
-    """The key paths of what `InnerLoop(adapt=...)` chooses; `None` if everything adapts."""
+def _adapts(inner: InnerLoop | None, *models: PyTree) -> str | None:
+    """The key paths of what `InnerLoop(adapt=...)` chooses of the first of the `models` that has
+    it: the user's, or what the strategy learns. `None` if everything adapts."""
     if inner is None or inner.adapt is None:
         return None
-    return _key_paths(inner.partition(model)[0])
+    for model in models:
+        # It may be of another model; if of none, the check of the outer step tells.
+        with contextlib.suppress(Exception):
+            return _key_paths(inner.partition(model)[0])
+    return "a part that the strategy makes"
 
 
 def _learns(params: PyTree, rest: PyTree) -> str | None:

@@ -147,6 +147,14 @@ class DropsOptimizer(BoringStrategy):
         return em.TrainState(new.step, new.model, None), metrics
 
 
+class Reports(BoringStrategy):
+    metric: object = None
+
+    def outer_update(self, state, tasks, *, key):
+        new, metrics = BoringStrategy.outer_update(self, state, tasks, key=key)
+        return new, metrics | {"index": self.metric}
+
+
 class NoLoss(em.Strategy):
     loss = None
 
@@ -239,7 +247,7 @@ MISTAKES = {
     "a model is a function": Mistake(
         lambda f: fit(f, model=lambda x: x), ValueError, r"fit\(model=", "<lambda>", NOT_A_MODEL),
     "a model is a list of layers": Mistake(
-        lambda f: fit(f, model=[LINEAR, LINEAR]),
+        lambda f: fit(f, model=[LINEAR, eqx.nn.Linear(1, 1, key=KEY)]),
         TypeError, r"`loss\(model, batch, key\)`", "list", TRACED),
     "a model under vmap": Mistake(
         lambda f: fit(f, model=jax.vmap(LINEAR)),
@@ -312,7 +320,10 @@ MISTAKES = {
         ValueError, "support", r"\(0, 3\)", "1 or longer"),
     "x and y differ in length": Mistake(
         lambda f: fit(f, tasks=tasks((X, Y[:3]))),
-        ValueError, "support", r"\(4, 3\), \(3, 1\)", "same leading example axis"),
+        ValueError, "differ in shape", r"predictions \(4, 1\), targets \(3, 1\)", "same shape"),
+    "a task has a number of Python": Mistake(
+        lambda f: fit(f, tasks=tasks((X, Y, 0.5))),
+        ValueError, "support", "None of what is no array", "arrays"),
     "y has lost its last axis": Mistake(
         lambda f: fit(f, tasks=tasks((X, Y[:, 0]), (X, Y[:, 0]))),
         ValueError, "differ in shape", r"targets \(4,\)", "same shape"),
@@ -321,11 +332,12 @@ MISTAKES = {
         ValueError, "differ in shape", r"targets \(4,\)", "same shape"),
     "labels are floats": Mistake(
         lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
-                      model=eqx.nn.Linear(3, 2, key=KEY), tasks=tasks((X, Y[:, 0]))),
+                      model=eqx.nn.Linear(3, 2, key=KEY), tasks=tasks(*2 * [(X, Y[:, 0])])),
         TypeError, "Labels are not integers", "float32", "class numbers"),
     "labels are one-hot": Mistake(
         lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
-                      model=eqx.nn.Linear(3, 2, key=KEY), tasks=tasks((X, jnp.ones((4, 2), int)))),
+                      model=eqx.nn.Linear(3, 2, key=KEY),
+                      tasks=tasks(*2 * [(X, jnp.ones((4, 2), int))])),
         ValueError, "Logits and labels", r"labels \(4, 2\)", r"labels \[n\]"),
     "a batch is a dict": Mistake(
         lambda f: fit(f, tasks=tasks({"x": X, "y": Y})),
@@ -401,6 +413,23 @@ MISTAKES = {
     "a metric of the loss is not a scalar": Mistake(
         lambda f: fit(f, strategy=maml(reporting("errors", jnp.ones(4)))),
         ValueError, "metrics of `loss", r"'errors': float32\[4\]", "scalar arrays"),
+    "a metric of the loss is complex": Mistake(
+        lambda f: fit(f, strategy=maml(reporting("phase", jnp.ones((), jnp.complex64)))),
+        ValueError, "metrics of `loss", r"'phase': complex64\[\]", "real numbers"),
+    "a metric of the loss is a key": Mistake(
+        lambda f: fit(f, strategy=maml(reporting("key", KEY))),
+        ValueError, "metrics of `loss", r"'key': key<fry>\[\]", "real numbers"),
+    "a metric of outer_update is complex": Mistake(
+        lambda f: fit(f, strategy=Reports(metric=jnp.complex64(1j))),
+        ValueError, r"metrics of `Reports\.outer_update`", r"'index': complex64\[\]",
+        "real numbers"),
+    "a metric of outer_update is a number of Python": Mistake(
+        lambda f: fit(f, strategy=Reports(metric=0.5)),
+        ValueError, r"metrics of `Reports\.outer_update`", r"'index': float 0\.5", "scalar arrays"),
+    "an evaluation of a complex metric": Mistake(
+        lambda f: em.evaluate(maml(reporting("phase", jnp.ones((), jnp.complex64))), LINEAR,
+                              BoringTasks(), num_tasks=2),
+        ValueError, "metrics of `loss", r"'phase': complex64\[\]", "real numbers"),
     "a loss that returns a number alone": Mistake(
         lambda f: fit(f, strategy=maml(lambda m, b, k: em.losses.mse(m, b, k)[0])),
         TypeError, "something else than a pair", r"float32\[\]", "dict of scalar metrics"),
@@ -412,7 +441,7 @@ MISTAKES = {
         ValueError, "structure", r"opt_state\.bias: float32\[1\] -> None", "as in the old one"),
     "outer_update of one task": Mistake(
         lambda f: maml().outer_update(state_of(), BoringTasks().sample(KEY), key=KEY),
-        ValueError, "batch of tasks", r"\(4, 3\)", "leading task axis"),
+        ValueError, "outer_update", r"4 tasks, of support \(float32\[4,3\]", "a leading task axis"),
     "outer_update of arrays": Mistake(
         lambda f: maml().outer_update(state_of(), (X, Y), key=KEY),
         TypeError, "batch of tasks", "tuple", "eqxmeta.Task"),
