@@ -44,7 +44,8 @@ def evaluate(
     inner_steps: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """How well `strategy` adapts `model` (a `TrainState.model`) to tasks it has not seen.
+    """How well `strategy` adapts `model` (a `TrainState.model`; or, as a baseline, one that has no
+    parameters) to tasks it has not seen.
 
     - `tasks`: a task source, `sample(key) -> Task`, of which `num_tasks` tasks are drawn that
       depend on `seed` only (task `i` not even on `num_tasks`); or a batch of tasks, which is then

@@ -63,7 +63,8 @@ class InnerLoop(eqx.Module):
       loop.
 
     Raises `TypeError` or `ValueError` for an argument that is not as above, and `ValueError` when
-    called with a model of which `adapt` chooses no inexact array.
+    called with a model of which `adapt` chooses no inexact array, or with an optimizer whose steps
+    change what is no array in its state.
     """
 
     optimizer: optax.GradientTransformation

@@ -3,16 +3,13 @@
 from typing import Any, NoReturn
 
 import equinox as eqx
-from jaxtyping import PyTree
 
 from .._errors import explain
 
 
 class HoldsModel(eqx.Module):
-    """Has a model in its field `model`, beside something else. A call is refused, which says so
-    wherever it is taken for a model: by a user, a loss, another strategy."""
-
-    model: eqx.AbstractVar[PyTree]
+    """Has a field `model`, and others beside it. A call is refused, which says so wherever it is
+    taken for a model: by a user, a loss, another strategy."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise not_a_model(self, "a call of it")

@@ -22,6 +22,9 @@ class TrainState(HoldsModel):
     - `model`: what is meta-learnt. The user's own model, or an `eqx.Module` with a field
       `.model` for strategies that learn more than an initialisation.
     - `opt_state`: state of the outer optimizer.
+
+    What changes from step to step is an array. Other leaves, such as a number of Python or a
+    string, may be there as long as no step changes them: `fit` refuses that, naming the leaf.
     """
 
     step: Int[Array, ""]
