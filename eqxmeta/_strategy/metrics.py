@@ -52,7 +52,7 @@ def check_task_loss_output(out: Any, strategy: str) -> None:
 
 def _check_value_and_metrics(out: Any, what: str) -> None:
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
-        expected = "(scalar, dict of metrics)"
+        expected = "(scalar, dict of scalar metrics)"
         message = f"{what} returned something else than a pair."
         raise TypeError(explain(message, show(out), expected))
     value, _ = out

@@ -575,7 +575,7 @@ MISTAKES = {
         ValueError, r"Evaluate\(inner_steps=.*has no effect", "BoringStrategy", "left out"),
     "evaluation without a loss": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=5), strategy=NoLoss()),
-        TypeError, "loss", "NoLoss", "loss(model, batch, key)"),
+        TypeError, "NoLoss", "None", "loss(model, batch, key)"),
     "text is logged": Mistake(
         lambda f: fit(f, logging({"note": "good"})),
         TypeError, r"run\.log", "'note': 'good'", "number", late=True),

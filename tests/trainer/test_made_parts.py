@@ -22,20 +22,20 @@ class WithContext(eqx.Module):
         return self.model(x) + self.context
 
 
-class Contextual(em.GradientStrategy):
+class Contextual(em.GradientStrategy, em.RolloutStrategy):
     """A context that begins at zero in every task is all that adapts."""
 
     loss: em.Loss
     inner: em.InnerLoop
     optimizer: optax.GradientTransformation
-    learnt: bool = False
+    whole: bool = False
 
     def meta_model(self, model):
-        return WithContext(model, jnp.zeros(1)) if self.learnt else model
+        return WithContext(model, jnp.zeros(1)) if self.whole else model
 
-    def inner_adapt(self, model, support, *, key=None):
-        held = model if self.learnt else WithContext(model, jnp.zeros(1))
-        return self.inner(self.loss, held, support, key=key).model
+    def inner_rollout(self, model, support, **options):
+        held = model if self.whole else WithContext(model, jnp.zeros(1))
+        return self.inner(self.loss, held, support, **options)
 
 
 def contextual(adapt, learnt=False):
