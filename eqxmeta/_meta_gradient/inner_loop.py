@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_int, check_optimizer
 from .._errors import explain
+from .._jaxpr.finite_slopes import with_finite_slopes
 from .._jaxpr.hoist import hoist
-from .._jaxpr.safe_sqrt import with_safe_sqrt
 from .._model.state import without_weak_types
 from .._model.support_statistics import without_statistics
 from .._types import Loss
@@ -144,7 +144,7 @@ class InnerLoop(eqx.Module):
         model = without_statistics(model)
         fast, others = self.partition(model)
         opt_state = self.init(model) if opt_state is None else opt_state
-        update = with_safe_sqrt(_update_of(self.optimizer))
+        update = with_finite_slopes(_update_of(self.optimizer))
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
         xs = (start + jnp.arange(steps), minibatches)
 
