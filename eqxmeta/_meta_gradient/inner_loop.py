@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_choice, check_int, check_optimizer
 from .._errors import explain
+from .._jaxpr.finite_slopes import with_finite_slopes
 from .._jaxpr.hoist import hoist
-from .._jaxpr.safe_sqrt import with_safe_sqrt
 from .._model.holder import HoldsModel
 from .._model.state import STATE_EXPECTED, changes, update_of, without_weak_types
 from .._model.support_statistics import without_statistics
@@ -150,7 +150,7 @@ class InnerLoop(eqx.Module):
         fast, others = self.partition(model)
         opt_state = without_weak_types(optimizer.init(fast)) if opt_state is None else opt_state
         arrays, static = eqx.partition(opt_state, eqx.is_array)
-        update = with_safe_sqrt(_update_arrays(optimizer, static))
+        update = with_finite_slopes(_update_arrays(optimizer, static))
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, arrays))
         xs = (start + jnp.arange(steps), minibatches)
 

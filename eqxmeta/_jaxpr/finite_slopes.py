@@ -1,0 +1,139 @@
+"""An optimizer's arithmetic, with a finite derivative where a gradient is exactly zero.
+
+Adam divides by `sqrt(v)`. Where a unit is dead, its gradient and so `v` are exactly zero, the
+derivative of the square root is infinite, the chain rule multiplies it by zero, and the
+meta-gradient is NaN. The update itself is differentiable there: with `m = v = 0` the factor that
+multiplies the root's derivative is zero. Likewise LAMB divides by the norm of an update, and
+selects another value where that is zero: the quotient's derivative is NaN, and counts for nothing.
+
+So of every operation whose derivative may be infinite or NaN, it is taken to be zero where it is:
+right wherever the chain rule multiplies it by zero, and that without an `eps`, which would change
+the forward pass. (A root that does count at zero, `sqrt(|g|)`, has an infinite derivative in truth,
+and zero here.)
+
+The optimizer is any optax transformation, so its code cannot be edited; its trace can.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jaxtyping import Array
+
+from .interpret import interpret, jit_body
+
+# Elementwise operations whose derivative may not be finite where their inputs are.
+_STEEP = {
+    "acos", "acosh", "asin", "atan2", "atanh", "cbrt", "div", "erf_inv", "exp", "exp2", "expm1",
+    "integer_pow", "lgamma", "log", "log1p", "pow", "rem", "rsqrt", "sqrt", "tan",
+}  # fmt: skip
+# What keeps an infinity as it is.
+_KEEPS = {
+    "broadcast_in_dim", "convert_element_type", "mul", "neg", "reshape", "squeeze", "transpose",
+}  # fmt: skip
+
+
+def with_finite_slopes(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """`fun`, a function of pytrees of arrays, with the derivatives of its operations made finite:
+    those inside of `jax.jit`, `lax.cond` and `lax.scan` too, but not of a `lax.while_loop`."""
+
+    def wrapped(*args):
+        closed, shape = jax.make_jaxpr(fun, return_shape=True)(*args)
+        out = _run(closed)(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+    return wrapped
+
+
+def _run(closed: ClosedJaxpr) -> Callable[..., list[Any]]:
+    def run(*args):
+        flat = jax.make_jaxpr(lambda *args: interpret(closed, args, _inlined))(*args)
+        steep = _steep(flat.jaxpr)
+
+        def replaced(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
+            if id(eqn) in steep:
+                return [_with_finite_slopes(eqn)(*inputs)]
+            if eqn.primitive.name == "cond":
+                branches = [_run(body) for body in eqn.params["branches"]]
+                return jax.lax.switch(inputs[0], branches, *inputs[1:])
+            return _scan(eqn.params, inputs) if eqn.primitive.name == "scan" else None
+
+        return interpret(flat, args, replaced)
+
+    return run
+
+
+def _inlined(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    body = jit_body(eqn)
+    return None if body is None else interpret(body, inputs, _inlined)
+
+
+def _steep(jaxpr: Jaxpr) -> set[int]:
+    """The equations, by `id`, whose derivative in data may not be finite. (What depends on the
+    number of the step alone, such as a schedule's rate, is no data.)"""
+    inputs = (*jaxpr.invars, *jaxpr.constvars)
+    data = {v for v in inputs if jnp.issubdtype(v.aval.dtype, jnp.inexact)}
+    wild: set[Any] = set()  # data that may be infinite, and selected against
+    steep: set[int] = set()
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        is_data, is_wild = (
+            [not isinstance(x, Literal) and x in found for x in eqn.invars]
+            for found in (data, wild)
+        )
+        if not any(is_data):
+            continue
+        data.update(eqn.outvars)
+        # A quotient is linear in what is divided; a product is steep by an infinite factor of data.
+        found = name in _STEEP and (name != "div" or is_data[1])
+        found = found or (name == "mul" and any(is_wild) and all(is_data))
+        if found:
+            steep.add(id(eqn))
+        if found or (name in _KEEPS and any(is_wild)):
+            wild.update(eqn.outvars)
+    return steep
+
+
+def _with_finite_slopes(eqn: Any) -> Callable[..., Array]:
+    """The elementwise operation `eqn`, with its derivative in each operand."""
+
+    @jax.custom_jvp
+    def operation(*xs):
+        return eqn.primitive.bind(*xs, **eqn.params)
+
+    @functools.partial(operation.defjvp, symbolic_zeros=True)
+    def _(xs, tangents):
+        out = operation(*xs)
+        tangent = jnp.zeros_like(out)
+        for i, dx in enumerate(tangents):
+            if isinstance(dx, SymbolicZero):
+                continue
+
+            def along(x, i=i):
+                return eqn.primitive.bind(*xs[:i], x, *xs[i + 1 :], **eqn.params)
+
+            # Of what it is linear in, a number will do: the slope of `x / y` is of the shape of y.
+            linear = eqn.primitive.name == "mul" or (eqn.primitive.name == "div" and i == 0)
+            at = jnp.ones((), xs[i].dtype) if linear else xs[i]
+            _, slope = jax.jvp(along, (at,), (jnp.ones_like(at),))
+            tangent = tangent + jnp.where(jnp.isfinite(slope), slope, 0) * dx
+        return out, tangent
+
+    return operation
+
+
+def _scan(params: Any, inputs: Sequence[Any]) -> list[Any]:
+    fixed, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
+    run = _run(params["jaxpr"])
+
+    def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
+        out = run(*inputs[:fixed], *carry, *xs)
+        return out[: params["num_carry"]], out[params["num_carry"] :]
+
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = jax.lax.scan(step, list(inputs[fixed:carried]), list(inputs[carried:]), **options)
+    return [*carry, *ys]
