@@ -33,6 +33,7 @@ from ._preflight.plan import PlanRow as PlanRow
 from ._strategy.gradient_strategy import GradientStrategy as GradientStrategy
 from ._strategy.strategy import Strategy as Strategy
 from ._task.task import Task as Task
+from ._trainer.load_best import load_best as load_best
 from ._trainer.seed_runs import SeedRuns as SeedRuns
 from ._trainer.seeds import fit_seeds as fit_seeds
 from ._trainer.trainer import Trainer as Trainer

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 class Drawing(Callback, abc.ABC):
     """Logs what `draw` draws, under `name` or else `tag`, at multiples of `every` and at the end of
-    the run (`None`: only then); and writes it into the PNG `path`, if there is one, in the place of
-    the one before."""
+    the run (`None`: only then; after SIGTERM not); and writes it into the PNG `path`, if there is
+    one, in the place of the one before."""
 
     tag: str
     logs = ()
@@ -78,7 +78,7 @@ class Drawing(Callback, abc.ABC):
         run.log({self.name or self.tag: Image(pixels)})
 
     def on_fit_end(self, run: Run) -> None:
-        if self._drawn != run.step:
+        if self._drawn != run.step and not run.terminated:
             self.on_step_end(run)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,6 +9,10 @@ import numpy as np
 from .._errors import explain
 
 
+# The mark of what is logged only because the run ends.
+AT_END = "at_end"
+
+
 @dataclass(frozen=True)
 class Curve:
     """A metric over inner steps 0..K, for `run.log`: mean over tasks, and the half-width of its 95%

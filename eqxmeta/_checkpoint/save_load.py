@@ -72,9 +72,9 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     return _load(check_path(path, "load(path=...)"), like, "", "`like`")
 
 
-def load_state(path: Path, like: TrainState) -> TrainState:
-    """The state of a run, as `load`; `like` is the state that the run begins with."""
-    return _load(path, like, "", "this run")
+def load_state(path: Path, like: TrainState, whose: str = "this run") -> TrainState:
+    """The state of a run, as `load`; `like` is the state that the run begins with, `whose` it is."""
+    return _load(path, like, "", whose)
 
 
 def _load(path: Path, like: PyTree, prefix: str, whose: str) -> PyTree:

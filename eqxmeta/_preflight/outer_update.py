@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from .._callback.published import AT_END
 from .._errors import annotate_errors, explain
 from .._model.state import TrainState
 from .._strategy.metrics import SKIPPED, check_scalars, show
@@ -34,7 +35,7 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
             explain(f"The metrics of {what} are invalid.", show(metrics), "a dict of scalars")
         )
     check_scalars(metrics, f"The metrics of {what}")
-    for name in {"step", SKIPPED} & metrics.keys():
+    for name in {"step", SKIPPED, AT_END} & metrics.keys():
         message = f"The metrics of {what} use a reserved name."
         raise ValueError(explain(message, repr(name), "another name"))
     before, after = _layout(state), _layout(new)
