@@ -174,7 +174,7 @@ class Checkpoint(Callback):
                 self._best = (step, value)
             told = run.resumed_meta.get("monitored") or {}
             same = same and told.get("name") == self.monitor and run.start in self._mine
-            if same and run.start == run.steps and told["value"] is not None:
+            if same and run.start == run.steps and told.get("value") is not None:
                 self._last = (run.start, told["value"])
             self._remove_old()  # a run that was killed may not have come to it
 
@@ -201,12 +201,14 @@ class Checkpoint(Callback):
             self._settle()
 
     def secure(self, run: Run) -> None:
-        if run.step > run.start and run.step not in self._mine:
+        writing = self._in_flight is not None and self._in_flight[0] == run.step
+        if run.step > run.start and run.step not in self._mine and not writing:
             self._save(run)
 
     def on_fit_end(self, run: Run) -> None:
         self._save_last(run)
-        new = self._value if self._value and self._value[0] == run.step in self._mine else None
+        self._add_value(run)
+        new = self._value_at(run.step) if run.step in self._mine else None
         if new and self._monitor.improves(new[1], None):
             self._last = new if run.step == run.steps else self._last
         elif (
@@ -231,7 +233,7 @@ class Checkpoint(Callback):
         self._value: tuple[int, float] | None = None  # the newest, and whether it may be the best
         self._regular = True
         self._last: tuple[int, float] | None = None  # of the end of a run that is complete
-        self._meta: tuple[int, str] | None = None  # what the newest file says, and its step
+        self._meta: dict[str, Any] = {}  # what the newest file says
 
     def _observe(self, step: int, values: Mapping[str, Any], *, regular: bool) -> None:
         value = self._monitor.find(values)
@@ -242,7 +244,7 @@ class Checkpoint(Callback):
         """Everything that goes into the file is what it is now; the file follows."""
         self._settle()
         step, path, best = run.step, self._files.path(run.step), self._best
-        new = self._value if self._value and self._value[0] == step else None
+        new = self._value_at(step)
         if new and self._regular and self._monitor.improves(new[1], best and best[1]):
             self._best = new
         try:
@@ -257,17 +259,29 @@ class Checkpoint(Callback):
                 "monitored": self._monitored(new),
                 "callbacks": run.callback_states(),  # ours too, so it knows already of this file
             }
-            check_json(meta, "meta", 0)
             # A copy: the callbacks may return what they go on changing.
-            text = json.dumps(meta)
-            if self._meta == (step, text):
-                return
+            check_json(meta, "meta", 0)
+            meta = json.loads(json.dumps(meta))
             state = on_host(run.state)
         finally:
             candidate, self._best = self._best, best
-        again, meta = step in self._mine, json.loads(text)
-        self._background.start(lambda: write(path, state, meta, again=again))
-        self._in_flight, self._meta = (step, candidate), (step, text)
+        self._background.start(lambda: write(path, state, meta))
+        self._in_flight, self._meta = (step, candidate), meta
+
+    def _add_value(self, run: Run) -> None:
+        """To the file of the last step, which was written first, what has been measured since. Not
+        the states of callbacks, which are those of a run that goes on."""
+        told = self._monitored(self._value_at(run.step))
+        if run.step in self._mine and self._meta.get("step") == run.step:
+            meta = self._meta | {"monitored": told}
+            if meta != self._meta:
+                path, state = self._files.path(run.step), on_host(run.state)
+                self._background.start(lambda: write(path, state, meta, again=True))
+                self._in_flight = run.step, self._best
+                self._settle()
+
+    def _value_at(self, step: int) -> tuple[int, float] | None:
+        return self._value if self._value is not None and self._value[0] == step else None
 
     def _monitored(self, new: tuple[int, float] | None) -> dict[str, Any] | None:
         """What a file says of its value."""
@@ -286,8 +300,7 @@ class Checkpoint(Callback):
         self._save_new(run)
 
     def _save_new(self, run: Run) -> None:
-        # At the end the file may be there, and not know what has come since, such as its value.
-        if run.step > run.start and (run.ended or run.step not in self._mine):
+        if run.step > run.start and run.step not in self._mine:
             self._save(run)
             self._settle()
 
@@ -300,7 +313,7 @@ class Checkpoint(Callback):
         try:
             self._background.wait()
         except Exception as error:  # of the thread: what it means for the run the user has said
-            self._in_flight = self._meta = None
+            self._in_flight = None
             if self.on_error == "raise":
                 error.add_note(f"The checkpoint of step {step} was not written: {path}")
                 raise

@@ -9,8 +9,8 @@ from ._callback.published import Histogram as Histogram
 from ._callback.published import Image as Image
 from ._callback.run import Run as Run
 from ._checkpoint.inspect import inspect as inspect
+from ._checkpoint.load_model import load_model as load_model
 from ._checkpoint.save_load import load as load
-from ._checkpoint.save_load import load_model as load_model
 from ._checkpoint.save_load import save as save
 from ._errors import CheckpointCorrupt as CheckpointCorrupt
 from ._errors import CheckpointError as CheckpointError

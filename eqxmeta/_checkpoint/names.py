@@ -63,7 +63,9 @@ def best_of(folder: Path, monitor: str | None = None) -> Path:
         message = f"No checkpoint in {folder} has a value of {name or 'a monitor'}."
         if ended is not None:
             names += f"; and {ended.name}, measured where the run was broken off"
-        expected = "a name that `Checkpoint(monitor=...)` was given, and a save at which it had a value"
+        expected = (
+            "a name that `Checkpoint(monitor=...)` was given, and a save at which it had a value"
+        )
         received = f"{len(metas)} checkpoints, monitored: {names}"
         raise CheckpointNotFound(explain(message, received, expected))
     return best
