@@ -32,8 +32,9 @@ class JSONL(Callback):
     does not make the compiled loop stop) and for each step at which something was logged, in
     the order of the steps, never two for the same. Curves over inner steps become an object,
     images are left out. What was logged only because the run ended there is named in the list
-    `"at_end"` of the last line, from which a run that goes on removes it. Numbers read back as the numbers that they were; what JSON has no number
-    for is one of the strings "NaN", "Infinity", "-Infinity", which `float` understands.
+    `"at_end"` of the last line, from which a run that goes on removes it. Numbers read back as the
+    numbers that they were; what JSON has no number for is one of the strings "NaN", "Infinity",
+    "-Infinity", which `float` understands.
 
     A resumed run continues the file: lines of steps after the checkpoint's, and a torn last line,
     are removed; if there was no checkpoint yet, or the file is of another run than that which goes

@@ -107,7 +107,9 @@ def _declared(x: Any) -> dict[str, Mode]:
     elif isinstance(x, tuple | list):
         parts = list(x)
     else:
-        parts = [x.__wrapped__] if callable(x) and hasattr(x, "__wrapped__") else []
+        parts = []
+    if callable(x) and hasattr(x, "__wrapped__"):
+        parts.append(x.__wrapped__)
     found: dict[str, Mode] = {}
     for part in parts:
         found |= _declared(part)

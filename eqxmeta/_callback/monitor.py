@@ -76,9 +76,7 @@ class Monitor:
             return self._asked
         mode = direction(self.name, declared)
         if mode is None:
-            message = (
-                f"`{self._owner}(mode=...)` is needed: it is not known which way this improves."
-            )
+            message = f"`{self._owner}(mode=...)` is needed: nobody says which way this improves."
             expected = "'min' or 'max'; or a loss that says so of the metrics that it reports: "
             expected += "`eqxmeta.losses.directed(loss, f1='max')`"
             received = f"monitor={self.name!r}, mode=None"

@@ -40,7 +40,7 @@ def best_of(folder: Path, monitor: str | None = None) -> Path:
     of what the newest was saved with. Of equals the first.
 
     A value of a save that is there only because the run ended counts if all steps were taken and
-    nothing was saved since. Raises `CheckpointNotFound` if there is no file with a value that counts.
+    nothing was saved since. Raises `CheckpointNotFound` if no file has a value that counts.
     """
     metas = _newest_run(folder)
     if not metas:

@@ -76,7 +76,7 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
 
 def load_state(path: Path, like: TrainState, whose: str = "this run") -> TrainState:
-    """The state of a run, as `load`; `like` is the state that the run begins with, `whose` it is."""
+    """The state of a run, as `load`; `like` is the state that the run begins with."""
     return load_below(path, like, "", whose)
 
 

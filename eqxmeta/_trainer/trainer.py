@@ -26,7 +26,6 @@ from .resume import can_resume, restore
 from .start import initial_state
 from .summary import describe, render
 
-
 _EVALUATE = "`eqxmeta.evaluate(strategy, state.model, tasks)`"
 _LOAD = "`eqxmeta.load_best(folder, strategy, model)`, or `eqxmeta.load_model(path, model)`"
 # What users of other trainers call, and what does that here.
@@ -34,12 +33,12 @@ _ELSEWHERE = {
     "evaluate": _EVALUATE,
     "test": _EVALUATE,
     "validate": f"{_EVALUATE}; during a run the callback `Evaluate(tasks, every=...)`",
-    "predict": "`strategy.inner_adapt(state.model, support)`: a model, to be called with an example",
+    "predict": "`strategy.inner_adapt(state.model, support)`: a model, which takes an example",
     "train": "`trainer.fit(model, tasks, steps)`",
     "resume": "`trainer.fit(model, tasks, steps, resume='auto')`",
     "load_checkpoint": _LOAD,
     "load_from_checkpoint": _LOAD,
-    "save": "`eqxmeta.save(path, state)`; during a run the callback `Checkpoint(folder, every=...)`",
+    "save": "`eqxmeta.save(path, state)`; during a run the callback `Checkpoint`",
     "save_checkpoint": "`eqxmeta.save(path, state)`; during a run the callback `Checkpoint`",
     "model": "the `model` of the state that `fit` returns",
     "state": "what `fit` returns",
