@@ -109,7 +109,8 @@ class EarlyStopping(Callback):
     def on_fit_end(self, run: Run) -> None:
         if not self._observed and not self._monitor.warned:
             if self.every is None:
-                why = f"before the end of the run was logged: {sorted(self._monitor.seen) or 'nothing'}"
+                seen = sorted(self._monitor.seen) or "nothing"
+                why = f"before the end of the run was logged: {seen}"
             else:
                 why = f"the run ended before it came to a multiple of {self.every} steps"
             warn(f"EarlyStopping never saw {self.monitor!r}: {why}.", UserWarning)

@@ -208,11 +208,11 @@ def _to_jax(array: np.ndarray, like: Any) -> Any:
 
 
 def _holds_model(like: PyTree, wanted: dict[str, Any], found: dict[str, Any]) -> bool:
-    """Whether the file has the arrays of `like` where `load_model` would look for them."""
-    of_run = {f".model{name}": entry for name, entry in wanted.items()}
-    filled = array_leaves(expecting_statistics(like, found))
-    adapted = filled.keys() != wanted.keys() and filled.keys() <= found.keys()
-    return adapted or (bool(wanted) and of_run.keys() <= found.keys())
+    """Whether `load_model` finds such a model in the file, of a run or with statistics."""
+    for prefix in (".model.model", ".model"):
+        if {f"{prefix}{name}" for name in wanted} == {k for k in found if is_below(prefix, k)}:
+            return True
+    return array_leaves(expecting_statistics(like, found)).keys() == found.keys() != wanted.keys()
 
 
 def _check_same(
