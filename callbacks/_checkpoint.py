@@ -181,12 +181,12 @@ class Checkpoint(Callback):
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         step = int(metrics["step"][-1])
         last = {name: rows[-1] for name, rows in metrics.items() if name != "step"}
-        self._observe(step, last, regular=step % self.every == 0)
+        self._observe(step, last)
         if not self._background.busy:
             self._settle()
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
-        self._observe(run.step, scalars, regular=run.step % self.every == 0 and not run.ended)
+        self._observe(run.step, scalars, ended=run.ended)
 
     def on_step_end(self, run: Run) -> None:
         if self._value is None:
@@ -235,10 +235,11 @@ class Checkpoint(Callback):
         self._last: tuple[int, float] | None = None  # of the end of a run that is complete
         self._meta: dict[str, Any] = {}  # what the newest file says
 
-    def _observe(self, step: int, values: Mapping[str, Any], *, regular: bool) -> None:
+    def _observe(self, step: int, values: Mapping[str, Any], *, ended: bool = False) -> None:
         value = self._monitor.find(values)
         if value is not None:
-            self._value, self._regular = (step, value), regular
+            due = self.every is not None and step % self.every == 0
+            self._value, self._regular = (step, value), due and not ended
 
     def _save(self, run: Run) -> None:
         """Everything that goes into the file is what it is now; the file follows."""

@@ -60,9 +60,10 @@ def directed(loss: Loss, /, **directions: Mode) -> Loss:
         if name != metric_of(name):
             expected = f"{metric_of(name)!r}, which stands for it wherever it is logged"
             raise ValueError(explain("`directed` was given a name in full.", repr(name), expected))
+    known: dict[str, Mode] = {}
     if isinstance(loss, Directed):
-        return Directed(loss.loss, tuple({**dict(loss.directions), **directions}.items()))
-    return Directed(loss, tuple(directions.items()))
+        loss, known = loss.loss, dict(loss.directions)
+    return Directed(loss, tuple((known | directions).items()))
 
 
 def metric_of(name: str) -> str:
@@ -75,7 +76,7 @@ def metric_of(name: str) -> str:
 def direction(name: str, declared: Mapping[str, Mode]) -> Mode | None:
     """Which way the value that is logged as `name` improves; `None` if nobody says."""
     metric = metric_of(name)
-    return declared.get(metric, _KNOWN.get(metric))
+    return declared[metric] if metric in declared else _KNOWN.get(metric)
 
 
 def improves(value: float, best: float | None, mode: Mode | None, min_delta: float = 0.0) -> bool:
@@ -108,8 +109,7 @@ def _declared(x: Any) -> dict[str, Mode]:
         parts = list(x)
     else:
         parts = []
-    if callable(x) and hasattr(x, "__wrapped__"):
-        parts.append(x.__wrapped__)
+    parts.append(getattr(x, "__wrapped__", None) if callable(x) else None)
     found: dict[str, Mode] = {}
     for part in parts:
         found |= _declared(part)

@@ -57,8 +57,8 @@ class Monitor:
         self.argument = f"{owner}(monitor=...)"
         self.name = name
         self._owner = owner
-        self._asked = mode
-        self.mode = mode
+        self._asked: Mode | None = mode
+        self.mode: Mode | None = mode
         self.forget()
 
     def begin(self, run: Run) -> None:

@@ -141,7 +141,7 @@ def straight(tmp_path_factory):
         (7, "steps"),  # all steps that were asked for, and then more
         (10, "steps"),  # an observation here would end the run at step 16
         pytest.param(13, "Ctrl-C", marks=pytest.mark.slow),
-        pytest.param(3, "steps", marks=pytest.mark.slow),
+        pytest.param(15, "steps", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_goes_on_as_if_its_end_had_not_been(tmp_path, straight, end, how):
