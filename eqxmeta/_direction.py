@@ -109,8 +109,8 @@ def _declared(x: Any) -> dict[str, Mode]:
         parts = list(x)
     else:
         parts = []
-    parts.append(getattr(x, "__wrapped__", None) if callable(x) else None)
+    wrapped = getattr(x, "__wrapped__", None) if callable(x) else None
     found: dict[str, Mode] = {}
-    for part in parts:
+    for part in [*parts, wrapped] if wrapped is not None else parts:
         found |= _declared(part)
     return found
