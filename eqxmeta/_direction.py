@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 
-from ._arguments import check_argument
+from ._arguments import check_argument, check_choice
 from ._errors import explain
 from ._types import Loss
 
@@ -53,8 +53,8 @@ def directed(loss: Loss, /, **directions: Mode) -> Loss:
     check_argument(sound, loss, argument, what, TypeError)
     check_argument(directions, directions, "directed(...)", "metrics, such as `f1='max'`")
     for name, mode in directions.items():
-        argument, expected = f"directed({name}=...)", "'min' or 'max'"
-        check_argument(mode in ("min", "max"), mode, argument, expected)
+        argument = f"directed({name}=...)"
+        check_choice(mode, argument, ("min", "max"))
         if _KNOWN.get(name) == "min" != mode:  # what is descended
             raise ValueError(explain(f"`{argument}` is invalid.", repr(mode), "'min'"))
         if name != metric_of(name):

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from .._arguments import check_argument
+from .._arguments import check_choice
 from .._direction import Mode, declared_by, direction, improves
 from .._errors import explain, warn
 from .callback import Callback, name_of
@@ -52,8 +52,8 @@ class Monitor:
     """
 
     def __init__(self, owner: str, name: str | None, mode: Mode | None):
-        sound = mode in ("min", "max", None)
-        check_argument(sound, mode, f"{owner}(mode=...)", "'min', 'max' or None")
+        if mode is not None:
+            check_choice(mode, f"{owner}(mode=...)", ("min", "max"))
         self.argument = f"{owner}(monitor=...)"
         self.name = name
         self._owner = owner

@@ -483,7 +483,7 @@ MISTAKES = {
         lambda f: Checkpoint(f, every=0), ValueError, r"Checkpoint\(every=", "0", "1 or more"),
     "a mode by another name": Mistake(
         lambda f: Checkpoint(f, every=2, monitor="loss", mode="maximum"),
-        ValueError, r"Checkpoint\(mode=", "'maximum'", "'min', 'max' or None"),
+        ValueError, r"Checkpoint\(mode=", "'maximum'", "'min' or 'max'"),
     "a monitor that is a list": Mistake(
         lambda f: Checkpoint(f, every=2, monitor=["loss"]),
         ValueError, r"Checkpoint\(monitor=", r"\['loss'\]", "name"),
