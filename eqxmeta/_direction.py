@@ -5,7 +5,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import equinox as eqx
 
@@ -14,6 +14,7 @@ from ._errors import explain
 from ._types import Loss
 
 Mode: TypeAlias = Literal["min", "max"]
+_Loss = TypeVar("_Loss", bound=Loss)
 
 # What the library itself reports, and the names of its losses.
 _KNOWN: dict[str, Mode] = {
@@ -37,7 +38,7 @@ class Directed(eqx.Module):
         return self.loss(*args, **kwargs)
 
 
-def directed(loss: Loss, /, **directions: Mode) -> Loss:
+def directed(loss: _Loss, /, **directions: Mode) -> _Loss:
     """`loss`, declaring which way the metrics that it reports improve: `f1="max"` if more is
     better, `"min"` if less is. It computes what it computed.
 
@@ -61,9 +62,11 @@ def directed(loss: Loss, /, **directions: Mode) -> Loss:
             expected = f"{metric_of(name)!r}, which stands for it wherever it is logged"
             raise ValueError(explain("`directed` was given a name in full.", repr(name), expected))
     known: dict[str, Mode] = {}
+    inside: Loss = loss
     if isinstance(loss, Directed):
-        loss, known = loss.loss, dict(loss.directions)
-    return Directed(loss, tuple((known | directions).items()))
+        inside, known = loss.loss, dict(loss.directions)
+    # To a type checker it is what it was: a partial of it may set the same arguments.
+    return cast(_Loss, Directed(inside, tuple((known | directions).items())))
 
 
 def metric_of(name: str) -> str:
