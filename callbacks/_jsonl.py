@@ -15,7 +15,7 @@ import numpy as np
 from eqxmeta._arguments import check_file, check_int, check_path
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.log_owner import LOG, is_foreign
-from eqxmeta._callback.published import Curve, Histogram, Image, Published
+from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
 from eqxmeta._files.atomic import remove_leftovers, replacing
@@ -31,8 +31,10 @@ class JSONL(Callback):
     One line for each outer step that is a multiple of `every` (`every` thins what is written; it
     does not make the compiled loop stop) and for each step at which something was logged, in
     the order of the steps, never two for the same. Curves over inner steps become an object,
-    images are left out. Numbers read back as the numbers that they were; what JSON has no number
-    for is one of the strings "NaN", "Infinity", "-Infinity", which `float` understands.
+    images are left out. What was logged only because the run ended there is named in the list
+    `"at_end"` of the last line, from which a run that goes on removes it. Numbers read back as the
+    numbers that they were; what JSON has no number for is one of the strings "NaN", "Infinity",
+    "-Infinity", which `float` understands.
 
     A resumed run continues the file: lines of steps after the checkpoint's, and a torn last line,
     are removed; if there was no checkpoint yet, or the file is of another run than that which goes
@@ -97,7 +99,8 @@ class JSONL(Callback):
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         values = {k: _plain(v) for k, v in scalars.items() if not isinstance(v, Image | Histogram)}
         if values:
-            self._append([{"step": run.step, **values}])
+            mark = {AT_END: [*self._marked(run.step), *values]} if run.ended else {}
+            self._append([{"step": run.step, **values, **mark}])
         if self._ended:
             self._flush()
 
@@ -130,14 +133,19 @@ class JSONL(Callback):
             if self._held is not None and self._held["step"] == row["step"]:
                 self._held |= row
                 continue
-            if self._held is not None:
-                self._pending.append(_line(self._held))
+            if self._held is not None and (held := _without_marked(self._held)):
+                self._pending.append(_line(held))
             self._held = row
         if self._pending:
             lines = b"".join(self._pending)
             self._write(lines)
             self._end += len(lines)
             self._last, self._pending = b"", []
+
+    def _marked(self, step: int) -> list[str]:
+        """The names that are marked at `step` so far."""
+        held = self._held
+        return held.get(AT_END, []) if held is not None and held["step"] == step else []
 
     def _flush(self) -> None:
         if self._held is not None:
@@ -155,6 +163,14 @@ class JSONL(Callback):
                     write_at(self.path, self._end, self._last)
             raise
         self._last = data
+
+
+def _without_marked(row: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run that went on has at this step; `None` if nothing."""
+    if AT_END not in row:
+        return row
+    rest = {name: x for name, x in row.items() if name not in (AT_END, *row[AT_END])}
+    return rest if len(rest) > 1 else None
 
 
 def _first(path: Path) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 from eqxmeta._arguments import check_argument, check_folder, check_int, check_path
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.log_owner import LOG, is_foreign
-from eqxmeta._callback.published import Curve, Histogram, Image, Published
+from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
 from eqxmeta._files.event_file import EventFile, event_files, proto
@@ -43,6 +43,8 @@ class TensorBoard(Callback):
       training metrics before adaptation and of each inner step.
     - The tab "Custom scalars": each curve's last point with its interval as a band, and all points.
       The newest curves are the sub-run `inner_steps`, whose x axis is the inner step.
+    - The sub-run `at_end`: what was logged only because the run ended there. A run that goes on
+      lets TensorBoard forget it.
     - The tab "HParams": `hparams`, and behind them, led by "~", the run's own configuration.
 
     NaN is not written. `JSONL` has every step and every number.
@@ -77,6 +79,7 @@ class TensorBoard(Callback):
         self.name = name
         self._file: EventFile | None = None
         self._inner: EventFile | None = None
+        self._ending: EventFile | None = None
         self._restored: dict[str, Any] | None = None
 
     def exclusive(self) -> AbstractContextManager[None]:
@@ -100,7 +103,8 @@ class TensorBoard(Callback):
             run, restored, earlier, log=self.logdir, fate=fate
         )
         self._file = EventFile(self.logdir)
-        self._inner = None
+        self._inner = self._ending = None
+        self._ended_before = bool(event_files(self.logdir / AT_END))
         self._inner_step: int | None = None  # the outer step of the curves in `_inner`
         self._curves: set[str] = set()
         self._last_time = time.time()
@@ -112,6 +116,10 @@ class TensorBoard(Callback):
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         assert self._file is not None
+        if self._ended_before:  # and goes on
+            self._ending, self._ended_before = EventFile(self.logdir / AT_END), False
+            self._ending.forget(0)
+            self._ending.flush()
         # A chunk arrives at once; its steps were taken since the one before.
         now = time.time()
         times = np.linspace(self._last_time, now, len(metrics["step"]) + 1)[1:]
@@ -130,6 +138,9 @@ class TensorBoard(Callback):
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         assert self._file is not None
+        file = self._file
+        if run.ended:
+            file = self._ending = self._ending or EventFile(self.logdir / AT_END)
         values, numbers, curves = [], {}, {}
         for name, value in scalars.items():
             if isinstance(value, Curve):
@@ -141,11 +152,12 @@ class TensorBoard(Callback):
                 values += _histogram(name, value.values)
             else:
                 numbers[name] = float(value)
-        self._file.add(run.step, [*_scalars(numbers.items()), *values])
+        file.add(run.step, [*_scalars(numbers.items()), *values])
         if not curves.keys() <= self._curves:
             self._curves |= curves.keys()
             self._file.add(0, _layout(sorted(self._curves)))
-        self._file.flush()
+            self._file.flush()
+        file.flush()
         if curves:
             self._add_inner(run.step, curves)
 
@@ -164,7 +176,7 @@ class TensorBoard(Callback):
         self._restored = state
 
     def _sync(self) -> None:
-        for file in (self._file, self._inner):
+        for file in (self._file, self._inner, self._ending):
             if file is not None:
                 file.flush(sync=True)
 

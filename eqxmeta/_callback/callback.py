@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._arguments import check_argument, check_int_or_none
+from .._direction import Mode
 from .._errors import explain
 from .published import Published
 from .run import Run
@@ -44,9 +45,15 @@ class Callback:
         """Raise if the run must not start, because its files would be somebody else's. Every
         callback is asked before any does anything, and none may leave a trace here."""
 
-    def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:
+    def check_monitor(
+        self,
+        metrics: Collection[str],
+        logged: Collection[str] | None,
+        declared: Mapping[str, Mode],
+    ) -> None:
         """Raise if a name that this callback waits for is neither among those of the training
-        metrics nor among those that callbacks log (`None`: not known)."""
+        metrics nor among those that callbacks log (`None`: not known), or if it is not known which
+        way its value improves. `declared`: what the strategy's losses say of that."""
 
     def on_fit_start(self, run: Run) -> None:
         """Before the first step. `run.step` is not 0 if the run was resumed."""
@@ -64,6 +71,10 @@ class Callback:
     def on_exception(self, run: Run, error: BaseException) -> None:
         """When training ends by an error, before it reaches the caller of `fit`. Not called if
         `on_fit_start` was not."""
+
+    def secure(self, run: Run) -> None:
+        """After the last step, before `on_fit_end` of any callback, which may take its time: begin
+        to save what must not be lost if the process ends meanwhile."""
 
     def on_fit_end(self, run: Run) -> None:
         """After the last step: also after a stop request, the time limit, or Ctrl-C. What it raises

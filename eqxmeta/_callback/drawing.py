@@ -4,7 +4,7 @@ import abc
 import contextlib
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import PyTree
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 class Drawing(Callback, abc.ABC):
     """Logs what `draw` draws, under `name` or else `tag`, at multiples of `every` and at the end of
-    the run (`None`: only then); and writes it into the PNG `path`, if there is one, in the place of
-    the one before."""
+    the run (`None`: only then; after SIGTERM not); and writes it into the PNG `path`, if there is
+    one, in the place of the one before."""
 
     tag: str
 
@@ -35,8 +35,7 @@ class Drawing(Callback, abc.ABC):
         what = "outer steps"
         self.every = check_int_or_none(every, f"{caller}(every=...)", minimum=1, what=what)
         self.name = name
-        self._drawn: int | None = None  # at which step
-        self._restored = False
+        self._drawn: int | None = None  # at which step of this run
 
     @abc.abstractmethod
     def draw(self, run: Run, title: str) -> "Figure":
@@ -58,9 +57,7 @@ class Drawing(Callback, abc.ABC):
         self.check(run.strategy, run.state.model)
 
     def on_fit_start(self, run: Run) -> None:
-        if not self._restored:
-            self._drawn = None
-        self._restored = False
+        self._drawn = None
 
     def on_step_end(self, run: Run) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -77,13 +74,6 @@ class Drawing(Callback, abc.ABC):
         run.log({self.name or self.tag: Image(pixels)})
 
     def on_fit_end(self, run: Run) -> None:
-        if self._drawn != run.step:
+        # Where a run that is over was resumed, its last picture has been drawn.
+        if run.step not in (run.start, self._drawn) and not run.terminated:
             self.on_step_end(run)
-
-    def state_dict(self) -> dict[str, Any]:
-        # So that resuming a run that is over does not log its last picture twice.
-        return {} if self._drawn is None else {"drawn": self._drawn}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._drawn = state.get("drawn")
-        self._restored = True

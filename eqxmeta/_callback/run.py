@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from .._strategy.strategy import Strategy
     from .published import Published
 
+# The reason of `request_stop` after SIGTERM.
+TERMINATED = "terminated"
+
 OnNonFinite: TypeAlias = Literal["raise", "skip", "stop"]
 
 
@@ -64,6 +67,9 @@ class Run:
     - `skipped_in_a_row`: how many of the `skipped` steps are the last ones.
     - `skipped`: outer steps not taken so far, of `Trainer(on_non_finite="skip")`.
     - `id`: tells this call of `fit` from all others.
+    - `ended`: whether the last step of this call has been taken. What is logged from then on is
+      there only because the run ends here: logs mark it, and a run that is resumed drops it.
+    - `terminated`: whether the process is to end (SIGTERM): there is time to save, and for no more.
     - `cadence`: the largest `every` of the callbacks; `None` if there is none.
     - `strategy`: the strategy that is being trained.
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
@@ -92,6 +98,8 @@ class Run:
         self.skipped: int = origin.meta.get("skipped", 0)
         self.skipped_in_a_row: int = origin.meta.get("skipped_in_a_row", 0)
         self.stop_reason: str | None = None
+        self.ended = False
+        self.terminated = False
         self._state_after = state_after
         self._publish = publish
         self._callback_states = callback_states
@@ -107,6 +115,7 @@ class Run:
 
     def request_stop(self, reason: str) -> None:
         """End the run after this step; the first reason is the one that is told."""
+        self.terminated = self.terminated or reason == TERMINATED
         if self.stop_reason is None:
             self.stop_reason = reason
 

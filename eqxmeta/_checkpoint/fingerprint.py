@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._direction import Directed
+
 # Of more plain values than these, such as the names of files, a digest is enough.
 _MANY = 50
 
@@ -47,6 +49,8 @@ def agree(old: str, new: str) -> bool:
 
 
 def _facts(x: Any, path: str, values: bool, above: tuple[int, ...]) -> Iterable[tuple[str, str]]:
+    if isinstance(x, Directed):  # what it declares is no part of what is computed
+        x = x.loss
     if isinstance(x, jax.Array | np.ndarray | np.generic):
         if values:
             yield path, _array(x)

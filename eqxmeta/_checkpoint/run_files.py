@@ -56,9 +56,10 @@ def id_of(path: Path) -> str | None:
         return None
 
 
-def write_new(path: Path, state: Any, meta: dict[str, Any]) -> None:
-    """Write a checkpoint and read it back. Raises `FileExistsError` instead of overwriting one."""
-    if path.exists():
+def write(path: Path, state: Any, meta: dict[str, Any], *, again: bool = False) -> None:
+    """Write a checkpoint and read it back. Raises `FileExistsError` instead of overwriting one,
+    unless the run has written this one itself and does so `again`."""
+    if path.exists() and not again:
         expected = "a folder into which nobody else writes meanwhile"
         raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
     try:
@@ -66,6 +67,7 @@ def write_new(path: Path, state: Any, meta: dict[str, Any]) -> None:
         verify(path)
     except BaseException:
         # Not to be taken for a checkpoint; nor removed, for it tells of the disk.
-        with suppress(OSError):
-            set_aside(path)
+        if not again:
+            with suppress(OSError):
+                set_aside(path)
         raise

@@ -17,6 +17,7 @@ from .._files.paths import drop_cached
 from .._model.state import TrainState
 from . import container as _container
 from .names import refuse_folder
+from .statistics import expecting_statistics
 
 _LIBRARIES = ("eqxmeta", "jax", "equinox", "optax", "numpy")
 
@@ -40,7 +41,7 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
         message, received = f"Cannot save to {path}.", "a folder that does not exist"
         raise FileNotFoundError(explain(message, received, "an existing folder"))
     check_file(path, "save(path=...)")
-    leaves = _array_leaves(tree)
+    leaves = array_leaves(tree)
     for name, leaf in leaves.items():
         if isinstance(leaf, jax.ShapeDtypeStruct):
             received, expected = "a `ShapeDtypeStruct`", "an array: a tree of shapes is for `load`"
@@ -67,57 +68,34 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     as a NumPy array rather than rounded.
 
     Raises `CheckpointNotFound`, `CheckpointCorrupt` (any damage), `CheckpointTooNew`, and
-    `CheckpointMismatch` if `like` has not the same array leaves, by key path, shape and dtype.
+    `CheckpointMismatch` if `like` has not the same array leaves, by key path, shape and dtype. What
+    `inner_adapt` returned is loaded into what it returned; into a model as it was before by
+    `load_model`, which brings the statistics of the support set along.
     """
-    return _load(check_path(path, "load(path=...)"), like, "", "`like`")
+    return load_below(check_path(path, "load(path=...)"), like, "", "`like`")
 
 
-def load_state(path: Path, like: TrainState) -> TrainState:
+def load_state(path: Path, like: TrainState, whose: str = "this run") -> TrainState:
     """The state of a run, as `load`; `like` is the state that the run begins with."""
-    return _load(path, like, "", "this run")
+    return load_below(path, like, "", whose)
 
 
-def _load(path: Path, like: PyTree, prefix: str, whose: str) -> PyTree:
+def load_below(path: Path, like: PyTree, prefix: str, whose: str) -> PyTree:
     """`like` from the leaves of the file whose key path begins with `prefix`, and none besides;
     `whose` it is, for the error."""
     refuse_folder(path)
-    leaves = {prefix + name: leaf for name, leaf in _array_leaves(like).items()}
+    leaves = {prefix + name: leaf for name, leaf in array_leaves(like).items()}
     wanted = {name: _entry(name, leaf) for name, leaf in leaves.items()}
     with _container.reading(path) as reader:
         entries = reader.manifest["leaves"]
-        found = {e["path"]: e for e in entries if _is_below(prefix, e["path"])}
-        _check_same(path, wanted, found, whose)
+        found = {e["path"]: e for e in entries if is_below(prefix, e["path"])}
+        _check_same(path, like, wanted, found, whose)
         arrays = [
             _to_jax(reader.array(found[name], *_stored_form(leaf)), leaf)
             for name, leaf in leaves.items()
         ]
     loaded = iter(arrays)
     return jax.tree.map(lambda leaf: next(loaded) if _is_array(leaf) else leaf, like)
-
-
-def load_model(path: str | os.PathLike[str], like: PyTree) -> PyTree:
-    """The model of a run's checkpoint (or of a saved `TrainState`), for use without a trainer:
-    `like`, a model of the same structure, with the arrays of the file.
-
-    If the run's strategy wraps the model in a module with a field `.model` (one that learns its
-    rates too, say), then `like` may be the user's own model or the wrapped one: it is told by its
-    leaves. A model that `save` stored by itself is loaded with `load`.
-
-    Raises what `load` raises.
-    """
-    path = check_path(path, "load_model(path=...)")
-    names = [entry["path"] for entry in read_manifest(path)["leaves"]]
-    wanted = _array_leaves(like).keys()
-    if wanted <= set(names) and not any(_is_below(".model", name) for name in names):
-        received = "the arrays of a model by itself, as `eqxmeta.save(path, model)` stores them"
-        expected = "a run's checkpoint; `eqxmeta.load(path, like)` loads this one"
-        raise CheckpointMismatch(explain(f"{path} is not of a run.", received, expected))
-    # The innermost in which everything is to be found; else the outermost, whose error tells most.
-    prefix = next(
-        (p for p in (".model.model", ".model") if {p + name for name in wanted} <= set(names)),
-        ".model",
-    )
-    return _load(path, like, prefix, "`like`")
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -152,12 +130,12 @@ def read_alone(reader: _container.Reader, entry: dict[str, Any]) -> np.ndarray |
     return reader.array(entry, tuple(entry["shape"]), _stored_dtype(dtype)).view(dtype)
 
 
-def _is_below(prefix: str, name: str) -> bool:
+def is_below(prefix: str, name: str) -> bool:
     rest = name.removeprefix(prefix)
     return name.startswith(prefix) and (not prefix or rest[:1] in ("", ".", "["))
 
 
-def _array_leaves(tree: PyTree) -> dict[str, Any]:
+def array_leaves(tree: PyTree) -> dict[str, Any]:
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if _is_array(leaf):
@@ -229,7 +207,17 @@ def _to_jax(array: np.ndarray, like: Any) -> Any:
     return jax.device_put(array) if fits else array.copy()
 
 
-def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any], whose: str) -> None:
+def _holds_model(like: PyTree, wanted: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether `load_model` finds such a model in the file, of a run or with statistics."""
+    for prefix in (".model.model", ".model"):
+        if {f"{prefix}{name}" for name in wanted} == {k for k in found if is_below(prefix, k)}:
+            return True
+    return array_leaves(expecting_statistics(like, found)).keys() == found.keys() != wanted.keys()
+
+
+def _check_same(
+    path: Path, like: PyTree, wanted: dict[str, Any], found: dict[str, Any], whose: str
+) -> None:
     def form(entry: dict[str, Any]) -> str:
         return f"{entry['dtype']}{entry['shape']}"
 
@@ -245,13 +233,17 @@ def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any], whose
     if not lines:
         return
     # An optimizer keeps arrays for each of the model's, which differ for the same reason.
-    first = [line for k, line in lines.items() if not _is_below(".opt_state", k)]
+    first = [line for k, line in lines.items() if not is_below(".opt_state", k)]
     shown = first[:40] or list(lines.values())[:40]
     if len(lines) > len(shown):
         of_optimizer = ", of the optimizer's state for one" if first else ""
         shown.append(f"and {len(lines) - len(shown)} more{of_optimizer}")
     message = f"Checkpoint {path} does not have the array leaves of {whose}."
     expected = "the same leaves: the model, strategy and optimizer with which it was saved"
+    if _holds_model(like, wanted, found):
+        expected = f"the same leaves, or `eqxmeta.load_model('{path}', like)`: it has such a model"
+    elif whose == "`like`":
+        expected += "; of what `inner_adapt` returned, something else that it returned"
     raise CheckpointMismatch(explain(message, "\n  " + "\n  ".join(shown), expected))
 
 

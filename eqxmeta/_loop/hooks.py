@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .._callback.callback import Callback, name_of
-from .._callback.published import Published, check_logged
+from .._callback.published import AT_END, Published, check_logged
 from .._callback.run import Run
 from .._strategy.metrics import SKIPPED
 
@@ -26,7 +26,7 @@ class Hooks:
     ):
         self._callbacks = callbacks
         self._everys = everys
-        self._reserved = {*metrics, "step", SKIPPED}
+        self._reserved = {*metrics, "step", SKIPPED, AT_END}
         self._begun: list[Callback] = []  # whose `on_fit_start` was called
         self._held_back: list[Mapping[str, Published]] | None = None
 
@@ -47,22 +47,11 @@ class Hooks:
             self._begun.append(callback)
             callback.on_fit_start(run)
 
-        interrupt = self._call_all(begin)
-        if interrupt is not None:
-            raise interrupt
+        self._tell_all(run, begin)
 
     def notify_rows(self, run: Run, rows: Mapping[str, np.ndarray]) -> None:
         """The metrics of a chunk, a row for each of its outer steps."""
-        self._held_back = []
-        try:
-            interrupt = self._call_all(lambda callback: callback.on_chunk_end(run, rows))
-        finally:
-            # What one logs at this step reaches the others after the rows up to this step.
-            published, self._held_back = self._held_back, None
-        for scalars in published:
-            self.log(run, scalars)
-        if interrupt is not None:
-            raise interrupt
+        self._tell_all(run, lambda callback: callback.on_chunk_end(run, rows))
 
     def log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         check_logged(scalars, self._reserved)
@@ -81,15 +70,17 @@ class Hooks:
     def end(self, run: Run) -> None:
         """Every callback hears of the end, for `Checkpoint` is the last; then the first error is
         raised."""
+        run.ended = True
         first = None
-        for callback in self._callbacks:
-            try:
-                callback.on_fit_end(run)
-            except Exception as error:
-                if first is None:
-                    first = error
-                else:
-                    first.add_note(f"{name_of(callback)}.on_fit_end failed as well: {error!r}")
+        for hook in ("secure", "on_fit_end"):
+            for callback in self._callbacks:
+                try:
+                    getattr(callback, hook)(run)
+                except Exception as error:
+                    if first is None:
+                        first = error
+                    elif error is not first:
+                        first.add_note(f"{name_of(callback)}.{hook} failed as well: {error!r}")
         if first is not None:
             raise first
 
@@ -107,12 +98,20 @@ class Hooks:
         if interrupt is not None:
             raise interrupt from error
 
-    def _call_all(self, hook: Callable[[Callback], None]) -> KeyboardInterrupt | None:
-        """Calls `hook` of every callback, also after Ctrl-C in one of them, which is returned."""
+    def _tell_all(self, run: Run, hook: Callable[[Callback], None]) -> None:
+        """Calls `hook` of every callback, also after Ctrl-C in one of them, which is then raised.
+        What one logs meanwhile reaches the others when they have been told as much."""
         interrupt = None
-        for callback in self._callbacks:
-            try:
-                hook(callback)
-            except KeyboardInterrupt as error:
-                interrupt = error
-        return interrupt
+        self._held_back = []
+        try:
+            for callback in self._callbacks:
+                try:
+                    hook(callback)
+                except KeyboardInterrupt as error:
+                    interrupt = error
+        finally:
+            published, self._held_back = self._held_back, None
+        for scalars in published:
+            self.log(run, scalars)
+        if interrupt is not None:
+            raise interrupt

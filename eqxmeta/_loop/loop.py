@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from .._callback.callback import Callback
-from .._callback.run import Origin, Run, Settings
+from .._callback.run import TERMINATED, Origin, Run, Settings
 from .._model.state import TrainState
 from .._task.source import Source
 from .dispatch import Chunk, Dispatcher
@@ -17,7 +17,6 @@ from .pace import Pace, next_stop
 from .signals import on_interrupt, on_termination
 
 INTERRUPTED = "interrupted"
-TERMINATED = "terminated"
 
 
 class Loop:

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from .._callback.published import AT_END
 from .._errors import annotate_errors, explain
 from .._model.state import STATE_EXPECTED, TrainState, changes
 from .._strategy.metrics import SKIPPED, check_scalars, show
@@ -39,7 +40,7 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
         message = f"The metrics of {what} are invalid."
         raise TypeError(explain(message, show(metrics), "a dict of scalars"))
     check_scalars(metrics, f"The metrics of {what}")
-    for name in {"step", SKIPPED} & metrics.keys():
+    for name in {"step", SKIPPED, AT_END} & metrics.keys():
         message = f"The metrics of {what} use a reserved name."
         raise ValueError(explain(message, repr(name), "another name"))
     if changed := changes(state, TrainState(state.step, new.model, new.opt_state)):

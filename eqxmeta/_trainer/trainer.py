@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from jaxtyping import PyTree
 
@@ -13,7 +13,7 @@ from .._arguments import check_argument, check_choice, check_int, check_seed
 from .._callback.callback import Callback, attach, name_of
 from .._callback.monitor import check_monitors
 from .._callback.run import OnNonFinite, Run, Settings
-from .._errors import warn
+from .._errors import explain, warn
 from .._loop.loop import Loop
 from .._model.check import check_model
 from .._model.state import TrainState
@@ -25,6 +25,27 @@ from .._task.source import open_source
 from .resume import can_resume, restore
 from .start import initial_state
 from .summary import describe, render
+
+_EVALUATE = "`eqxmeta.evaluate(strategy, state.model, tasks)`"
+_LOAD = "`eqxmeta.load_best(folder, strategy, model)`, or `eqxmeta.load_model(path, model)`"
+# What users of other trainers call, and what does that here.
+_ELSEWHERE = {
+    "evaluate": _EVALUATE,
+    "test": _EVALUATE,
+    "validate": f"{_EVALUATE}; during a run the callback `Evaluate(tasks, every=...)`",
+    "predict": "`strategy.inner_adapt(state.model, support)`: a model, which takes an example",
+    "train": "`trainer.fit(model, tasks, steps)`",
+    "resume": "`trainer.fit(model, tasks, steps, resume='auto')`",
+    "load_checkpoint": _LOAD,
+    "load_from_checkpoint": _LOAD,
+    "save": "`eqxmeta.save(path, state)`; during a run the callback `Checkpoint`",
+    "save_checkpoint": "`eqxmeta.save(path, state)`; during a run the callback `Checkpoint`",
+    "model": "the `model` of the state that `fit` returns",
+    "state": "what `fit` returns",
+    "global_step": "`int(state.step)`, of what `fit` returns",
+    "logged_metrics": "the file of the callback `JSONL`; `result` of the callback `Evaluate`",
+    "callback_metrics": "the file of the callback `JSONL`; `result` of the callback `Evaluate`",
+}
 
 
 class Trainer:
@@ -89,6 +110,14 @@ class Trainer:
         self.fast_dev_run = 3 if fast_dev_run is True else int(fast_dev_run)
         self.summary = summary
         self.stop_reason: str | None = None
+
+    if not TYPE_CHECKING:  # to a type checker an attribute that is not there stays an error
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"`Trainer` has no attribute {name!r}."
+            if name in _ELSEWHERE:
+                message = explain(message, f"`trainer.{name}`", _ELSEWHERE[name])
+            raise AttributeError(message, name=name, obj=self)
 
     def fit(
         self,
@@ -155,7 +184,7 @@ class Trainer:
             loop.refuse()
             # Of those too that a trial run leaves out.
             skipped = {SKIPPED} if self.on_non_finite == "skip" else set()
-            check_monitors(self.callbacks, metrics | skipped)
+            check_monitors(self.callbacks, metrics | skipped, self.strategy)
             if self.summary:
                 left_out = [callback for callback in self.callbacks if callback not in callbacks]
                 print(render(config, callbacks, left_out, start=start, model=model), flush=True)

@@ -192,11 +192,16 @@ def test_a_monitor_that_never_was_is_told_with_those_that_were(tmp_path):
         return {"eval/loss": 1.0, "picture": image}
 
     with pytest.warns(RuntimeWarning, match="'eval/los'(.|\n)*Received: eval/loss, loss\n"):
-        fit(Checkpoint(tmp_path, every=10, monitor="eval/los"), 20, loss=float, logs=logs)
+        fit(
+            Checkpoint(tmp_path, every=10, monitor="eval/los", mode="min"),
+            20,
+            loss=float,
+            logs=logs,
+        )
 
 
 def test_a_monitor_seen_only_between_saves_is_told(tmp_path):
-    checkpoint = Checkpoint(tmp_path, every=20, monitor="x")
+    checkpoint = Checkpoint(tmp_path, every=20, monitor="x", mode="min")
     with pytest.warns(RuntimeWarning, match="no value at any save"):
         fit(checkpoint, 40, logs=lambda step: {"x": 1.0} if step == 10 else None)
 
@@ -382,7 +387,7 @@ def test_what_somebody_else_wrote_meanwhile_is_not_overwritten(tmp_path):
     ("argument", "value"),
     [
         ("every", 0), ("every", -1), ("every", 1.5), ("every", True), ("keep", 0), ("keep", 2.0),
-        ("keep", True), ("monitor", ""), ("monitor", 3), ("mode", "best"), ("mode", None),
+        ("keep", True), ("monitor", ""), ("monitor", 3), ("mode", "best"),
     ],
 )  # fmt: skip
 def test_invalid_arguments_are_named(tmp_path, argument, value):

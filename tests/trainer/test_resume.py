@@ -205,7 +205,7 @@ def test_a_resume_that_is_refused_leaves_nothing_to_the_next_run(tmp_path):
                 raise FileExistsError("mine")
 
     # Never better by so much: it stops at the second look.
-    stopping = EarlyStopping("seen", patience=2, every=1, min_delta=100.0)
+    stopping = EarlyStopping("seen", patience=2, mode="min", every=1, min_delta=100.0)
     refusing, folder = Refusing(), tmp_path / "saved"
     callbacks = [stopping, refusing, saving(folder, every=1)]
     trainer = em.Trainer(BoringStrategy(), meta_batch_size=2, callbacks=callbacks, summary=False)
@@ -487,7 +487,8 @@ def test_a_run_that_was_interrupted_is_resumed_where_it_ended(tmp_path, end):
     assert same_bits(state, boring_fit(60))
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 61))
-    assert [row["step"] for row in rows if "eval/loss" in row] == [25, 50]
+    assert [row["step"] for row in rows if "eval/loss" in row] == [25, 50, 60]
+    assert [row["step"] for row in rows if "at_end" in row] == [60]
     saved = sorted(path.name for path in (tmp_path / "saved").glob("*.ckpt"))
     assert saved[-2:] == ["step-000000050.ckpt", "step-000000060.ckpt"]
 
@@ -522,7 +523,7 @@ def test_the_newest_file_of_several_folders_is_resumed(tmp_path):
 
 def test_the_best_is_known_after_a_resume_from_another_folder(tmp_path):
     def savers():
-        a = Checkpoint(tmp_path / "a", every=10, keep=1, monitor="index", name="a")
+        a = Checkpoint(tmp_path / "a", every=10, keep=1, monitor="index", mode="min", name="a")
         return [a, Checkpoint(tmp_path / "b", every=7, keep=1, name="b")]
 
     boring_fit(28, callbacks=savers())
