@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int
-from .._errors import explain, warn
+from .._errors import explain, tell, warn, warnings_end_nothing
 from .._loop.chunk import Job, Report, count_non_finite, outer_steps
 from .._loop.pace import Pace
 from .._loop.signals import on_interrupt
@@ -116,13 +116,14 @@ def _run(
             stop = min(steps, step + pace.limit)
     stop_reason = stopped[0] if stopped and step < steps else None
     if stop_reason is not None and trainer.summary:
-        print(f"stopped at step {step:,} of {steps:,}: {stop_reason}", flush=True)
+        tell(f"stopped at step {step:,} of {steps:,}: {stop_reason}")
     if bad:
         which = ", ".join(f"seed {seeds[i]} at step {bad[i]:,}" for i in sorted(bad))
         message = "Runs of `fit_seeds` became NaN or infinite."
         received = f"{which} ({len(bad)} of {len(seeds)} runs)"
         expected = "finite metrics and parameters; see `SeedRuns.finite`. The other runs go on"
-        warn(explain(message, received, expected))
+        with warnings_end_nothing():
+            warn(explain(message, received, expected))
     metrics = {name: np.concatenate([row[name] for row in rows], axis=1) for name in rows[0]}
     finite = np.array([index not in bad for index in range(len(seeds))])
     return SeedRuns(seeds, states, metrics, finite, steps, stop_reason)

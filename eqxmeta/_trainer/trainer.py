@@ -13,7 +13,7 @@ from .._arguments import check_argument, check_int, check_seed
 from .._callback.callback import Callback, attach, name_of
 from .._callback.monitor import check_monitors
 from .._callback.run import OnNonFinite, Run, Settings
-from .._errors import warn
+from .._errors import tell, warn, warnings_end_nothing
 from .._loop.loop import Loop
 from .._model.check import check_model
 from .._model.state import TrainState
@@ -159,11 +159,12 @@ class Trainer:
             check_monitors(self.callbacks, metrics | skipped)
             if self.summary:
                 left_out = [callback for callback in self.callbacks if callback not in callbacks]
-                print(render(config, callbacks, left_out, start=start, model=model), flush=True)
+                tell(render(config, callbacks, left_out, start=start, model=model))
                 if self.fast_dev_run:
-                    print(make_plan(self.strategy, state, source.example, alone=True), flush=True)
+                    tell(make_plan(self.strategy, state, source.example, alone=True))
+            held.enter_context(warnings_end_nothing())
             state = loop.train()
-        self._say_how_it_ended(loop.run)
+            self._say_how_it_ended(loop.run)
         loop.termination.pass_on()
         return state
 
@@ -180,13 +181,13 @@ class Trainer:
         self.stop_reason = run.stop_reason
         if self.summary and run.stop_reason is not None:
             reached = f"{run.step:,} of {run.steps:,}"
-            print(f"stopped at step {reached}: {run.stop_reason}", flush=True)
+            tell(f"stopped at step {reached}: {run.stop_reason}")
         if run.skipped:
-            told = f"skipped {run.skipped:,} steps that were not finite"
+            skipped = f"skipped {run.skipped:,} steps that were not finite"
             if self.summary:
-                print(told, flush=True)
+                tell(skipped)
             else:
-                warn(f"The run {told}.")
+                warn(f"The run {skipped}.")
 
     def plan(self, model: PyTree, tasks: Any) -> Plan:
         """What an outer step will cost: memory, operations and compile time, as it is and with
