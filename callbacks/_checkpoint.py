@@ -249,7 +249,7 @@ class Checkpoint(Callback):
         step, best = self._in_flight
         path = self._files.path(step)
         try:
-            self._background.wait()
+            written = self._background.wait()
         except Exception as error:  # of the thread: what it means for the run the user has said
             self._in_flight = None
             if self.on_error == "raise":
@@ -258,9 +258,10 @@ class Checkpoint(Callback):
             warn(f"{path} was not written, training goes on: {error!r}")
         else:
             self._in_flight = None
-            self._best = best
-            self._mine.add(step)
-            self._remove_old()
+            if written:  # else this is a fork of the process that writes
+                self._best = best
+                self._mine.add(step)
+                self._remove_old()
 
     def _remove_old(self) -> None:
         if self.keep is None:

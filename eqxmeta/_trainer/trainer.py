@@ -148,9 +148,10 @@ class Trainer:
                 held.enter_context(callback.exclusive())
             origin = restore(resume, state, callbacks, config)
             start = int(origin.state.step)
-            source = held.enter_context(
-                open_source(tasks, self.meta_batch_size, start=start, steps=steps)
+            opened = open_source(
+                tasks, self.meta_batch_size, "fit(tasks=...)", start=start, steps=steps
             )
+            source = held.enter_context(opened)
             metrics = check_outer_update(self.strategy, state, source.example)
             loop = Loop(settings, origin, source, callbacks, metrics)
             loop.refuse()
@@ -198,7 +199,7 @@ class Trainer:
         """
         check_model(model, "plan(model=...)")
         state = initial_state(self.strategy, model, "plan(model=...)")
-        with open_source(tasks, self.meta_batch_size, steps=1) as source:
+        with open_source(tasks, self.meta_batch_size, "plan(tasks=...)", steps=1) as source:
             check_outer_update(self.strategy, state, source.example)
             return make_plan(self.strategy, state, source.example)
 
