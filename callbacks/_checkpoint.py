@@ -2,11 +2,14 @@
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import equinox as eqx
+import jax
 import numpy as np
 
 from eqxmeta._arguments import (
@@ -26,6 +29,11 @@ from eqxmeta._checkpoint.save_load import on_host
 from eqxmeta._errors import NonFiniteError, explain, warn
 from eqxmeta._files.background import Background
 from eqxmeta._files.lock import locked
+from eqxmeta._files.patience import asked
+
+# What the disk is given for a file once the process is to end: seconds, and bytes a second.
+_DISK_SECONDS = 1.0
+_DISK_RATE = 50e6
 
 
 class Checkpoint(Callback):
@@ -61,6 +69,7 @@ class Checkpoint(Callback):
     last = True
     writes = True
     logs = ()
+    grace = None  # it sees to that itself
 
     def __init__(
         self,
@@ -119,13 +128,18 @@ class Checkpoint(Callback):
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         check_folder(self.folder, "Checkpoint(folder=...)")
-        with locked(self.folder):
+        with ExitStack() as held:
+            held.enter_context(locked(self.folder))
             try:
                 yield
             finally:
-                # The hooks have waited, unless they were interrupted; what ends `fit` is told then.
-                with suppress(Exception):
-                    self._background.wait()
+                try:
+                    # The hooks have waited, unless they were interrupted; what ends `fit` is told.
+                    with suppress(Exception):
+                        self._background.wait(self._limit)
+                finally:
+                    if self._background.busy:  # on a disk that does not answer: the lock stays
+                        self._background.when_done(held.pop_all().close)
 
     def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:
         if logged is not None:
@@ -192,6 +206,7 @@ class Checkpoint(Callback):
         self._id: str | None = None
         self._mine: set[int] = set()
         # The step that is being written, and the best as soon as it is.
+        self._begun, self._seconds = 0.0, _DISK_SECONDS
         self._in_flight: tuple[int, tuple[int, float] | None] | None = None
         self._best: tuple[int, float] | None = None
         self._value: tuple[int, float] | None = None
@@ -226,7 +241,10 @@ class Checkpoint(Callback):
             state = on_host(run.state)
         finally:
             candidate, self._best = self._best, best
-        self._background.start(lambda: write_new(path, state, meta))
+        size = sum(x.nbytes for x in jax.tree.leaves(state) if eqx.is_array(x))
+        self._begun, self._seconds = time.monotonic(), _DISK_SECONDS + size / _DISK_RATE
+        begin = self._background.restart if self._background.busy else self._background.start
+        begin(lambda: write_new(path, state, meta))
         self._in_flight = step, candidate
 
     def _save_last(self, run: Run) -> None:
@@ -241,6 +259,10 @@ class Checkpoint(Callback):
         if run.step > run.start and run.step not in self._mine:
             self._save(run)
             self._settle()
+            if self._background.busy:
+                path = self._files.path(run.step)
+                state = "in its place, but not synced" if path.exists() else "not written"
+                warn(f"{path} is {state}: the disk took too long for a process that is to end.")
 
     def _settle(self) -> None:
         """Wait for the write in flight: its file counts from here on, or its error is told."""
@@ -249,7 +271,9 @@ class Checkpoint(Callback):
         step, best = self._in_flight
         path = self._files.path(step)
         try:
-            written = self._background.wait()
+            written = self._background.wait(self._limit)
+            if self._background.busy:
+                return
         except Exception as error:  # of the thread: what it means for the run the user has said
             self._in_flight = None
             if self.on_error == "raise":
@@ -262,6 +286,10 @@ class Checkpoint(Callback):
                 self._best = best
                 self._mine.add(step)
                 self._remove_old()
+
+    def _limit(self) -> float:
+        """Until when the disk is waited for: without end, unless the process is to end."""
+        return max(asked(), self._begun) + self._seconds
 
     def _remove_old(self) -> None:
         if self.keep is None:

@@ -26,6 +26,7 @@ class Evaluate(Callback):
     """
 
     logs: Collection[str] | None = None  # known once the strategy is
+    grace = None  # what was begun is of use
 
     def __init__(
         self,
@@ -64,15 +65,17 @@ class Evaluate(Callback):
     def on_step_end(self, run: Run) -> None:
         begin = time.perf_counter()
         steps = check_steps(run.strategy, self._inner_steps, "Evaluate")
-        result = measure(
-            run.strategy,
-            run.state.model,
-            self._tasks,
-            self._task,
-            num_tasks=self._num_tasks,
-            steps=steps,
-            seed=self._seed,
-        )
+        prefix = f"compiling {self._prefix}" if self.result is None else self._prefix
+        with run.doing(prefix):
+            result = measure(
+                run.strategy,
+                run.state.model,
+                self._tasks,
+                self._task,
+                num_tasks=self._num_tasks,
+                steps=steps,
+                seed=self._seed,
+            )
         self.result = result
         self.seconds += time.perf_counter() - begin
         run.log(

@@ -27,6 +27,9 @@ class Callback:
     - `writes`: the callback leaves files behind; `Trainer(fast_dev_run=...)` leaves it out.
     - `logs`: all names under which it logs numbers and curves, if they are known before the first
       step; then a monitor of another name can be refused.
+    - `grace`: after Ctrl-C or SIGTERM a hook that takes longer than so many seconds is left, by a
+      `KeyboardInterrupt` in it, and the run ends without: a thread that it waits for may hang.
+      `None`: however long it takes. (One that begins later than that is given a quarter of it.)
     """
 
     every: int | None = None
@@ -34,6 +37,7 @@ class Callback:
     last: bool = False
     writes: bool = False
     logs: Collection[str] | None = None
+    grace: float | None = 2.0
 
     def exclusive(self) -> AbstractContextManager[object]:
         """Entered before `fit` reads any file, and left however it ends: for what nobody else may

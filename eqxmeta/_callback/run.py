@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -23,7 +25,7 @@ class Settings:
 
     - `steps`: the step at which it ends, if nothing ends it before.
     - `everys`: by the name of a callback, how many outer steps are between its `on_step_end`s.
-    - `deadline`: of `time.monotonic()`, in seconds.
+    - `max_time`: how many seconds it may take, compiling apart.
     - `steps_per_execution`, `on_non_finite`: see `Trainer`.
     - `config`: plain values that describe the run.
     """
@@ -32,7 +34,7 @@ class Settings:
     steps: int
     seed: int = 0
     everys: Mapping[str, int] = field(default_factory=dict)
-    deadline: float = math.inf
+    max_time: float = math.inf
     steps_per_execution: int | Literal["auto"] = "auto"
     on_non_finite: OnNonFinite = "raise"
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +72,9 @@ class Run:
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
     - `state`: the `TrainState` after `step` steps. It is the callback's to keep, since the
       loop goes on with buffers of its own; but not to donate: all callbacks share the copy.
+    - `activity`: what is done that may take its time, and since when (`time.monotonic()`).
+    - `show`: to be assigned by a callback that can show it: called with a text, such as "compiling
+      0:12", every now and then, and with `None` when that has ended. On another thread.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class Run:
         self.skipped: int = origin.meta.get("skipped", 0)
         self.skipped_in_a_row: int = origin.meta.get("skipped_in_a_row", 0)
         self.stop_reason: str | None = None
+        self.activity: tuple[str, float] | None = None
+        self.show: Callable[[str | None], None] | None = None
         self._state_after = state_after
         self._publish = publish
         self._callback_states = callback_states
@@ -110,6 +117,15 @@ class Run:
         """End the run after this step; the first reason is the one that is told."""
         if self.stop_reason is None:
             self.stop_reason = reason
+
+    @contextmanager
+    def doing(self, activity: str) -> Iterator[None]:
+        """What the block does may take its time: this is what the user is told that it is."""
+        before, self.activity = self.activity, (activity, time.monotonic())
+        try:
+            yield
+        finally:
+            self.activity = before
 
     def callback_states(self) -> dict[str, dict[str, Any]]:
         """`state_dict()` of every callback, by name: what a checkpoint holds beside the state."""
