@@ -256,13 +256,14 @@ class Checkpoint(Callback):
         self._save_new(run)
 
     def _save_new(self, run: Run) -> None:
-        if run.step > run.start and run.step not in self._mine:
+        path, in_flight = self._files.path(run.step), self._in_flight and self._in_flight[0]
+        there = in_flight == run.step and path.exists()  # though perhaps not on the disk
+        if run.step > run.start and run.step not in self._mine and not there:
             self._save(run)
             self._settle()
-            if self._background.busy:
-                path = self._files.path(run.step)
-                state = "in its place, but not synced" if path.exists() else "not written"
-                warn(f"{path} is {state}: the disk took too long for a process that is to end.")
+        if self._background.busy:
+            state = "in its place, but not synced" if path.exists() else "not written"
+            warn(f"{path} is {state}: the disk took too long for a process that is to end.")
 
     def _settle(self) -> None:
         """Wait for the write in flight: its file counts from here on, or its error is told."""

@@ -30,7 +30,7 @@ class ProgressBar(Callback):
 
     Speed and the time that is left come from the last chunks and leave out compilation. Of what
     callbacks log the first two names are shown with their newest value, a curve over inner
-    steps by its last.
+    steps by its last. What takes longer than a second, such as compiling, is named, with a clock.
 
     - `disable`: `None` is quiet unless stderr is a terminal, `False` shows the bar anyway (in a
       notebook, for example), `True` never does.
@@ -60,6 +60,9 @@ class ProgressBar(Callback):
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
                 **_size(stderr),
             )
+        self._text = ""
+        if not self._bar.disable:
+            run.show = self._show
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         if self._bar is None or self._bar.disable:
@@ -68,7 +71,8 @@ class ProgressBar(Callback):
             self._loss = float(metrics["loss"][-1])
         step = int(metrics["step"][-1])
         self._ends.append((step, time.perf_counter()))
-        self._bar.set_postfix_str(self._postfix(run.steps - step), refresh=False)
+        self._text = self._postfix(run.steps - step)
+        self._bar.set_postfix_str(self._text, refresh=False)
         self._bar.update(step - self._bar.n)
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
@@ -78,13 +82,19 @@ class ProgressBar(Callback):
             if not isinstance(value, Image | Histogram):
                 last = value.mean[-1] if isinstance(value, Curve) else value
                 self._published[name] = float(last)
-        self._bar.set_postfix_str(self._postfix(run.steps - run.step))
+        self._text = self._postfix(run.steps - run.step)
+        self._bar.set_postfix_str(self._text)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
         self._close()
 
     def on_fit_end(self, run: Run) -> None:
         self._close()
+
+    def _show(self, activity: str | None) -> None:
+        with tqdm.get_lock():  # on another thread than all else
+            if self._bar is not None:
+                self._bar.set_postfix_str(activity or self._text)
 
     def _postfix(self, steps_left: int) -> str:
         parts = []
@@ -102,9 +112,11 @@ class ProgressBar(Callback):
 
     def _close(self) -> None:
         # Leaves the bar as it was drawn last, and the cursor at the start of a line.
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        with tqdm.get_lock():
+            if self._bar is not None:
+                self._bar.set_postfix_str(self._text, refresh=False)
+                self._bar.close()
+                self._bar = None
 
 
 def _size(stderr: Unfailing) -> dict[str, Any]:

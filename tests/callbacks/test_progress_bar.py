@@ -65,6 +65,32 @@ def test_resumed_run_starts_where_it_starts(monkeypatch):
     assert "75%" in last_frame(stderr) and "30/40" in last_frame(stderr)
 
 
+def test_what_takes_long_is_shown_with_its_clock(monkeypatch):
+    stderr = use(monkeypatch, Terminal())
+    callback = ProgressBar()
+    run = fake_run(callback, steps=40)
+    callback.on_fit_start(run)
+    run.show("compiling 0:12")
+    assert "compiling 0:12" in last_frame(stderr)
+    run.show(None)
+    assert "compiling" not in last_frame(stderr)
+    finish(callback, run)
+    run.show("Evaluate 0:02")
+    callback.on_fit_end(run)
+    assert "loss 0.025" in last_frame(stderr) and "Evaluate" not in last_frame(stderr)
+    drawn = stderr.getvalue()
+    run.show("Evaluate 0:03")  # late
+    assert stderr.getvalue() == drawn
+
+
+def test_without_a_bar_nothing_is_shown(monkeypatch):
+    use(monkeypatch, io.StringIO())
+    callback = ProgressBar()
+    run = fake_run(callback, steps=40)
+    callback.on_fit_start(run)
+    assert run.show is None
+
+
 def test_speed_comes_from_the_clock(monkeypatch):
     stderr = use(monkeypatch, Terminal())
     callback = ProgressBar()
