@@ -37,7 +37,7 @@ class Callback:
     last: bool = False
     writes: bool = False
     logs: Collection[str] | None = None
-    grace: float | None = 2.0
+    grace: float | None = 1.0
 
     def exclusive(self) -> AbstractContextManager[object]:
         """Entered before `fit` reads any file, and left however it ends: for what nobody else may
@@ -66,8 +66,8 @@ class Callback:
         """When a callback logs something with `run.log`."""
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        """When training ends by an error, before it reaches the caller of `fit`. Not called if
-        `on_fit_start` was not."""
+        """When training ends by an error, before it reaches the caller of `fit`. Called if
+        `on_fit_start` came to its end; what it raises is added to the error as a note."""
 
     def on_fit_end(self, run: Run) -> None:
         """After the last step: also after a stop request, the time limit, or Ctrl-C. What it raises
@@ -97,7 +97,7 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     """The callbacks in the order in which their hooks run.
 
     Raises `TypeError` for what is not a callback or has a hook of a wrong name or signature,
-    `ValueError` for two of the same name; both for a wrong `every`.
+    `ValueError` for two of the same name or a wrong `grace`; both for a wrong `every`.
     """
     expected = "a list of callbacks, or `[]`"
     check_argument(isinstance(callbacks, Iterable), callbacks, "callbacks", expected, TypeError)
@@ -109,6 +109,9 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
         check_argument(isinstance(callback, Callback), callback, where, expected, TypeError)
         _check_hooks(callback, where)
         _check_every(callback, where)
+        grace, kinds = callback.grace, int | float | None
+        sound = isinstance(grace, kinds) and (grace is None or grace > 0)
+        check_argument(sound, grace, f"{where}.grace", "a positive number of seconds, or None")
         name = name_of(callback)
         sound = isinstance(name, str) and name
         check_argument(sound, name, f"{where}.name", "a name, or None", TypeError)

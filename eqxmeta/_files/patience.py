@@ -6,7 +6,7 @@ import threading
 import time
 
 # What the main thread waits for the disk, once the process is to end, and at least for one sync.
-_SECONDS, _LEAST = 1.0, 0.1
+_SECONDS, _LEAST = 0.5, 0.1
 
 _asked = math.inf  # when the process was asked to end, by `time.monotonic()`
 
@@ -28,8 +28,8 @@ def hurried() -> bool:
 
 
 def sync_file(descriptor: int) -> None:
-    """`os.fsync`, for which the main thread waits no longer than a second once the process is to
-    end: what was written outlives the process without it, though not the machine."""
+    """`os.fsync`, for which the main thread waits no longer than half a second once the process is
+    to end: what was written outlives the process without it, though not the machine."""
     if threading.current_thread() is not threading.main_thread():
         os.fsync(descriptor)  # whoever waits for such a thread has a limit
         return

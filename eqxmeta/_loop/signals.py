@@ -82,6 +82,8 @@ class Signals:
         self.show: Callable[[], Callable[[str | None], None] | None] = lambda: None
         self._previous: dict[int, Any] = {}
         self._received: list[int] = []
+        self._late: list[int] = []
+        self._leaving = False
         self._stretch = _Stretch(0.0)
         self._heard: list[tuple[int, float]] = []
         self._told: tuple[float, float] = (0.0, 0.0)  # of an activity: its begin, when it was told
@@ -110,8 +112,9 @@ class Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._restore()
+        self._leaving = True
         self._speaker.stop()
+        self._restore()
         if self._received and not self._nested:
             hurry(math.inf)
         for number in self._received:
@@ -120,6 +123,8 @@ class Signals:
                 signal.raise_signal(number)
             elif number == signal.SIGTERM:
                 self._terminate(error)
+        for number in self._late:
+            signal.raise_signal(number)
 
     def within(self, limit: float | None) -> contextlib.AbstractContextManager[None]:
         """`Overdue` leaves the block so many seconds after the run was asked to end, if it takes so
@@ -172,6 +177,9 @@ class Signals:
         raise KeyboardInterrupt if interactive else NothingBegun(128 + number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._leaving:  # meant for whoever comes next
+            self._late.append(number)
+            return
         before = self._stretch.limit == 0 and not self._nested  # anything has begun
         if before and self._is_users(number):
             self._previous[number](number, frame)
@@ -186,8 +194,11 @@ class Signals:
             raise KeyboardInterrupt
 
     def _wake(self, number: int, frame: FrameType | None) -> None:
-        if self._is_overdue():
-            self._stretch = _Stretch()  # nothing more is to be raised on the way out
+        # Not where a stretch is about to end: it would stay.
+        ours = frame is not None and frame.f_code.co_filename in (__file__, contextlib.__file__)
+        if self._is_overdue() and not ours:
+            # Again, if what it is in waits on the way out too, as a pool of threads does.
+            self._stretch = self._stretch._replace(began=time.monotonic())
             raise Overdue
 
     def _is_overdue(self) -> bool:

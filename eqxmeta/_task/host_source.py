@@ -71,7 +71,9 @@ class HostSource:
             self.__exit__()
             raise
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._first))
-        self.capacity = max(1, min(_MAX_STEPS, _MAX_BYTES // max(size, 1)))
+        with self._changed:
+            self.capacity = max(1, min(_MAX_STEPS, _MAX_BYTES // max(size, 1)))
+            self._changed.notify_all()
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -212,6 +213,26 @@ def test_a_hook_that_waits_for_ever_is_left(hook, number, forever, said, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == [f"step-{end:09}.ckpt"]
     assert f"recorder.{hook} was left" in said[-1]
     assert other.steps_of("on_fit_end") == [end]
+
+
+def test_a_hook_that_waits_again_on_its_way_out_is_left_as_well(forever, said):
+    def wait(run):
+        os.kill(os.getpid(), signal.SIGINT)
+        with ThreadPoolExecutor(1) as pool:  # which waits for its thread
+            pool.submit(forever.wait).result()
+
+    waiting = Recorder(every=10, act=at("on_step_end", 10, wait))
+    waiting.grace = 0.1
+    assert int(boring_fit(20, callbacks=[waiting]).step) == 10
+    assert "recorder.on_step_end was left" in said[-1]
+
+
+@pytest.mark.parametrize("grace", [0, -1.0, "1", float("nan")])
+def test_a_grace_that_is_none(grace):
+    recorder = Recorder()
+    recorder.grace = grace
+    with pytest.raises(ValueError, match=r"callbacks\[0\].grace"):
+        boring_fit(1, callbacks=[recorder])
 
 
 @pytest.mark.parametrize("grace", [None, 60.0])
