@@ -120,8 +120,8 @@ class Hooks:
     def _call(self, run: Run, callback: Callback, hook: str, *arguments: object) -> bool:
         """Calls a hook; whether it came to its end: one that takes too long, once the run is to
         end, is left, so that the others can save what there is."""
+        where = f"{name_of(callback)}.{hook}"
         try:
-            where = f"{name_of(callback)}.{hook}"
             with run.doing(where), self._signals.within(callback.grace):
                 getattr(callback, hook)(run, *arguments)
         except Overdue:

@@ -9,8 +9,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from tqdm import tqdm
-
 from .._errors import Unfailing
 
 _MILLISECONDS = 200
@@ -73,7 +71,11 @@ class Speaker:
 
 def say(line: str) -> None:
     """A line on stderr, above whatever bars are there. Never raises, but for an interrupt."""
+    file: Any = Unfailing(sys.stderr)
     with contextlib.suppress(Exception):
-        file: Any = Unfailing(sys.stderr)
-        tqdm.write(f"{line}\n", file=file, end="")
-        file.flush()
+        bars = sys.modules.get("tqdm")  # without it there are none
+        if bars is None:
+            print(line, file=file, flush=True)
+        else:
+            bars.tqdm.write(f"{line}\n", file=file, end="")
+            file.flush()

@@ -93,8 +93,8 @@ class HostSource:
             return min(steps, len(whole) or len(self._batches))
 
         def enough() -> bool:
-            failed = self._batches and isinstance(self._batches[-1], BaseException)
-            return failed or len(self._batches) >= steps
+            last = self._batches[-1] if self._batches else None
+            return len(self._batches) >= steps or isinstance(last, BaseException)
 
         with self._changed:
             self._changed.wait_for(enough, seconds)
@@ -121,11 +121,12 @@ class HostSource:
     def _work(self, start: int, steps: int) -> None:
         first = None
         for step in range(start, steps):
+            batch: Any = None
             try:
                 batch = self._read(step, first)
+                first = batch if first is None else first
             except BaseException as error:  # it goes to the main thread
                 batch = error
-            first = batch if first is None else first
             with self._changed:
                 self._changed.wait_for(lambda: self._stop or len(self._batches) < 2 * self.capacity)
                 if self._stop:
