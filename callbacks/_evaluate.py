@@ -65,8 +65,9 @@ class Evaluate(Callback):
     def on_step_end(self, run: Run) -> None:
         begin = time.perf_counter()
         steps = check_steps(run.strategy, self._inner_steps, "Evaluate")
-        prefix = f"compiling {self._prefix}" if self.result is None else self._prefix
-        with run.doing(prefix):
+        first = self.result is None
+        what = "compiling and evaluating" if first else "evaluating"
+        with run.doing(f"{what} {self._prefix}", tell=first):
             result = measure(
                 run.strategy,
                 run.state.model,

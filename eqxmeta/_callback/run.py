@@ -72,7 +72,8 @@ class Run:
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
     - `state`: the `TrainState` after `step` steps. It is the callback's to keep, since the
       loop goes on with buffers of its own; but not to donate: all callbacks share the copy.
-    - `activity`: what is done that may take its time, and since when (`time.monotonic()`).
+    - `activity`: what is done that may take its time, since when (`time.monotonic()`), and whether
+      to tell of it where no bar shows it.
     - `show`: to be assigned by a callback that can show it: called with a text, such as "compiling
       0:12", every now and then, and with `None` when that has ended. On another thread.
     """
@@ -98,7 +99,7 @@ class Run:
         self.skipped: int = origin.meta.get("skipped", 0)
         self.skipped_in_a_row: int = origin.meta.get("skipped_in_a_row", 0)
         self.stop_reason: str | None = None
-        self.activity: tuple[str, float] | None = None
+        self.activity: tuple[str, float, bool] | None = None
         self.show: Callable[[str | None], None] | None = None
         self._state_after = state_after
         self._publish = publish
@@ -119,9 +120,10 @@ class Run:
             self.stop_reason = reason
 
     @contextmanager
-    def doing(self, activity: str) -> Iterator[None]:
-        """What the block does may take its time: this is what the user is told that it is."""
-        before, self.activity = self.activity, (activity, time.monotonic())
+    def doing(self, activity: str, *, tell: bool = True) -> Iterator[None]:
+        """What the block does may take its time: this is what the user is told that it is. `tell`:
+        also by a line, now and then, where no bar shows it."""
+        before, self.activity = self.activity, (activity, time.monotonic(), tell)
         try:
             yield
         finally:

@@ -122,7 +122,7 @@ class Hooks:
         end, is left, so that the others can save what there is."""
         where = f"{name_of(callback)}.{hook}"
         try:
-            with run.doing(where), self._signals.within(callback.grace):
+            with run.doing(where, tell=False), self._signals.within(callback.grace):
                 getattr(callback, hook)(run, *arguments)
         except Overdue:
             say(f"{where} was left: it took longer than `grace` allows once the run was to end.")

@@ -68,7 +68,7 @@ class Signals:
     - `stop`: to be assigned, once there is something to stop.
     - `begun`: whether there is something to lose. Until `begin` is called, nothing is put off: what
       ends the process is raised at once.
-    - `activity`: what the main thread does that may take its time, and since when.
+    - `activity`: what the main thread does that may take its time: see `Run`.
     - `show`: shows a text, or `None`, in a bar, if there is one.
     - `talk`: tell of what takes long where no bar shows it.
     """
@@ -78,7 +78,7 @@ class Signals:
         self._talk = talk
         self.stop: Callable[[str], None] = lambda reason: None
         self.begun = False
-        self.activity: Callable[[], tuple[str, float] | None] = lambda: None
+        self.activity: Callable[[], tuple[str, float, bool] | None] = lambda: None
         self.show: Callable[[], Callable[[str | None], None] | None] = lambda: None
         self._previous: dict[int, Any] = {}
         self._received: list[int] = []
@@ -226,9 +226,9 @@ class Signals:
             return f"{name} again: the run ends at once{now}."
         if not self.begun:
             return f"{name}: the run ends{now}. It had taken no step, and nothing is lost."
-        then = "the process ends" if number == signal.SIGTERM else "again: at once"
+        then = "Then the process ends" if number == signal.SIGTERM else "Again: it ends at once"
         return (
-            f"{name}: the run ends after what is under way{now} and saves what it reached; {then}."
+            f"{name}: the run ends after what is under way{now}, with all it reached. {then}."
         )
 
     def _tick(self) -> None:
@@ -249,7 +249,7 @@ class Signals:
             if self._shown or takes > 1:
                 show(f"{activity[0]} {_clock(takes)}" if activity and takes > 1 else None)
             self._shown = takes > 1
-        elif activity and self._talk:
+        elif activity and self._talk and (activity[2] or hurried()):
             begin, told = self._told if self._told[0] == activity[1] else (activity[1], 0.0)
             wait = next((s for s in _TOLD_AFTER if s > told), told - told % 60 + 60)
             if takes >= wait:

@@ -95,7 +95,7 @@ def _run(
     deadline = math.inf
     with Signals(signal.SIGINT, talk=trainer.summary) as signals:
         signals.stop = stopped.append
-        activity = "compiling", time.monotonic()
+        activity = "compiling", time.monotonic(), True
         signals.activity = lambda: None if signals.begun else activity
         while True:
             began = time.monotonic()

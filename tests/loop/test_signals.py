@@ -1,5 +1,6 @@
 """What a signal does while something takes its time, in this process: `test_hang` has the rest."""
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -74,8 +75,8 @@ def test_it_is_said_while_no_handler_can_run(said):
     state = boring_fit(40, callbacks=[Recorder(every=10, act=at("on_step_end", 10, compile))])
     assert int(state.step) == 10
     now = "(now: recorder.on_step_end)"
-    told = f"Ctrl-C: the run ends after what is under way {now} and saves what it reached; "
-    assert order == [f"{told}again: at once.", "compiled"]
+    told = f"Ctrl-C: the run ends after what is under way {now}, with all it reached. "
+    assert order == [f"{told}Again: it ends at once.", "compiled"]
     assert said == order[:1]
 
 
@@ -91,6 +92,18 @@ def test_whoever_had_the_wakeup_fd_hears_of_it_too_and_has_it_back():
     os.close(write)
 
 
+def test_an_event_loop_hears_of_its_own_signals():
+    # As in a notebook: the run is within a loop that learns of signals by the wakeup fd.
+    async def main():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, heard.append, True)
+        boring_fit(20, callbacks=[Recorder(every=10, act=at("on_step_end", 10, usr1))])
+        await asyncio.sleep(0.01)
+
+    heard, usr1 = [], send(signal.SIGUSR1)
+    asyncio.run(main())
+    assert heard[0]
+
+
 def test_a_stderr_that_is_closed_costs_nothing(monkeypatch):
     for stream in None, open(os.devnull, "w"):  # noqa: SIM115
         if stream:
@@ -102,11 +115,14 @@ def test_a_stderr_that_is_closed_costs_nothing(monkeypatch):
 
 def test_a_clock_now_and_then_where_no_bar_shows_it(said):
     signals = Signals(talk=True)
-    signals.activity = lambda: ("compiling", 100.0)
+    signals.activity = lambda: ("compiling", 100.0, True)
     for second in range(0, 200):
         signals._tell_what_takes_long(100.0 + second)
     assert said == ["compiling 0:10", "compiling 0:30", "compiling 1:00", "compiling 2:00",
                     "compiling 3:00"]  # fmt: skip
+    signals.activity = lambda: ("a hook", 100.0, False)
+    signals._tell_what_takes_long(110.0)
+    signals.activity = lambda: ("compiling", 100.0, True)
     shown = []
     signals.show = lambda: shown.append
     for second in (0, 1, 62):
