@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from eqxmeta._arguments import (
     check_argument,
+    check_choice,
     check_folder,
     check_int,
     check_int_or_none,
@@ -29,11 +29,6 @@ from eqxmeta._checkpoint.save_load import on_host
 from eqxmeta._errors import NonFiniteError, explain, warn
 from eqxmeta._files.background import Background
 from eqxmeta._files.lock import locked
-from eqxmeta._files.patience import asked
-
-# What the disk is given for a file once the process is to end: seconds, and bytes a second.
-_DISK_SECONDS = 1.0
-_DISK_RATE = 50e6
 
 
 class Checkpoint(Callback):
@@ -85,8 +80,7 @@ class Checkpoint(Callback):
         sound = monitor is None or (isinstance(monitor, str) and monitor)
         expected = "the name of a logged value, or None"
         check_argument(sound, monitor, "Checkpoint(monitor=...)", expected)
-        sound = on_error in ("raise", "warn")
-        check_argument(sound, on_error, "Checkpoint(on_error=...)", "'raise' or 'warn'")
+        check_choice(on_error, "Checkpoint(on_error=...)", ("raise", "warn"))
         self.folder = check_path(folder, "Checkpoint(folder=...)")
         self.every = check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
         self.keep = check_int_or_none(keep, "Checkpoint(keep=...)", minimum=1, what="files")
@@ -136,7 +130,7 @@ class Checkpoint(Callback):
                 try:
                     # The hooks have waited, unless they were interrupted; what ends `fit` is told.
                     with suppress(Exception):
-                        self._background.wait(self._limit)
+                        self._background.wait()
                 finally:
                     if self._background.busy:  # on a disk that does not answer: the lock stays
                         self._background.when_done(held.pop_all().close)
@@ -206,7 +200,6 @@ class Checkpoint(Callback):
         self._id: str | None = None
         self._mine: set[int] = set()
         # The step that is being written, and the best as soon as it is.
-        self._begun, self._seconds = 0.0, _DISK_SECONDS
         self._in_flight: tuple[int, tuple[int, float] | None] | None = None
         self._best: tuple[int, float] | None = None
         self._value: tuple[int, float] | None = None
@@ -242,9 +235,7 @@ class Checkpoint(Callback):
         finally:
             candidate, self._best = self._best, best
         size = sum(x.nbytes for x in jax.tree.leaves(state) if eqx.is_array(x))
-        self._begun, self._seconds = time.monotonic(), _DISK_SECONDS + size / _DISK_RATE
-        begin = self._background.restart if self._background.busy else self._background.start
-        begin(lambda: write_new(path, state, meta))
+        self._background.start(lambda: write_new(path, state, meta), size)
         self._in_flight = step, candidate
 
     def _save_last(self, run: Run) -> None:
@@ -272,7 +263,7 @@ class Checkpoint(Callback):
         step, best = self._in_flight
         path = self._files.path(step)
         try:
-            written = self._background.wait(self._limit)
+            written = self._background.wait()
             if self._background.busy:
                 return
         except Exception as error:  # of the thread: what it means for the run the user has said
@@ -287,10 +278,6 @@ class Checkpoint(Callback):
                 self._best = best
                 self._mine.add(step)
                 self._remove_old()
-
-    def _limit(self) -> float:
-        """Until when the disk is waited for: without end, unless the process is to end."""
-        return max(asked(), self._begun) + self._seconds
 
     def _remove_old(self) -> None:
         if self.keep is None:

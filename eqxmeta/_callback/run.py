@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,12 +31,12 @@ class Settings:
 
     strategy: Strategy
     steps: int
-    seed: int = 0
-    everys: Mapping[str, int] = field(default_factory=dict)
-    max_time: float = math.inf
-    steps_per_execution: int | Literal["auto"] = "auto"
-    on_non_finite: OnNonFinite = "raise"
-    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int
+    everys: Mapping[str, int]
+    max_time: float
+    steps_per_execution: int | Literal["auto"]
+    on_non_finite: OnNonFinite
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

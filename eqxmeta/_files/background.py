@@ -1,12 +1,17 @@
 """One job at a time on a thread of its own, while training goes on."""
 
-import math
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+
+from .patience import asked
+
+# What a disk is given once the process is to end.
+SECONDS = 1.0
+_BYTES_A_SECOND = 50e6
 
 
 class Background:
@@ -21,17 +26,10 @@ class Background:
     def busy(self) -> bool:
         return self._running is not None and not self._running[0].done()
 
-    def start(self, job: Callable[[], object]) -> None:
-        """Wait for the job before, and begin this one. If this raises, the job does not go on."""
+    def start(self, job: Callable[[], object], size: int = 0) -> None:
+        """Wait for the job before, and begin this one, which writes `size` bytes. If this raises,
+        the job does not go on."""
         self.wait()
-        self._begin(job)
-
-    def restart(self, job: Callable[[], object]) -> None:
-        """Begin this job, whatever becomes of the one before."""
-        self._running = None
-        self._begin(job)
-
-    def _begin(self, job: Callable[[], object]) -> None:
         future = Future[object]()
 
         def work() -> None:
@@ -41,7 +39,7 @@ class Background:
                 except BaseException as error:
                     future.set_exception(error)
 
-        self._pid = os.getpid()
+        self._pid, self._begun, self._size = os.getpid(), time.monotonic(), size
         thread = threading.Thread(target=work, name=self._name, daemon=True)
         self._running = future, thread
         try:
@@ -51,9 +49,9 @@ class Background:
                 self._running = None
             raise
 
-    def wait(self, limit: Callable[[], float] = lambda: math.inf) -> bool:
-        """Until the job has ended, or until the time `limit()` of `time.monotonic()`, which may
-        change meanwhile; whether there was a job that has ended. Raises its error, once.
+    def wait(self) -> bool:
+        """Until the job has ended, or, once the process is to end, has had a second, and one more
+        for each 50 MB; whether there was a job that has ended. Raises its error, once.
 
         What a signal's handler raises meanwhile, such as `KeyboardInterrupt`, is raised at once.
         The job then goes on, and its error stays for the next call.
@@ -63,10 +61,10 @@ class Background:
             return False
         future, thread = self._running
         while not future.done():
-            left = limit() - time.monotonic()
-            if left <= 0:
+            limit = max(asked(), self._begun) + SECONDS + self._size / _BYTES_A_SECOND
+            if time.monotonic() > limit:
                 return False
-            wait_for([future], min(left, 0.05))
+            wait_for([future], 0.05)
         thread.join()  # nothing is left for it to do
         error = future.exception()
         self._running = None  # not before: an interrupt up to here leaves all to the next call

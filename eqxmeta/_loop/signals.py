@@ -13,12 +13,12 @@ from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
 from .._files.patience import asked, hurried, hurry
+from .announce import Activity, Clock, Show, announcement
 from .leave import leave, leave_at_once
 from .speaker import Speaker, say
 
 INTERRUPTED = "interrupted"
 TERMINATED = "terminated"
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _REASONS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 # By which the speaker's thread wakes the main thread: ignored by default, and nobody's word for
@@ -27,10 +27,6 @@ _WAKE = signal.SIGURG
 
 # The main thread is inside a library, and nothing has begun: whom SIGTERM would have ended at once.
 _UNRESPONSIVE = 2.0
-
-# Seconds after which something that takes its time is told of where no bar shows it; then every
-# minute.
-_TOLD_AFTER = (10.0, 30.0)
 
 
 class Overdue(KeyboardInterrupt):
@@ -75,19 +71,17 @@ class Signals:
 
     def __init__(self, *numbers: signal.Signals, talk: bool):
         self._numbers = numbers
-        self._talk = talk
+        self._clock = Clock(talk=talk)
         self.stop: Callable[[str], None] = lambda reason: None
         self.begun = False
-        self.activity: Callable[[], tuple[str, float, bool] | None] = lambda: None
-        self.show: Callable[[], Callable[[str | None], None] | None] = lambda: None
+        self.activity: Callable[[], Activity] = lambda: None
+        self.show: Callable[[], Show] = lambda: None
         self._previous: dict[int, Any] = {}
         self._received: list[int] = []
         self._late: list[int] = []
         self._leaving = False
         self._stretch = _Stretch(0.0)
         self._heard: list[tuple[int, float]] = []
-        self._told: tuple[float, float] = (0.0, 0.0)  # of an activity: its begin, when it was told
-        self._shown = False
 
     def __enter__(self) -> "Signals":
         self._speaker = Speaker(self._hear, self._tick)
@@ -217,19 +211,7 @@ class Signals:
         again = number in [heard for heard, _ in self._heard]
         self._heard.append((number, time.monotonic()))
         if self.begun or not self._is_users(number):
-            say(self._announce(number, again))
-
-    def _announce(self, number: int, again: bool) -> str:
-        activity, name = self.activity(), _NAMES[signal.Signals(number)]
-        now = f" (now: {activity[0]})" if activity else ""
-        if again:
-            return f"{name} again: the run ends at once{now}."
-        if not self.begun:
-            return f"{name}: the run ends{now}. It had taken no step, and nothing is lost."
-        then = "Then the process ends" if number == signal.SIGTERM else "Again: it ends at once"
-        return (
-            f"{name}: the run ends after what is under way{now}, with all it reached. {then}."
-        )
+            say(announcement(number, self.activity(), again=again, begun=self.begun))
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -240,26 +222,7 @@ class Signals:
             ignored = number not in self._received and now > when + _UNRESPONSIVE
             if ignored and not self.begun and self._previous[number] == signal.SIG_DFL:
                 leave_at_once(128 + number)
-        self._tell_what_takes_long(now)
-
-    def _tell_what_takes_long(self, now: float) -> None:
-        activity, show = self.activity(), self.show()
-        takes = now - activity[1] if activity else 0.0
-        if show is not None:
-            if self._shown or takes > 1:
-                show(f"{activity[0]} {_clock(takes)}" if activity and takes > 1 else None)
-            self._shown = takes > 1
-        elif activity and self._talk and (activity[2] or hurried()):
-            begin, told = self._told if self._told[0] == activity[1] else (activity[1], 0.0)
-            wait = next((s for s in _TOLD_AFTER if s > told), told - told % 60 + 60)
-            if takes >= wait:
-                say(f"{activity[0]} {_clock(takes)}")
-                told = wait
-            self._told = begin, told
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+        self._clock.tick(now, self.activity(), self.show())
 
 
 def _owner(handler: object) -> object:

@@ -110,9 +110,8 @@ def check_device_source(tasks: Any, argument: str) -> Task:
 
 def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
     if not isinstance(task, Task):
-        raise TypeError(
-            explain(f"`{argument}` is not a task.", type(task).__name__, "an `eqxmeta.Task`")
-        )
+        message = f"`{argument}` is not a task."
+        raise TypeError(explain(message, type(task).__name__, "an `eqxmeta.Task`"))
     for name, field in (("support", task.support), ("query", task.query)):
         leaves = jax.tree.leaves(field)
         if not leaves:

@@ -28,12 +28,7 @@ class Source(NamedTuple):
 
 @contextmanager
 def open_source(
-    tasks: Any,
-    meta_batch_size: int,
-    argument: str,
-    *,
-    start: int = 0,
-    steps: int,
+    tasks: Any, meta_batch_size: int, argument: str, *, start: int = 0, steps: int
 ) -> Iterator[Source]:
     """Batches of `meta_batch_size` tasks for outer steps `start` to `steps`.
 

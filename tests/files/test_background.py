@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from eqxmeta._files.background import Background
+from eqxmeta._files.patience import hurry
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,15 +79,19 @@ def test_an_interrupt_after_the_end_does_not_lose_the_error(background, monkeypa
     assert not background.wait()
 
 
-def test_a_limit_that_comes_while_it_is_waited_for(background):
-    opened, limit, done = threading.Event(), [math.inf], []
+def test_a_process_that_is_to_end_gives_it_little_time(background, monkeypatch):
+    monkeypatch.setattr("eqxmeta._files.background.SECONDS", 0.1)
+    opened, done = threading.Event(), []
     background.start(lambda: (opened.wait(60), done.append(1)))
-    threading.Timer(0.1, lambda: limit.append(0.0)).start()
-    assert not background.wait(lambda: limit[-1])
-    assert background.busy
-    background.restart(lambda: done.append(2))  # whatever becomes of the other
-    assert background.wait() and done == [2]
-    opened.set()
+    threading.Timer(0.1, lambda: hurry(time.monotonic())).start()
+    try:
+        assert not background.wait()
+        assert background.busy
+        background.start(lambda: done.append(2))  # whatever becomes of the other
+        assert background.wait() and done == [2]
+    finally:
+        hurry(math.inf)
+        opened.set()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
@@ -146,6 +151,7 @@ def test_the_interpreter_does_not_wait_for_a_job_that_hangs():
     code = """
 import sys, threading
 from eqxmeta._files.background import Background
+from eqxmeta._files.patience import hurry
 
 Background("test").start(threading.Event().wait)
 sys.exit(3)

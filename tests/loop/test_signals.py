@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 import eqxmeta as em
-from eqxmeta._loop.signals import Signals
+from eqxmeta._loop.announce import Clock
 from eqxmeta.callbacks import JSONL, Checkpoint
 
 from ..boring import BoringStrategy, BoringTasks, Recorder, at, boring_fit, host_batch, same_bits
@@ -37,6 +37,7 @@ def said(monkeypatch):
     lines = []
     monkeypatch.setattr("eqxmeta._loop.signals.say", lines.append)
     monkeypatch.setattr("eqxmeta._loop.hooks.say", lines.append)
+    monkeypatch.setattr("eqxmeta._loop.announce.say", lines.append)
     return lines
 
 
@@ -114,24 +115,22 @@ def test_a_stderr_that_is_closed_costs_nothing(monkeypatch):
 
 
 def test_a_clock_now_and_then_where_no_bar_shows_it(said):
-    signals = Signals(talk=True)
-    signals.activity = lambda: ("compiling", 100.0, True)
+    clock, compiling = Clock(talk=True), ("compiling", 100.0, True)
     for second in range(0, 200):
-        signals._tell_what_takes_long(100.0 + second)
-    assert said == ["compiling 0:10", "compiling 0:30", "compiling 1:00", "compiling 2:00",
-                    "compiling 3:00"]  # fmt: skip
-    signals.activity = lambda: ("a hook", 100.0, False)
-    signals._tell_what_takes_long(110.0)
-    signals.activity = lambda: ("compiling", 100.0, True)
+        clock.tick(100.0 + second, compiling, None)
+    clock.tick(110.0, ("a hook", 100.0, False), None)
+    lines = ["0:10", "0:30", "1:00", "2:00", "3:00"]
+    assert said == [f"compiling {time}" for time in lines]
+    clock.tick(210.0, ("compiling", 200.0, True), None)  # another one
+    assert said[5:] == ["compiling 0:10"]
+    Clock(talk=False).tick(210.0, compiling, None)
     shown = []
-    signals.show = lambda: shown.append
     for second in (0, 1, 62):
-        signals._tell_what_takes_long(100.0 + second)
-    signals.activity = lambda: None
-    signals._tell_what_takes_long(163.0)
-    signals._tell_what_takes_long(164.0)
+        clock.tick(100.0 + second, compiling, shown.append)
+    clock.tick(163.0, None, shown.append)
+    clock.tick(164.0, None, shown.append)
     assert shown == ["compiling 1:02", None]
-    assert len(said) == 5
+    assert len(said) == 6
 
 
 def test_a_run_tells_what_takes_its_time(said):
@@ -276,7 +275,7 @@ def test_a_second_ctrl_c_ends_what_waits(forever):
 
 @pytest.mark.parametrize("saved", [10, 1000])
 def test_a_disk_that_does_not_answer_is_not_waited_for(saved, forever, tmp_path, monkeypatch):
-    monkeypatch.setattr("eqxmeta.callbacks._checkpoint._DISK_SECONDS", 0.2)
+    monkeypatch.setattr("eqxmeta._files.background.SECONDS", 0.2)
     fsync = os.fsync
 
     def stuck(run):
