@@ -140,9 +140,10 @@ class Signals:
         self._stretch = _Stretch()
 
     def end_if_nothing_has_begun(self) -> None:
-        """Raise what ends the process, if it was asked to."""
-        if self._received and not self._nested and not self.begun:
-            self._raise(self._received[0])
+        """Raise what ends the process, if it was asked to, and nobody else decides that."""
+        asked_to = [number for number in self._received if not self._is_users(number)]
+        if asked_to and not self._nested and not self.begun:
+            self._raise(asked_to[0])
 
     @property
     def _nested(self) -> bool:
@@ -174,7 +175,7 @@ class Signals:
         if self._leaving:  # meant for whoever comes next
             self._late.append(number)
             return
-        before = self._stretch.limit == 0 and not self._nested  # anything has begun
+        before = self._stretch.limit == 0 and not self._nested
         if before and self._is_users(number):
             self._previous[number](number, frame)
         elif number not in self._received:
@@ -210,7 +211,8 @@ class Signals:
             return
         again = number in [heard for heard, _ in self._heard]
         self._heard.append((number, time.monotonic()))
-        if self.begun or not self._is_users(number):
+        told = again and number == signal.SIGTERM  # which changes nothing
+        if not told and (self.begun or not self._is_users(number)):
             say(announcement(number, self.activity(), again=again, begun=self.begun))
 
     def _tick(self) -> None:

@@ -342,6 +342,26 @@ def test_a_handler_of_the_users_is_called_before_the_first_step(said):
     signal.signal(signal.SIGTERM, previous)
 
 
+def test_a_handler_of_the_users_decides_what_an_early_signal_means(said):
+    seen = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    press = Recorder(act=at("on_fit_start", 0, send(signal.SIGTERM)))
+    assert int(boring_fit(20, callbacks=[press]).step) == 0
+    assert seen == [signal.SIGTERM]
+    signal.signal(signal.SIGTERM, previous)
+
+
+def test_a_repeated_sigterm_is_not_told_again(said):
+    def twice(run):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    with pytest.raises(SystemExit):
+        boring_fit(20, callbacks=[Recorder(every=10, act=at("on_step_end", 10, twice))])
+    assert len(said) == 1 and said[0].startswith("SIGTERM: ")
+
+
 # Compiling is not counted.
 
 
