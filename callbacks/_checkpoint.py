@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import equinox as eqx
+import jax
 import numpy as np
 
 from eqxmeta._arguments import (
@@ -70,6 +72,7 @@ class Checkpoint(Callback):
     last = True
     writes = True
     logs = ()
+    grace = None  # it sees to that itself
 
     def __init__(
         self,
@@ -130,13 +133,18 @@ class Checkpoint(Callback):
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         check_folder(self.folder, "Checkpoint(folder=...)")
-        with locked(self.folder):
+        with ExitStack() as held:
+            held.enter_context(locked(self.folder))
             try:
                 yield
             finally:
-                # The hooks have waited, unless they were interrupted; what ends `fit` is told then.
-                with suppress(Exception):
-                    self._background.wait()
+                try:
+                    # The hooks have waited, unless they were interrupted; what ends `fit` is told.
+                    with suppress(Exception):
+                        self._background.wait()
+                finally:
+                    if self._background.busy:  # on a disk that does not answer: the lock stays
+                        self._background.when_done(held.pop_all().close)
 
     def check_monitor(
         self,
@@ -266,7 +274,8 @@ class Checkpoint(Callback):
             state = on_host(run.state)
         finally:
             candidate, self._best = self._best, best
-        self._background.start(lambda: write(path, state, meta))
+        size = sum(x.nbytes for x in jax.tree.leaves(state) if eqx.is_array(x))
+        self._background.start(lambda: write(path, state, meta), size)
         self._in_flight, self._meta = (step, candidate), meta
 
     def _add_value(self, run: Run) -> None:
@@ -301,9 +310,14 @@ class Checkpoint(Callback):
         self._save_new(run)
 
     def _save_new(self, run: Run) -> None:
-        if run.step > run.start and run.step not in self._mine:
+        path, in_flight = self._files.path(run.step), self._in_flight and self._in_flight[0]
+        there = in_flight == run.step and path.exists()  # though perhaps not on the disk
+        if run.step > run.start and run.step not in self._mine and not there:
             self._save(run)
             self._settle()
+        if self._background.busy:
+            state = "in its place, but not synced" if path.exists() else "not written"
+            warn(f"{path} is {state}: the disk took too long for a process that is to end.")
 
     def _settle(self) -> None:
         """Wait for the write in flight: its file counts from here on, or its error is told."""
@@ -313,6 +327,8 @@ class Checkpoint(Callback):
         path = self._files.path(step)
         try:
             written = self._background.wait()
+            if self._background.busy:
+                return
         except Exception as error:  # of the thread: what it means for the run the user has said
             self._in_flight = None
             if self.on_error == "raise":

@@ -33,6 +33,7 @@ class Evaluate(Callback):
     """
 
     logs: Collection[str] | None = None  # known once the strategy is
+    grace = None  # what was begun is of use
 
     def __init__(
         self,
@@ -84,15 +85,18 @@ class Evaluate(Callback):
     def on_step_end(self, run: Run) -> None:
         begin = time.perf_counter()
         steps = check_steps(run.strategy, self._inner_steps, "Evaluate")
-        result = measure(
-            run.strategy,
-            run.state.model,
-            self._tasks,
-            self._task,
-            num_tasks=self._num_tasks,
-            steps=steps,
-            seed=self._seed,
-        )
+        first = self.result is None
+        what = "compiling and evaluating" if first else "evaluating"
+        with run.doing(f"{what} {self._prefix}", tell=first):
+            result = measure(
+                run.strategy,
+                run.state.model,
+                self._tasks,
+                self._task,
+                num_tasks=self._num_tasks,
+                steps=steps,
+                seed=self._seed,
+            )
         self.result = result
         self._measured = run.step
         self.seconds += time.perf_counter() - begin

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ._checkpoint.inspect import inspect
-from ._errors import CheckpointError
+from ._errors import CheckpointError, tell
 
 
 def main() -> int:
@@ -16,7 +16,7 @@ def main() -> int:
     try:
         inspect(parser.parse_args().path)
     except (CheckpointError, OSError) as error:
-        print(error, file=sys.stderr)
+        tell(error, sys.stderr)
         return 1
     return 0
 

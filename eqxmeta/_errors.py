@@ -1,9 +1,10 @@
-"""The errors that eqxmeta raises, and the one shape that their messages have."""
+"""What the user is told: errors, the one shape that their messages have, warnings, lines."""
 
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 
@@ -12,12 +13,67 @@ def explain(invalid: str, received: object, expected: str) -> str:
     return f"{invalid}\nReceived: {received}\nExpected: {expected}"
 
 
+class Unfailing:
+    """A stream to tell the user something by, or `None`. Whoever reads it may have gone (a broken
+    pipe, a closed file), or lack a letter: what is said is lost then, and the run is not."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __eq__(self, other: object) -> bool:
+        return self._stream == getattr(other, "_stream", other)  # tqdm asks which one it is
+
+    def isatty(self) -> bool:
+        with suppress(Exception):
+            return self._stream.isatty()
+        return False
+
+    def write(self, text: str) -> int:
+        with suppress(Exception):
+            try:
+                self._stream.write(text)
+            except UnicodeError:
+                self._stream.write(text.encode("ascii", "backslashreplace").decode())
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(Exception):
+            self._stream.flush()
+
+
+def tell(text: object, stream: Any = None) -> None:
+    """Print a line, on stdout unless said otherwise. Never raises, but for an interrupt."""
+    print(text, file=Unfailing(stream or sys.stdout), flush=True)
+
+
+_keep_running: ContextVar[bool] = ContextVar("keep_running", default=False)
+
+
+@contextmanager
+def warnings_end_nothing() -> Iterator[None]:
+    """Within it our warnings are told on stderr where a filter of the user's (`python -W error`)
+    makes errors of them: a run that got so far is worth more than the way in which it is said."""
+    token = _keep_running.set(True)
+    try:
+        yield
+    finally:
+        _keep_running.reset(token)
+
+
 def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
     """A warning at the line of the user's that led here, however deep it is below."""
     level = 1
     while sys._getframe(level).f_globals.get("__name__", "").split(".")[0] == "eqxmeta":
         level += 1
-    warnings.warn(message, category, stacklevel=level + 1)
+    try:
+        warnings.warn(message, category, stacklevel=level + 1)
+    except Exception as error:  # as a filter asks, or because there is no stderr to write to
+        if isinstance(error, category) and not _keep_running.get():
+            raise
+        tell(f"{category.__name__}: {message}", sys.stderr)
 
 
 _TRACEABLE = (

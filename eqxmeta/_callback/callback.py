@@ -28,6 +28,9 @@ class Callback:
     - `writes`: the callback leaves files behind; `Trainer(fast_dev_run=...)` leaves it out.
     - `logs`: all names under which it logs numbers and curves, if they are known before the first
       step; then a monitor of another name can be refused.
+    - `grace`: after Ctrl-C or SIGTERM a hook that takes longer than so many seconds is left, by a
+      `KeyboardInterrupt` in it, and the run ends without: a thread that it waits for may hang.
+      `None`: however long it takes. (One that begins later than that is given a quarter of it.)
     """
 
     every: int | None = None
@@ -35,6 +38,7 @@ class Callback:
     last: bool = False
     writes: bool = False
     logs: Collection[str] | None = None
+    grace: float | None = 1.0
 
     def exclusive(self) -> AbstractContextManager[object]:
         """Entered before `fit` reads any file, and left however it ends: for what nobody else may
@@ -69,8 +73,8 @@ class Callback:
         """When a callback logs something with `run.log`."""
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        """When training ends by an error, before it reaches the caller of `fit`. Not called if
-        `on_fit_start` was not."""
+        """When training ends by an error, before it reaches the caller of `fit`. Called if
+        `on_fit_start` came to its end; what it raises is added to the error as a note."""
 
     def secure(self, run: Run) -> None:
         """After the last step, before `on_fit_end` of any callback, which may take its time: begin
@@ -104,7 +108,7 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     """The callbacks in the order in which their hooks run.
 
     Raises `TypeError` for what is not a callback or has a hook of a wrong name or signature,
-    `ValueError` for two of the same name; both for a wrong `every`.
+    `ValueError` for two of the same name or a wrong `grace`; both for a wrong `every`.
     """
     expected = "a list of callbacks, or `[]`"
     check_argument(isinstance(callbacks, Iterable), callbacks, "callbacks", expected, TypeError)
@@ -116,6 +120,9 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
         check_argument(isinstance(callback, Callback), callback, where, expected, TypeError)
         _check_hooks(callback, where)
         _check_every(callback, where)
+        grace, kinds = callback.grace, int | float | None
+        sound = isinstance(grace, kinds) and (grace is None or grace > 0)
+        check_argument(sound, grace, f"{where}.grace", "a positive number of seconds, or None")
         name = name_of(callback)
         sound = isinstance(name, str) and name
         check_argument(sound, name, f"{where}.name", "a name, or None", TypeError)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -25,7 +27,7 @@ class Settings:
 
     - `steps`: the step at which it ends, if nothing ends it before.
     - `everys`: by the name of a callback, how many outer steps are between its `on_step_end`s.
-    - `deadline`: of `time.monotonic()`, in seconds.
+    - `max_time`: how many seconds it may take, compiling apart.
     - `steps_per_execution`, `on_non_finite`: see `Trainer`.
     - `config`: plain values that describe the run.
     """
@@ -34,7 +36,7 @@ class Settings:
     steps: int
     seed: int
     everys: Mapping[str, int]
-    deadline: float
+    max_time: float
     steps_per_execution: int | Literal["auto"]
     on_non_finite: OnNonFinite
     config: Mapping[str, Any]
@@ -75,6 +77,10 @@ class Run:
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
     - `state`: the `TrainState` after `step` steps. It is the callback's to keep, since the
       loop goes on with buffers of its own; but not to donate: all callbacks share the copy.
+    - `activity`: what is done that may take its time, since when (`time.monotonic()`), and whether
+      to tell of it where no bar shows it.
+    - `show`: to be assigned by a callback that can show it: called with a text, such as "compiling
+      0:12", every now and then, and with `None` when that has ended. On another thread.
     """
 
     def __init__(
@@ -100,6 +106,8 @@ class Run:
         self.stop_reason: str | None = None
         self.ended = False
         self.terminated = False
+        self.activity: tuple[str, float, bool] | None = None
+        self.show: Callable[[str | None], None] | None = None
         self._state_after = state_after
         self._publish = publish
         self._callback_states = callback_states
@@ -118,6 +126,16 @@ class Run:
         self.terminated = self.terminated or reason == TERMINATED
         if self.stop_reason is None:
             self.stop_reason = reason
+
+    @contextmanager
+    def doing(self, activity: str, *, tell: bool = True) -> Iterator[None]:
+        """What the block does may take its time: this is what the user is told that it is. `tell`:
+        also by a line, now and then, where no bar shows it."""
+        before, self.activity = self.activity, (activity, time.monotonic(), tell)
+        try:
+            yield
+        finally:
+            self.activity = before
 
     def callback_states(self) -> dict[str, dict[str, Any]]:
         """`state_dict()` of every callback, by name: what a checkpoint holds beside the state."""

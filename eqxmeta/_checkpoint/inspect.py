@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._arguments import check_path
+from .._errors import tell
 from . import container as _container
 from .names import refuse_folder
 from .save_load import read_alone
@@ -26,13 +27,13 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         rows = [(*_form(leaf), _values(read_alone(reader, leaf))) for leaf in manifest["leaves"]]
     told = manifest.get("versions")  # sound, but perhaps of another writer than ours
     versions = told.items() if isinstance(told, dict) else ()
-    print(f"{path}: format {manifest['format']}, {len(rows)} leaves, sound")
-    print(f"versions  {', '.join(f'{library} {version}' for library, version in versions)}")
+    tell(f"{path}: format {manifest['format']}, {len(rows)} leaves, sound")
+    tell(f"versions  {', '.join(f'{library} {version}' for library, version in versions)}")
     for name, value in manifest["meta"].items():
-        print(f"{name:9} {json.dumps(value)}")
+        tell(f"{name:9} {json.dumps(value)}")
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
     for name, dtype, size, values in rows:
-        print(f"{name:{widths[0]}}  {dtype:{widths[1]}}  {size:>{widths[2]}}  {values}".rstrip())
+        tell(f"{name:{widths[0]}}  {dtype:{widths[1]}}  {size:>{widths[2]}}  {values}".rstrip())
     return manifest
 
 

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .paths import sync_folder
+from .patience import hurried, sync_file
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, that becomes `path` when the block ends well and vanishes otherwise."""
+    """A file to write into, that becomes `path` when the block ends well and vanishes otherwise.
+
+    It is on the disk before it has the name. Only where the process is to end, and there is no such
+    file yet, the name comes first: the disk may take longer than the process is given.
+    """
     path = Path(os.path.realpath(path))  # through a symbolic link: it stays one
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -21,8 +26,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             _lock(file)
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            named = hurried() and not path.exists()
+            if named:
+                os.replace(temporary, path)
+            sync_file(file.fileno())
+        if not named:
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from .patience import sync_file
+
 
 def make_folder(folder: Path) -> list[Path]:
     """Make `folder`, and those above it that do not exist; returns the new ones, the innermost
@@ -44,7 +46,7 @@ def sync_folder(folder: Path) -> None:
     except PermissionError:  # one that may be written to and not read: there is no way
         return
     try:
-        os.fsync(descriptor)
+        sync_file(descriptor)
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
@@ -79,7 +81,7 @@ def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> Non
             raise
         file.truncate()
         if sync:
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
 
 
 def set_aside(path: Path) -> Path:

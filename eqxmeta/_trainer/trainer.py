@@ -1,7 +1,7 @@
 """The trainer."""
 
 import contextlib
-import time
+import signal
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -13,8 +13,9 @@ from .._arguments import check_argument, check_choice, check_int, check_seed
 from .._callback.callback import Callback, attach, name_of
 from .._callback.monitor import check_monitors
 from .._callback.run import OnNonFinite, Run, Settings
-from .._errors import explain, warn
+from .._errors import explain, tell, warn, warnings_end_nothing
 from .._loop.loop import Loop
+from .._loop.signals import Signals
 from .._model.check import check_model
 from .._model.state import TrainState
 from .._preflight.outer_update import check_outer_update
@@ -57,7 +58,8 @@ class Trainer:
     - `callbacks`: see `eqxmeta.callbacks`. The result of a run does not depend on them.
     - `steps_per_execution`: the most outer steps per dispatch of the compiled loop, at most 1024;
       `"auto"` aims at half a second. The result does not depend on it.
-    - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to.
+    - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to. They
+      count from the first step on, after compiling, and one chunk of steps is always taken.
     - `on_non_finite`: what to do at an outer step of which a metric (such as the loss or the
       gradient's norm), a parameter or a number of the optimizer's state is NaN or infinite. The
       step is never part of the result, whatever the policy, nor of a checkpoint.
@@ -140,18 +142,31 @@ class Trainer:
         that `Checkpoint` saves), and the state is returned; a second one raises. The attribute
         `stop_reason` is then "interrupted": a script may `sys.exit(130)`, as the shell expects.
         SIGTERM ends the run in the same way, and after it the process: `SystemExit(143)`, or the
-        handler that was there before.
+        handler that was there before. Neither waits for a source, a hook (see `Callback.grace`) or
+        a disk that takes longer than a second or two; nor does `max_time` for a source. What
+        happens is said at once, on stderr. Before the first step there is nothing to save, and
+        Ctrl-C raises a `KeyboardInterrupt` (with which a script ends with 130).
 
         Raises `NonFiniteError` if a metric or parameter becomes NaN or infinite, `CheckpointError`
         if a run cannot be resumed, `TypeError` or `ValueError` for invalid arguments.
         """
         steps = check_int(steps, "fit(steps=...)", minimum=1, what="outer steps")
         check_model(model, "fit(model=...)")
+        with Signals(signal.SIGINT, signal.SIGTERM, talk=self.summary) as signals:
+            return self._fit(model, tasks, steps, resume, signals)
+
+    def _fit(
+        self,
+        model: PyTree,
+        tasks: Any,
+        steps: int,
+        resume: Literal["auto"] | str | Path | None,
+        signals: Signals,
+    ) -> TrainState:
         callbacks = self.callbacks
         if self.fast_dev_run:
             steps, resume = min(steps, self.fast_dev_run), None
             callbacks = tuple(callback for callback in callbacks if not callback.writes)
-        deadline = time.monotonic() + self.max_time
         self.stop_reason = None
 
         state = initial_state(self.strategy, model, "fit(model=...)")
@@ -165,7 +180,7 @@ class Trainer:
             steps,
             self.seed,
             everys=self._everys(callbacks, steps),
-            deadline=deadline,
+            max_time=self.max_time,
             steps_per_execution=self.steps_per_execution,
             on_non_finite=self.on_non_finite,
             config=config,
@@ -180,19 +195,19 @@ class Trainer:
             )
             source = held.enter_context(opened)
             metrics = check_outer_update(self.strategy, state, source.example)
-            loop = Loop(settings, origin, source, callbacks, metrics)
+            loop = Loop(settings, origin, source, callbacks, metrics, signals)
             loop.refuse()
             # Of those too that a trial run leaves out.
             skipped = {SKIPPED} if self.on_non_finite == "skip" else set()
             check_monitors(self.callbacks, metrics | skipped, self.strategy)
             if self.summary:
                 left_out = [callback for callback in self.callbacks if callback not in callbacks]
-                print(render(config, callbacks, left_out, start=start, model=model), flush=True)
+                tell(render(config, callbacks, left_out, start=start, model=model))
                 if self.fast_dev_run:
-                    print(make_plan(self.strategy, state, source.example, alone=True), flush=True)
+                    tell(make_plan(self.strategy, state, source.example, alone=True))
+            held.enter_context(warnings_end_nothing())
             state = loop.train()
-        self._say_how_it_ended(loop.run)
-        loop.termination.pass_on()
+            self._say_how_it_ended(loop.run)
         return state
 
     def _everys(self, callbacks: Iterable[Callback], steps: int) -> dict[str, int]:
@@ -208,13 +223,13 @@ class Trainer:
         self.stop_reason = run.stop_reason
         if self.summary and run.stop_reason is not None:
             reached = f"{run.step:,} of {run.steps:,}"
-            print(f"stopped at step {reached}: {run.stop_reason}", flush=True)
+            tell(f"stopped at step {reached}: {run.stop_reason}")
         if run.skipped:
-            told = f"skipped {run.skipped:,} steps that were not finite"
+            skipped = f"skipped {run.skipped:,} steps that were not finite"
             if self.summary:
-                print(told, flush=True)
+                tell(skipped)
             else:
-                warn(f"The run {told}.")
+                warn(f"The run {skipped}.")
 
     def plan(self, model: PyTree, tasks: Any) -> Plan:
         """What an outer step will cost: memory, operations and compile time, as it is and with

@@ -199,9 +199,9 @@ def test_an_error_in_a_hook_reaches_everybody(hook):
         boring_fit(30, callbacks=[before, failing, after])
     assert caught.value is error
     for recorder in before, failing, after:
-        # The error is not told to whoever has not begun.
-        if recorder is after and hook == "on_fit_start":
-            assert recorder.events == []
+        # The error is not told to whoever has not begun, nor to whoever failed to begin.
+        if recorder is not before and hook == "on_fit_start":
+            assert recorder.steps_of("on_exception") == []
             continue
         assert recorder.errors == [error]
         assert recorder.events[-1][1] == "on_exception"
