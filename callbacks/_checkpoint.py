@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -61,6 +62,14 @@ class Checkpoint(Callback):
     last = True
     writes = True
     logs = ()
+    state_types = MappingProxyType(
+        {
+            "monitor": str | None,
+            "mode": str,
+            "best_step": int | None,
+            "best_value": int | float | None,
+        }
+    )
 
     def __init__(
         self,
@@ -149,10 +158,10 @@ class Checkpoint(Callback):
             files = self._files.by_step().items()
             # The newest has been read, and is of this run.
             self._mine = {s for s, p in files if p == run.resumed_from or id_of(p) == self._id}
-            step, value = restored["best_step"], restored["best_value"]
+            step, value = restored.get("best_step"), restored.get("best_value")
             # Of another monitor, or a file that has gone: then the best is yet to come.
-            same = (restored["monitor"], restored["mode"]) == (self.monitor, self.mode)
-            if same and step in self._mine:
+            same = (restored.get("monitor"), restored.get("mode")) == (self.monitor, self.mode)
+            if same and step in self._mine and value is not None:
                 self._best = (step, value)
             self._remove_old()  # a run that was killed may not have come to it
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from eqxmeta._arguments import check_file, check_int, check_path
 from eqxmeta._callback.callback import Callback
-from eqxmeta._callback.log_owner import LOG, is_foreign
+from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
@@ -45,6 +45,7 @@ class JSONL(Callback):
 
     writes = True
     logs = ()
+    state_types = LOG_TYPES
 
     def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
         self.path = check_path(path, "JSONL(path=...)")

@@ -11,7 +11,7 @@ import numpy as np
 
 from eqxmeta._arguments import check_argument, check_folder, check_int, check_path
 from eqxmeta._callback.callback import Callback
-from eqxmeta._callback.log_owner import LOG, is_foreign
+from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
@@ -58,6 +58,7 @@ class TensorBoard(Callback):
 
     writes = True
     logs = ()
+    state_types = LOG_TYPES
 
     def __init__(
         self,

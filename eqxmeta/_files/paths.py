@@ -57,8 +57,12 @@ def drop_cached(path: Path) -> None:
     it keeps in memory is what was written, and says nothing of what arrived. Best effort: some
     systems do not know this request, and some file systems live in memory."""
     if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # for a pipe nobody waits
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
 
 def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:

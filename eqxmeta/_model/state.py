@@ -35,6 +35,13 @@ def without_weak_types(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype) if eqx.is_array(x) else x, tree)
 
 
+def without_values(tree: PyTree) -> PyTree:
+    """`tree` with the shapes and dtypes of its arrays in their place."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x, tree
+    )
+
+
 def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """State before the first outer step: `optimizer` looks after the inexact arrays of `model`."""
     model = without_weak_types(

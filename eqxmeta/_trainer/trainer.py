@@ -16,13 +16,13 @@ from .._callback.run import OnNonFinite, Run, Settings
 from .._errors import warn
 from .._loop.loop import Loop
 from .._model.check import check_model
-from .._model.state import TrainState
+from .._model.state import TrainState, without_values
 from .._preflight.outer_update import check_outer_update
 from .._preflight.plan import Plan, make_plan
 from .._strategy.metrics import SKIPPED
 from .._strategy.strategy import Strategy
 from .._task.source import open_source
-from .resume import can_resume, restore
+from .resume import can_resume, find, restore
 from .start import initial_state
 from .summary import describe, render
 
@@ -146,8 +146,11 @@ class Trainer:
         with contextlib.ExitStack() as held:
             for callback in callbacks:
                 held.enter_context(callback.exclusive())
-            origin = restore(resume, state, callbacks, config)
-            start = int(origin.state.step)
+            found = find(resume, callbacks)
+            if found:  # shapes are enough, and the arrays would be in the way of those to come
+                state = without_values(state)
+            origin = restore(resume, found, state, callbacks, config)
+            start, state = int(origin.state.step), origin.state
             source = held.enter_context(
                 open_source(tasks, self.meta_batch_size, start=start, steps=steps)
             )
@@ -162,6 +165,7 @@ class Trainer:
                 print(render(config, callbacks, left_out, start=start, model=model), flush=True)
                 if self.fast_dev_run:
                     print(make_plan(self.strategy, state, source.example, alone=True), flush=True)
+            del origin, state  # the loop has a copy, and the run may be long
             state = loop.train()
         self._say_how_it_ended(loop.run)
         loop.termination.pass_on()
