@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_file, check_int, check_path
+from eqxmeta._arguments import check_file, check_int, check_json, check_path
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
 from eqxmeta._files.atomic import remove_leftovers, replacing
+from eqxmeta._files.disk import is_absence, is_damage
 from eqxmeta._files.lock import file_locked
 from eqxmeta._files.paths import make_folder, set_aside, stale_name, sync_folder, write_at
 
@@ -72,7 +73,7 @@ class JSONL(Callback):
         # From step 0 nothing of that attempt can be continued: no checkpoint says whose it is.
         if self._occupied() and (run.start == 0 or self._is_foreign(run, restored)):
             set_aside(self.path)
-        end, last, held = _read(self.path, run.start) if run.resuming else (0, b"", None)
+        end, last, held = _resumed(self.path, run.start) if run.resuming else (0, b"", None)
         make_folder(self.path.parent)
         remove_leftovers(self.path.parent, glob.escape(self.path.name))
         self.path.touch()
@@ -159,11 +160,27 @@ class JSONL(Callback):
 
 def _first(path: Path) -> str | None:
     """A digest of the first line: by which a log is known. `None` if it has none that is sound."""
-    if not path.exists():
-        return None
-    with open(path, "rb") as file:
-        line = file.readline()
+    try:
+        with open(path, "rb") as file:
+            line = file.readline()
+    except OSError as error:
+        if is_absence(error) or is_damage(error):
+            return None
+        raise
     return None if _parse(line) is None else hashlib.sha256(line).hexdigest()[:16]
+
+
+def _resumed(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
+    """As `_read`; what the disk cannot give back is set aside, and the log begins anew."""
+    try:
+        return _read(path, last)
+    except OSError as error:
+        if not is_damage(error):
+            raise
+        stale = set_aside(path)
+        expected = f"records that can be read. It is kept as {stale}; this one begins anew"
+        warn(explain(f"The log {path} is damaged.", error, expected))
+        return 0, b"", None
 
 
 def _read(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
@@ -191,10 +208,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = json.loads(line.decode())  # of bytes it would guess the encoding
+        check_json(row, "row", 0)  # so deep that it can be written again
+    except (ValueError, TypeError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 _encode = json.JSONEncoder(allow_nan=False).encode

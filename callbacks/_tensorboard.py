@@ -15,7 +15,7 @@ from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
-from eqxmeta._files.event_file import EventFile, event_files, proto
+from eqxmeta._files.event_file import EventFile, event_files, proto, unreadable
 from eqxmeta._files.lock import locked
 
 # tensorboardX is imported when it is used: it imports torch wherever that is installed.
@@ -100,6 +100,10 @@ class TensorBoard(Callback):
         goes_on = bool(earlier and run.start) and not is_foreign(
             run, restored, earlier, log=self.logdir, fate=fate
         )
+        for name in earlier:
+            if (reason := unreadable(self.logdir / name)) is not None:
+                message = f"TensorBoard cannot show {self.logdir} while {name} is in it."
+                warn(explain(message, reason, "an event file. It stays as it is: move it away"))
         self._file = EventFile(self.logdir)
         self._inner = None
         self._inner_step: int | None = None  # the outer step of the curves in `_inner`
