@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import io
 import json
 import math
 import shutil
@@ -185,15 +186,15 @@ def _resumed(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
 
 def _read(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
     """Leave `path` with its sound lines up to step `last`. Where the newest of them begins, and
-    that one, also as a row. Warns of damage before its end, and then leaves a copy."""
+    that one, also as a row. Warns of damage that is no torn end, and then leaves a copy."""
     data = path.read_bytes() if path.exists() else b""
-    parsed = [(line, _parse(line)) for line in data.splitlines(keepends=True)]
-    sound = [row is not None for _, row in parsed]
+    parsed = [(line, _parse(line)) for line in io.BytesIO(data)]
     rows = [(line, row) for line, row in parsed if row is not None and row["step"] <= last]
-    if sound != sorted(sound, reverse=True):  # not only at its end
+    # A line without an end is the last, and no more than torn off.
+    if any(row is None and line.endswith(b"\n") for line, row in parsed):
         stale = stale_name(path)
         shutil.copyfile(path, stale)
-        received = "records that are not as they were written, and not only at its end"
+        received = "records that are not as they were written, and not only torn off at its end"
         expected = f"sound records. They stay; all of it as it was is in {stale}"
         warn(explain(f"The log {path} is damaged.", received, expected))
     kept = b"".join(line for line, _ in rows)
