@@ -28,7 +28,6 @@ class Drawing(Callback, abc.ABC):
     the one before."""
 
     tag: str
-    logs = ()
     state_types = MappingProxyType({"drawn": int})
 
     def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):

@@ -234,10 +234,7 @@ def damage_of(path: Path, leaf: str | None = None) -> Iterator[None]:
         if not (is_parsers or is_damage(error)):
             raise
         where = "" if leaf is None else f", in its leaf {leaf!r}"
-        raise CheckpointCorrupt(
-            explain(
-                f"Checkpoint {path} is damaged{where}.",
-                str(error) or type(error).__name__,
-                "the bytes that `save` wrote. Use an older checkpoint, or a copy of this one",
-            )
-        ) from error
+        message, received = f"Checkpoint {path} is damaged{where}.", str(error)
+        expected = "the bytes that `save` wrote. Use an older checkpoint, or a copy of this one"
+        received = received or type(error).__name__
+        raise CheckpointCorrupt(explain(message, received, expected)) from error

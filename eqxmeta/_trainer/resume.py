@@ -115,9 +115,9 @@ def _first_sound(
             if resume != "auto":
                 raise
             warn(f"Skipping a damaged checkpoint, {path}. {error}")
-    expected = "at least one. Move them away to start anew"
-    paths = ", ".join(str(path) for path, _ in found)
-    raise CheckpointCorrupt(explain("No checkpoint is sound.", paths, expected))
+    received = ", ".join(str(path) for path, _ in found)
+    expected = "one or more. Move them away to start anew"
+    raise CheckpointCorrupt(explain("No checkpoint is sound.", received, expected))
 
 
 def _read(path: Path) -> dict[str, Any] | CheckpointError:
