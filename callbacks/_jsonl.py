@@ -194,7 +194,8 @@ def _read(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
     # A line without an end is the last, and no more than torn off.
     if any(row is None and line.endswith(b"\n") for line, row in parsed):
         stale = stale_name(path)
-        shutil.copyfile(path, stale)
+        stale.touch(0o600)
+        shutil.copy(path, stale)  # its mode too
         received = "records that are not as they were written, and not only torn off at its end"
         expected = f"sound records. They stay; all of it as it was is in {stale}"
         warn(explain(f"The log {path} is damaged.", received, expected))

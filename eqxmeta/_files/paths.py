@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from .._errors import explain
+
 
 def make_folder(folder: Path) -> list[Path]:
     """Make `folder`, and those above it that do not exist; returns the new ones, the innermost
@@ -63,6 +65,22 @@ def drop_cached(path: Path) -> None:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
+
+
+def open_shared(path: Path) -> int:
+    """A descriptor of `path`, which is made if it does not exist. For reading alone if it is
+    another user's, which is enough to lock it. Raises `PermissionError` if there is no way."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except PermissionError as refused:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # it is the folder that does not let us
+            raise refused from None
+        except OSError as error:
+            message, received = f"{path.parent} cannot be locked.", f"{path}: {error.strerror}"
+            expected = "a file that can be opened. If the run that made it has ended, remove it"
+            raise PermissionError(explain(message, received, expected)) from error
 
 
 def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:
