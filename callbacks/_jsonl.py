@@ -37,9 +37,9 @@ class JSONL(Callback):
     for is one of the strings "NaN", "Infinity", "-Infinity", which `float` understands.
 
     A resumed run continues the file: lines of steps after the checkpoint's, and a torn last line,
-    are removed; if there was no checkpoint yet, or the file is of another run than that which goes
-    on, it is renamed to `*.stale`. After `kill -9` all steps before the last chunk's last one are
-    there.
+    are removed; where other lines are no rows, a copy of it all is kept. If there was no checkpoint
+    yet, or the file is of another run than that which goes on, it is renamed to `*.stale`. After
+    `kill -9` all steps before the last chunk's last one are there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty, and
     `CheckpointInUse` while another run writes to it.

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -109,7 +109,7 @@ class Reader:
             blocks = self._data(entry, shape, dtype)
             next(blocks)  # nothing is allocated for a size that the file does not have
             array = np.empty(math.prod(shape), dtype.newbyteorder("<"))
-            room, end = memoryview(array.view(np.uint8)), 0
+            room, end = array.view(np.uint8).data, 0
             for block in blocks:
                 room[end : end + len(block)] = block
                 end += len(block)
@@ -176,7 +176,7 @@ def reading(path: Path) -> Iterator[Reader]:
             begin = file.read(20)
             if not begin.startswith(b"PK"):
                 raise ValueError(f"a file that begins with {begin!r}, and is no zip archive")
-            archive = zipfile.ZipFile(_Bounded(file))  # pyright: ignore[reportArgumentType]
+            archive = zipfile.ZipFile(cast(BinaryIO, _Bounded(file)))
             reader = Reader(path, archive, os.fstat(file.fileno()).st_size)
         with archive:
             yield reader

@@ -1,5 +1,6 @@
 """What a checkpoint says of itself, and what of it is believed: nothing before it is checked."""
 
+import importlib.metadata
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from .._errors import CheckpointTooNew, explain
 from .dtypes import DTYPES, dtype_of, names_key
 
 FORMAT = 1
-# Room for 30,000 leaves or more. Parsed, it takes some 20 times as much memory at worst.
+_LIBRARIES = ("eqxmeta", "jax", "equinox", "optax", "numpy")
+# Room for 30,000 leaves or more. Parsed, it takes some 25 times as much memory at worst.
 MOST_BYTES = 1 << 23
 _MOST_DIMENSIONS = 64  # of NumPy's arrays
 
@@ -59,3 +61,13 @@ def _check_form(dtype: str, shape: Any, path: str) -> None:
     itemsize = 64 if names_key(dtype) else dtype_of(dtype).itemsize
     if itemsize * math.prod(n or 1 for n in shape) >= 2**63:
         raise ValueError(f"a shape of leaf {path!r} that is too large for any array")
+
+
+def library_versions() -> dict[str, str]:
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:  # run from a folder, never installed
+            versions[library] = "unknown"
+    return versions

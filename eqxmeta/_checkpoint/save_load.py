@@ -1,6 +1,5 @@
 """Checkpoints of pytrees: the arrays go to a file, everything else stays with the code."""
 
-import importlib.metadata
 import os
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from .._files.paths import drop_cached
 from .._model.state import TrainState
 from . import container as _container
 from .dtypes import DTYPES, KEY_BITS, dtype_of, is_key, name_of_key, names_key, stored_dtype
+from .manifest import library_versions
 from .names import refuse_folder
-
-_LIBRARIES = ("eqxmeta", "jax", "equinox", "optax", "numpy")
 
 
 def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | None = None) -> None:
@@ -29,8 +27,9 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
     as a list). Whatever happens while the file is written, `path` keeps its previous content.
 
     Raises `TypeError` for an array of another dtype or without values (`ShapeDtypeStruct`) and for
-    a `meta` that is not JSON, `FileNotFoundError` if the folder does not exist, and another
-    `OSError` if there cannot be a file at `path`.
+    a `meta` that is not JSON, `ValueError` if `meta` and the description of the leaves are more
+    than 8 MB, `FileNotFoundError` if the folder does not exist, and another `OSError` if there
+    cannot be a file at `path`.
     """
     path = check_path(path, "save(path=...)")
     meta = {} if meta is None else meta
@@ -243,13 +242,3 @@ def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any], whose
     message = f"Checkpoint {path} does not have the array leaves of {whose}."
     expected = "the same leaves: the model, strategy and optimizer with which it was saved"
     raise CheckpointMismatch(explain(message, "\n  " + "\n  ".join(shown), expected))
-
-
-def library_versions() -> dict[str, str]:
-    versions = {}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:  # run from a folder, never installed
-            versions[library] = "unknown"
-    return versions

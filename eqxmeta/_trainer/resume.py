@@ -10,8 +10,8 @@ from .._callback.callback import Callback, name_of
 from .._callback.log_owner import LOG
 from .._callback.run import Origin
 from .._checkpoint.fingerprint import agree
+from .._checkpoint.manifest import library_versions
 from .._checkpoint.run_files import check_types, load_run, read_run
-from .._checkpoint.save_load import library_versions
 from .._errors import (
     CheckpointCorrupt,
     CheckpointError,
