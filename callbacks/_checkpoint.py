@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import equinox as eqx
@@ -73,6 +74,14 @@ class Checkpoint(Callback):
     writes = True
     logs = ()
     grace = None  # it sees to that itself
+    state_types = MappingProxyType(
+        {
+            "monitor": str | None,
+            "mode": str | None,
+            "best_step": int | None,
+            "best_value": int | float | None,
+        }
+    )
 
     def __init__(
         self,
@@ -175,10 +184,13 @@ class Checkpoint(Callback):
             files = self._files.by_step().items()
             # The newest has been read, and is of this run.
             self._mine = {s for s, p in files if p == run.resumed_from or id_of(p) == self._id}
-            step, value = restored["best_step"], restored["best_value"]
+            step, value = restored.get("best_step"), restored.get("best_value")
             # Of another monitor, or a file that has gone: then the best is yet to come.
-            same = (restored["monitor"], restored["mode"]) == (self.monitor, self._monitor.mode)
-            if same and step in self._mine:
+            same = (restored.get("monitor"), restored.get("mode")) == (
+                self.monitor,
+                self._monitor.mode,
+            )
+            if same and step in self._mine and value is not None:
                 self._best = (step, value)
             told = run.resumed_meta.get("monitored") or {}
             same = same and told.get("name") == self.monitor and run.start in self._mine

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,14 @@ class EarlyStopping(Callback):
     """
 
     logs = ()
+    state_types = MappingProxyType(
+        {
+            "best": int | float | None,
+            "best_step": int | None,
+            "waited": int,
+            "observed": bool,
+        }
+    )
 
     def __init__(
         self,

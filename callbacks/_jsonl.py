@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import io
 import json
 import math
 import shutil
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_file, check_int, check_path
+from eqxmeta._arguments import check_file, check_int, check_json, check_path
 from eqxmeta._callback.callback import Callback
-from eqxmeta._callback.log_owner import LOG, is_foreign
+from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
 from eqxmeta._files.atomic import remove_leftovers, replacing
+from eqxmeta._files.disk import is_absence, is_damage
 from eqxmeta._files.lock import file_locked
 from eqxmeta._files.paths import make_folder, set_aside, stale_name, sync_folder, write_at
 
@@ -37,9 +39,9 @@ class JSONL(Callback):
     "-Infinity", which `float` understands.
 
     A resumed run continues the file: lines of steps after the checkpoint's, and a torn last line,
-    are removed; if there was no checkpoint yet, or the file is of another run than that which goes
-    on, it is renamed to `*.stale`. After `kill -9` all steps before the last chunk's last one are
-    there.
+    are removed; where other lines are no rows, a copy of it all is kept. If there was no checkpoint
+    yet, or the file is of another run than that which goes on, it is renamed to `*.stale`. After
+    `kill -9` all steps before the last chunk's last one are there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty, and
     `CheckpointInUse` while another run writes to it.
@@ -47,6 +49,7 @@ class JSONL(Callback):
 
     writes = True
     logs = ()
+    state_types = LOG_TYPES
 
     def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
         self.path = check_path(path, "JSONL(path=...)")
@@ -73,7 +76,7 @@ class JSONL(Callback):
         # From step 0 nothing of that attempt can be continued: no checkpoint says whose it is.
         if self._occupied() and (run.start == 0 or self._is_foreign(run, restored)):
             set_aside(self.path)
-        end, last, held = _read(self.path, run.start) if run.resuming else (0, b"", None)
+        end, last, held = _resumed(self.path, run.start) if run.resuming else (0, b"", None)
         make_folder(self.path.parent)
         remove_leftovers(self.path.parent, glob.escape(self.path.name))
         self.path.touch()
@@ -175,24 +178,41 @@ def _without_marked(row: dict[str, Any]) -> dict[str, Any] | None:
 
 def _first(path: Path) -> str | None:
     """A digest of the first line: by which a log is known. `None` if it has none that is sound."""
-    if not path.exists():
-        return None
-    with open(path, "rb") as file:
-        line = file.readline()
+    try:
+        with open(path, "rb") as file:
+            line = file.readline()
+    except OSError as error:
+        if is_absence(error) or is_damage(error):
+            return None
+        raise
     return None if _parse(line) is None else hashlib.sha256(line).hexdigest()[:16]
+
+
+def _resumed(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
+    """As `_read`; what the disk cannot give back is set aside, and the log begins anew."""
+    try:
+        return _read(path, last)
+    except OSError as error:
+        if not is_damage(error):
+            raise
+        stale = set_aside(path)
+        expected = f"records that can be read. It is kept as {stale}; this one begins anew"
+        warn(explain(f"The log {path} is damaged.", error, expected))
+        return 0, b"", None
 
 
 def _read(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
     """Leave `path` with its sound lines up to step `last`. Where the newest of them begins, and
-    that one, also as a row. Warns of damage before its end, and then leaves a copy."""
+    that one, also as a row. Warns of damage that is no torn end, and then leaves a copy."""
     data = path.read_bytes() if path.exists() else b""
-    parsed = [(line, _parse(line)) for line in data.splitlines(keepends=True)]
-    sound = [row is not None for _, row in parsed]
+    parsed = [(line, _parse(line)) for line in io.BytesIO(data)]
     rows = [(line, row) for line, row in parsed if row is not None and row["step"] <= last]
-    if sound != sorted(sound, reverse=True):  # not only at its end
+    # A line without an end is the last, and no more than torn off.
+    if any(row is None and line.endswith(b"\n") for line, row in parsed):
         stale = stale_name(path)
-        shutil.copyfile(path, stale)
-        received = "records that are not as they were written, and not only at its end"
+        stale.touch(0o600)
+        shutil.copy(path, stale)  # its mode too
+        received = "records that are not as they were written, and not only torn off at its end"
         expected = f"sound records. They stay; all of it as it was is in {stale}"
         warn(explain(f"The log {path} is damaged.", received, expected))
     kept = b"".join(line for line, _ in rows)
@@ -207,10 +227,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = json.loads(line.decode())  # of bytes it would guess the encoding
+        check_json(row, "row", 0)  # so deep that it can be written again
+    except (ValueError, TypeError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 _encode = json.JSONEncoder(allow_nan=False).encode

@@ -11,11 +11,11 @@ import numpy as np
 
 from eqxmeta._arguments import check_argument, check_folder, check_int, check_path
 from eqxmeta._callback.callback import Callback
-from eqxmeta._callback.log_owner import LOG, is_foreign
+from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
-from eqxmeta._files.event_file import EventFile, event_files, proto
+from eqxmeta._files.event_file import EventFile, event_files, proto, unreadable
 from eqxmeta._files.lock import locked
 
 # tensorboardX is imported when it is used: it imports torch wherever that is installed.
@@ -60,6 +60,7 @@ class TensorBoard(Callback):
 
     writes = True
     logs = ()
+    state_types = LOG_TYPES
 
     def __init__(
         self,
@@ -102,6 +103,10 @@ class TensorBoard(Callback):
         goes_on = bool(earlier and run.start) and not is_foreign(
             run, restored, earlier, log=self.logdir, fate=fate
         )
+        for name in earlier:
+            if (reason := unreadable(self.logdir / name)) is not None:
+                message = f"TensorBoard cannot show {self.logdir} while {name} is in it."
+                warn(explain(message, reason, "an event file. It stays as it is: move it away"))
         self._file = EventFile(self.logdir)
         self._inner = self._ending = None
         self._ended_before = bool(event_files(self.logdir / AT_END))

@@ -1,6 +1,8 @@
 """Checks of arguments that many public names share. Each raises before anything is traced."""
 
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +70,28 @@ def check_path(value: Any, argument: str) -> Path:
     check_argument(sound, value, argument, "a path: a string or a `Path`", TypeError)
     path = os.fspath(value)
     check_argument("\0" not in path, path, argument, "a path without the character NUL")
+    halves = re.search("[\ud800-\udc7f\udd00-\udfff]", path)  # the others stand for odd bytes
+    check_argument(not halves, path, argument, "a path without halves of surrogate pairs")
     return Path(value)
+
+
+# Bytes: of a name and a path, as Linux and macOS have them; and what the names of our locks,
+# temporaries and `.stale-12` have more than the file that they are for.
+_LONGEST_NAME, _LONGEST_PATH, _BESIDE = 255, 1023 if sys.platform == "darwin" else 4095, 16
+
+
+def _check_length(name: str | Path, argument: str, longest: int, what: str) -> None:
+    size = len(os.fsencode(name))
+    if size > longest:
+        received = f"a {what} of {size:,} bytes: {str(name)[:60]}..."
+        raise OSError(explain(f"`{argument}` is too long.", received, f"{longest:,} bytes or less"))
 
 
 def check_folder(folder: Path, argument: str) -> None:
     """Raises `OSError` if there cannot be a folder at `folder` to write into. Leaves no trace."""
+    for name in folder.parts:
+        _check_length(name, argument, _LONGEST_NAME, "name")
+    _check_length(folder.absolute(), argument, _LONGEST_PATH - 1 - _LONGEST_NAME, "path")
     expected = "a folder, or a path at which one can be made, that can be written to"
     above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not above.is_dir():
@@ -84,11 +103,16 @@ def check_folder(folder: Path, argument: str) -> None:
 
 
 def check_file(path: Path, argument: str) -> None:
-    """Raises `OSError` if there cannot be a file at `path` to write into. Leaves no trace."""
-    if path.is_dir():
+    """Raises `OSError` if there cannot be a file at `path` to write into, nor what is written
+    beside it meanwhile. Leaves no trace."""
+    for name in (path.name, os.path.basename(os.path.realpath(path))):
+        _check_length(name, argument, _LONGEST_NAME - _BESIDE, "name")
+    if os.path.isdir(path):  # as opposed to the methods of `Path`, these never raise
         received = f"a folder: '{path}'"
         raise IsADirectoryError(explain(f"`{argument}` is a folder.", received, "a file"))
-    if path.exists() and not path.is_file():  # a device, a pipe: to be replaced by a file
+    if os.path.exists(path) and not os.path.isfile(
+        path
+    ):  # a device, a pipe: to be replaced by a file
         received = f"'{path}', which is a device, a pipe or a socket"
         raise OSError(explain(f"`{argument}` is no file.", received, "a file"))
     check_folder(path.absolute().parent, argument)

@@ -9,8 +9,18 @@ from typing import Any
 
 
 def explain(invalid: str, received: object, expected: str) -> str:
-    """Three parts: what is invalid, what was received, what was expected."""
-    return f"{invalid}\nReceived: {received}\nExpected: {expected}"
+    """Three parts: what is invalid, what was received, what was expected. Whatever was in a file
+    cannot write over the terminal: see `printable`."""
+    lines = f"{invalid}\nReceived: {received}\nExpected: {expected}".split("\n")
+    return "\n".join(map(printable, lines))
+
+
+def printable(text: str) -> str:
+    """`text` in one line, with escapes for what a terminal obeys or cannot show: control
+    characters, marks of direction, halves of surrogate pairs."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Unfailing:

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ class Callback:
     - `last`: run the hooks after those of all callbacks that do not say so. `Checkpoint` does,
       so that what the others did at a step is part of what it saves.
     - `writes`: the callback leaves files behind; `Trainer(fast_dev_run=...)` leaves it out.
+    - `state_types`: of what `state_dict` returns, the types of values by name. A checkpoint with
+      others is damaged, and passed over.
     - `logs`: all names under which it logs numbers and curves, if they are known before the first
       step; then a monitor of another name can be refused.
     - `grace`: after Ctrl-C or SIGTERM a hook that takes longer than so many seconds is left, by a
@@ -39,6 +42,7 @@ class Callback:
     writes: bool = False
     logs: Collection[str] | None = None
     grace: float | None = 1.0
+    state_types: Mapping[str, Any] = MappingProxyType({})
 
     def exclusive(self) -> AbstractContextManager[object]:
         """Entered before `fit` reads any file, and left however it ends: for what nobody else may

@@ -4,6 +4,7 @@ import abc
 import contextlib
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ class Drawing(Callback, abc.ABC):
     one, in the place of the one before."""
 
     tag: str
+    state_types = MappingProxyType({"drawn": int})
 
     def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):
         caller = type(self).__name__

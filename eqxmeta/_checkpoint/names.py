@@ -1,5 +1,6 @@
 """The files in a folder of checkpoints: their names, and which of them is the best."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,19 +10,26 @@ from .._direction import improves
 from .._errors import CheckpointError, CheckpointNotFound, explain
 from . import container as _container
 
-NAME = re.compile(r"step-(\d{9,})\.ckpt")
+_NAME = re.compile(r"step-([0-9]{9,})\.ckpt")
 
 
 def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09}.ckpt"
 
 
+def step_of(path: Path) -> int | None:
+    """The step in the name of a file; `None` if it is not the name of a checkpoint."""
+    match = _NAME.fullmatch(path.name)
+    step = None if match is None else int(match[1])
+    return step if step is not None and path.name == path_of(path.parent, step).name else None
+
+
 def refuse_folder(path: Path) -> None:
     """Raises `CheckpointNotFound` if `path` is a folder, naming the newest and the best file. Which
     of them is meant is not ours to guess."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # as opposed to `Path.is_dir`, it never raises
         return
-    files = sorted(file for file in path.glob("*.ckpt") if file.is_file())
+    files = sorted(file for file in path.glob("*.ckpt") if os.path.isfile(file))
     if not files:
         received, expected = "a folder without checkpoints", "a file written by `save`"
     else:
@@ -46,7 +54,7 @@ def best_of(folder: Path, monitor: str | None = None) -> Path:
     if not metas:
         message, received = f"There is no checkpoint in {folder}.", "no sound `step-*.ckpt`"
         raise CheckpointNotFound(explain(message, received, "a folder of `Checkpoint`"))
-    told = {path: meta["monitored"] for path, meta in metas.items() if meta.get("monitored")}
+    told = {path: x for path, meta in metas.items() if _is_value(x := meta.get("monitored"))}
     modes = {x["name"]: x["mode"] for x in told.values()}  # the newest last
     names = ", ".join(map(repr, modes)) or "none: `Checkpoint` had no `monitor`"
     name = next(reversed(modes), None) if monitor is None else monitor
@@ -82,7 +90,15 @@ def _newest_run(folder: Path) -> dict[Path, Mapping[str, Any]]:
                 meta = reader.manifest["meta"]
         except (CheckpointError, OSError):
             continue
-        if "config" in meta and "step" in meta:  # else it is not a run's
+        if isinstance(meta.get("config"), dict) and isinstance(meta.get("step"), int):  # a run's
             metas[path] = meta
     run = metas[next(reversed(metas))].get("run") if metas else None
     return {path: meta for path, meta in metas.items() if meta.get("run") == run}
+
+
+def _is_value(x: Any) -> bool:
+    """Whether it is what `Checkpoint` says of what it monitored, and nobody else."""
+    if not isinstance(x, dict) or x.get("mode") not in ("min", "max"):
+        return False
+    kinds = {"name": str, "value": int | float | None, "at_end": bool}
+    return all(name in x and isinstance(x[name], kind) for name, kind in kinds.items())

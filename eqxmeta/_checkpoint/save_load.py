@@ -1,25 +1,23 @@
 """Checkpoints of pytrees: the arrays go to a file, everything else stays with the code."""
 
-import importlib.metadata
 import os
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from .._arguments import check_argument, check_file, check_json, check_path
-from .._errors import CheckpointMismatch, explain
+from .._errors import CheckpointMismatch, explain, printable
 from .._files.paths import drop_cached
 from .._model.state import TrainState
 from . import container as _container
+from .dtypes import DTYPES, KEY_BITS, dtype_of, is_key, name_of_key, names_key, stored_dtype
+from .manifest import library_versions
 from .names import refuse_folder
 from .statistics import expecting_statistics
-
-_LIBRARIES = ("eqxmeta", "jax", "equinox", "optax", "numpy")
 
 
 def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | None = None) -> None:
@@ -30,8 +28,9 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
     as a list). Whatever happens while the file is written, `path` keeps its previous content.
 
     Raises `TypeError` for an array of another dtype or without values (`ShapeDtypeStruct`) and for
-    a `meta` that is not JSON, `FileNotFoundError` if the folder does not exist, and another
-    `OSError` if there cannot be a file at `path`.
+    a `meta` that is not JSON, `ValueError` if `meta` and the description of the leaves are more
+    than 8 MB, `FileNotFoundError` if the folder does not exist, and another `OSError` if there
+    cannot be a file at `path`.
     """
     path = check_path(path, "save(path=...)")
     meta = {} if meta is None else meta
@@ -55,7 +54,7 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
 def on_host(tree: PyTree) -> PyTree:
     """`tree` with its arrays as NumPy arrays, which can be saved later, and on another thread.
     Typed PRNG keys, which NumPy does not have, stay."""
-    return jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) and not _is_key(x) else x, tree)
+    return jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) and not is_key(x) else x, tree)
 
 
 def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
@@ -116,18 +115,17 @@ def verify(path: str | os.PathLike[str]) -> None:
     drop_cached(Path(path))
     with _container.reading(Path(path)) as reader:
         for entry in reader.manifest["leaves"]:
-            read_alone(reader, entry)
+            reader.check(entry)
 
 
 def read_alone(reader: _container.Reader, entry: dict[str, Any]) -> np.ndarray | None:
     """A leaf without a `like`: what the manifest says of it is checked too. `None` for PRNG keys,
     whose bits mean nothing. Raises `CheckpointCorrupt`."""
-    if entry["dtype"].startswith("key<"):
-        reader.read(entry)
+    if names_key(entry["dtype"]):
+        reader.check(entry)
         return None
-    with _container.damage_of(reader.path, entry["path"]):
-        dtype = jnp.dtype(entry["dtype"])
-    return reader.array(entry, tuple(entry["shape"]), _stored_dtype(dtype)).view(dtype)
+    dtype = dtype_of(entry["dtype"])
+    return reader.array(entry, tuple(entry["shape"]), stored_dtype(dtype)).view(dtype)
 
 
 def is_below(prefix: str, name: str) -> bool:
@@ -152,25 +150,19 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _entry(name: str, leaf: Any) -> dict[str, Any]:
-    if _is_key(leaf):
-        dtype = f"key<{_key_form(leaf)[0]!s}>"
+    if is_key(leaf):
+        dtype = name_of_key(_key_form(leaf)[0])
     else:
         dtype = leaf.dtype.name
-        # Not: objects, strings, records, dates, long doubles, and what has no arithmetic yet.
-        known = dtype == "bool" or hasattr(jnp, dtype)
-        if not known or dtype in ("int1", "uint1") or dtype.startswith("float6_"):
+        if dtype not in DTYPES:
             message = f"The leaf {name!r} cannot be stored."
             expected = "an array of a dtype that JAX has: numbers, booleans or PRNG keys"
             raise TypeError(explain(message, f"an array of dtype {dtype}", expected))
     return {"path": name, "shape": list(leaf.shape), "dtype": dtype}
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _key_form(keys: Any) -> tuple[Any, jax.ShapeDtypeStruct]:
-    """The generator of `keys`, which may be shapes alone, and the shape and dtype of their bits."""
+def _key_form(keys: Any) -> tuple[Any, tuple[int, ...]]:
+    """The generator of `keys`, which may be shapes alone, and the shape of their bits."""
     impl = []
 
     def data(keys: Any) -> Any:
@@ -178,33 +170,29 @@ def _key_form(keys: Any) -> tuple[Any, jax.ShapeDtypeStruct]:
         return jax.random.key_data(keys)
 
     bits = jax.eval_shape(data, keys)
-    return impl[0], bits
+    return impl[0], bits.shape
 
 
 def _stored_form(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype in the file: `.npy` knows neither keys nor bfloat16 and its kin."""
-    if _is_key(leaf):
-        _, leaf = _key_form(leaf)
-    return leaf.shape, _stored_dtype(np.dtype(leaf.dtype))
-
-
-def _stored_dtype(dtype: np.dtype) -> np.dtype:
-    return np.dtype(f"u{dtype.itemsize}") if dtype.isbuiltin == 2 else dtype
+    """Shape and dtype in the file."""
+    if is_key(leaf):
+        return _key_form(leaf)[1], KEY_BITS
+    return leaf.shape, stored_dtype(np.dtype(leaf.dtype))
 
 
 def _to_numpy(leaf: Any) -> np.ndarray:
-    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
-    return array.view(_stored_form(array)[1])
+    array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C")
+    return array.view(stored_dtype(array.dtype))
 
 
 def _to_jax(array: np.ndarray, like: Any) -> Any:
     # JAX may use the memory as it is, and overwrite it when donated: nobody else has it.
-    if _is_key(like):
+    if is_key(like):
         return jax.random.wrap_key_data(jax.device_put(array), impl=_key_form(like)[0])
     if like.dtype.isbuiltin == 2:
         array = array.view(like.dtype)
     fits = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
-    return jax.device_put(array) if fits else array.copy()
+    return jax.device_put(array) if fits else array
 
 
 def _holds_model(like: PyTree, wanted: dict[str, Any], found: dict[str, Any]) -> bool:
@@ -232,6 +220,7 @@ def _check_same(
     }
     if not lines:
         return
+    lines = {k: printable(line) for k, line in lines.items()}
     # An optimizer keeps arrays for each of the model's, which differ for the same reason.
     first = [line for k, line in lines.items() if not is_below(".opt_state", k)]
     shown = first[:40] or list(lines.values())[:40]
@@ -245,13 +234,3 @@ def _check_same(
     elif whose == "`like`":
         expected += "; of what `inner_adapt` returned, something else that it returned"
     raise CheckpointMismatch(explain(message, "\n  " + "\n  ".join(shown), expected))
-
-
-def library_versions() -> dict[str, str]:
-    versions = {}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:  # run from a folder, never installed
-            versions[library] = "unknown"
-    return versions

@@ -11,6 +11,8 @@ from typing import Any
 
 from .paths import make_folder, sync_folder, write_at
 
+_LONGEST = 1 << 30  # bytes of a record, of which the longest are pictures
+
 
 class EventFile:
     """A new event file, which TensorBoard reads after all that are in `folder` already. What `add`
@@ -64,6 +66,24 @@ class EventFile:
 def event_files(folder: Path) -> list[str]:
     """The names of all files in `folder` that TensorBoard reads."""
     return [path.name for path in folder.glob("*tfevents*")]
+
+
+def unreadable(path: Path) -> str | None:
+    """Why TensorBoard reads no more of the folder that holds `path`: that is no event file, or not
+    as it was written. A record that is torn off at the end is no reason."""
+    parse = proto("event").Event.FromString
+    try:
+        with open(path, "rb") as file:
+            while len(head := file.read(12)) == 12:
+                (length,) = struct.unpack_from("<Q", head)
+                if length > _LONGEST:
+                    return f"a record of {length:,} bytes"
+                event = file.read(length + 4)
+                if len(event) == length + 4:
+                    parse(event[:length])
+    except Exception as error:  # of the system, or of the parser
+        return str(error)
+    return None
 
 
 def proto(name: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
+from .._callback.run import TERMINATED
 from .._files.patience import asked, hurried, hurry
 from .announce import Activity, Clock, Show, announcement
 from .leave import leave, leave_at_once

@@ -59,6 +59,13 @@ def without_weak_types(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype) if eqx.is_array(x) else x, tree)
 
 
+def without_values(tree: PyTree) -> PyTree:
+    """`tree` with the shapes and dtypes of its arrays in their place."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x, tree
+    )
+
+
 def to_be_trained(model: PyTree) -> PyTree:
     """`model` as a state holds it: its arrays as JAX arrays, without what it knows of a task."""
     model = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, model)

@@ -17,13 +17,13 @@ from .._errors import explain, tell, warn, warnings_end_nothing
 from .._loop.loop import Loop
 from .._loop.signals import Signals
 from .._model.check import check_model
-from .._model.state import TrainState
+from .._model.state import TrainState, without_values
 from .._preflight.outer_update import check_outer_update
 from .._preflight.plan import Plan, make_plan
 from .._strategy.metrics import SKIPPED
 from .._strategy.strategy import Strategy
 from .._task.source import open_source
-from .resume import can_resume, restore
+from .resume import can_resume, find, restore
 from .start import initial_state
 from .summary import describe, render
 
@@ -188,8 +188,11 @@ class Trainer:
         with contextlib.ExitStack() as held:
             for callback in callbacks:
                 held.enter_context(callback.exclusive())
-            origin = restore(resume, state, callbacks, config)
-            start = int(origin.state.step)
+            found = find(resume, callbacks)
+            if found:  # shapes are enough, and the arrays would be in the way of those to come
+                state = without_values(state)
+            origin = restore(resume, found, state, callbacks, config)
+            start, state = int(origin.state.step), origin.state
             opened = open_source(
                 tasks, self.meta_batch_size, "fit(tasks=...)", start=start, steps=steps
             )
@@ -206,6 +209,7 @@ class Trainer:
                 if self.fast_dev_run:
                     tell(make_plan(self.strategy, state, source.example, alone=True))
             held.enter_context(warnings_end_nothing())
+            del origin, state  # the loop has a copy, and the run may be long
             state = loop.train()
             self._say_how_it_ended(loop.run)
         return state

@@ -236,8 +236,12 @@ def test_resume_paths_are_the_newest_first(tmp_path):
     fit(checkpoint, 30)
     (tmp_path / "runs" / ".step-000000040.ckpt.0123abcd.tmp").write_bytes(b"half")
     (tmp_path / "runs" / "step-000000050.ckpt").mkdir()
+    # Not what is no name of ours: the digits are others, or too many.
+    for odd in ("step-٠٠٠٠٠٠٠٦٠.ckpt", "step-0000000060.ckpt", "step-000000060.ckpt.stale"):
+        (tmp_path / "runs" / odd).touch()
     names = [path.name for path in Checkpoint(tmp_path / "runs", every=10).resume_paths()]
-    assert names == [f"step-{step:09}.ckpt" for step in (30, 20, 10)]
+    # What is in the way of a file is told of when it is read.
+    assert names == [f"step-{step:09}.ckpt" for step in (50, 30, 20, 10)]
 
 
 def test_steps_beyond_nine_digits_are_the_newest(tmp_path):
