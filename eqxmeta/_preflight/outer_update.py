@@ -19,47 +19,35 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
     names are returned."""
     what = f"`{type(strategy).__name__}.outer_update`"
     with annotate_errors(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
-        traced = _traced(strategy, state, tasks)
+        try:
+            # The training program asks for the same trace again, which JAX remembers.
+            trace = eqx.filter_make_jaxpr(strategy.outer_update)
+            traced = trace(state, tasks, key=jax.random.key(0))
+        except Exception as error:  # raised below, so that what the loss says is not chained to it
+            traced = error
         if isinstance(traced, Exception):
             check_loss(strategy, state.model, without_first_axis(tasks))
             raise traced
-    closed, out = traced
+    closed, shapes, others = traced
+    out = eqx.combine(shapes, others)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
-        received = show(out)
-        expected = "(TrainState, metrics)"
-        raise TypeError(explain(f"{what} returned something else than a pair.", received, expected))
+        message = f"{what} returned something else than a pair."
+        raise TypeError(explain(message, show(out), "(TrainState, metrics)"))
     new, metrics = out
     if not isinstance(metrics, dict):
-        raise TypeError(
-            explain(f"The metrics of {what} are invalid.", show(metrics), "a dict of scalars")
-        )
+        message = f"The metrics of {what} are invalid."
+        raise TypeError(explain(message, show(metrics), "a dict of scalars"))
     check_scalars(metrics, f"The metrics of {what}")
     for name in {"step", SKIPPED} & metrics.keys():
         message = f"The metrics of {what} use a reserved name."
         raise ValueError(explain(message, repr(name), "another name"))
     if changed := changes(state, TrainState(state.step, new.model, new.opt_state)):
-        raise ValueError(
-            explain(
-                f"{what} changed the structure of the state, a shape, a dtype, or a leaf that is "
-                "no array.",
-                "; ".join(changed),
-                STATE_EXPECTED,
-            )
+        message = (
+            f"{what} changed the structure of the state, a shape, a dtype, or what is no array."
         )
+        raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
     warn_slow_convolutions(closed)
     return set(metrics)
-
-
-def _traced(strategy: Strategy, state: TrainState, tasks: Task) -> Any:
-    """The jaxpr and the shapes of what it computes, or the error. The training program asks for
-    the same trace again, which JAX remembers."""
-    try:
-        closed, shapes, others = eqx.filter_make_jaxpr(strategy.outer_update)(
-            state, tasks, key=jax.random.key(0)
-        )
-    except Exception as error:  # handed on: the loss may have something plainer to say
-        return error
-    return closed, eqx.combine(shapes, others)
 
 
 def check_init(strategy: Strategy, state: Any) -> None:

@@ -19,7 +19,6 @@ from .._model.state import TrainState
 from .._preflight.outer_update import check_outer_update
 from .._strategy.strategy import Strategy
 from .._task.device_source import Sampled
-from .._task.source import open_source
 from .seed_arguments import check_alike, check_models, check_seeds, check_source
 from .seed_runs import SeedRuns
 from .start import initial_state
@@ -71,12 +70,10 @@ def fit_seeds(
     strategy = trainer.strategy
     inits = [initial_state(strategy, m, "fit_seeds(model=...)") for m in models]
     check_alike(inits)
-    with open_source(tasks, trainer.meta_batch_size, steps=steps) as source:
-        check_outer_update(strategy, inits[0], source.example)
-        sampled: Any = source.take(steps)
-
+    source = Sampled(tasks, trainer.meta_batch_size)
+    check_outer_update(strategy, inits[0], source.example)
     states = _stack(inits * len(chosen) if len(inits) == 1 else inits)
-    return _run(trainer, sampled, states, chosen, steps, deadline)
+    return _run(trainer, source, states, chosen, steps, deadline)
 
 
 def _run(
