@@ -44,8 +44,9 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
         message = f"The metrics of {what} use a reserved name."
         raise ValueError(explain(message, repr(name), "another name"))
     if changed := changes(state, TrainState(state.step, new.model, new.opt_state)):
-        message = f"{what} changed the structure of the state, a shape, a dtype, or a leaf that is "
-        message += "no array."
+        message = (
+            f"{what} changed the structure of the state, a shape, a dtype, or what is no array."
+        )
         raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
     check_held(strategy, state, closed)
     warn_slow_convolutions(closed)
