@@ -48,6 +48,7 @@ from ._types import Loss as Loss
 from .strategies import ANIL as ANIL
 from .strategies import BOIL as BOIL
 from .strategies import FOMAML as FOMAML
+from .strategies import IMAML as IMAML
 from .strategies import MAML as MAML
 from .strategies import Joint as Joint
 from .strategies import MetaSGD as MetaSGD

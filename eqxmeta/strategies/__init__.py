@@ -3,6 +3,7 @@
 from ._anil import ANIL as ANIL
 from ._boil import BOIL as BOIL
 from ._fomaml import FOMAML as FOMAML
+from ._imaml import IMAML as IMAML
 from ._joint import Joint as Joint
 from ._maml import MAML as MAML
 from ._meta_sgd import MetaSGD as MetaSGD
