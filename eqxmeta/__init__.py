@@ -52,5 +52,6 @@ from .strategies import IMAML as IMAML
 from .strategies import MAML as MAML
 from .strategies import Joint as Joint
 from .strategies import MetaSGD as MetaSGD
+from .strategies import ProtoMAML as ProtoMAML
 from .strategies import ProtoNet as ProtoNet
 from .strategies import Reptile as Reptile

@@ -7,5 +7,6 @@ from ._imaml import IMAML as IMAML
 from ._joint import Joint as Joint
 from ._maml import MAML as MAML
 from ._meta_sgd import MetaSGD as MetaSGD
+from ._proto_maml import ProtoMAML as ProtoMAML
 from ._proto_net import ProtoNet as ProtoNet
 from ._reptile import Reptile as Reptile
