@@ -47,6 +47,7 @@ from ._trainer.trainer import Trainer as Trainer
 from ._types import Loss as Loss
 from .strategies import ANIL as ANIL
 from .strategies import BOIL as BOIL
+from .strategies import CAVIA as CAVIA
 from .strategies import FOMAML as FOMAML
 from .strategies import IMAML as IMAML
 from .strategies import MAML as MAML

@@ -2,6 +2,7 @@
 
 from ._anil import ANIL as ANIL
 from ._boil import BOIL as BOIL
+from ._cavia import CAVIA as CAVIA
 from ._fomaml import FOMAML as FOMAML
 from ._imaml import IMAML as IMAML
 from ._joint import Joint as Joint
