@@ -1,7 +1,7 @@
 """The inner loop: gradient descent on the support set of one task."""
 
-import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_argument, check_choice, check_int, check_optimizer
+from .._arguments import (
+    check_argument,
+    check_choice,
+    check_int,
+    check_int_or_none,
+    check_optimizer,
+)
 from .._errors import explain
 from .._jaxpr.finite_slopes import with_finite_slopes
 from .._jaxpr.hoist import hoist
@@ -20,6 +26,7 @@ from .._model.support_statistics import without_statistics
 from .._task.task import take_examples
 from .._types import Loss
 from .modes import GRADIENT_MODES, GradientMode, conjugate_complex, value_and_grad
+from .scan import scan
 from .select import select
 
 
@@ -53,6 +60,11 @@ class InnerLoop(eqx.Module):
       memory that grows with the square root of `steps`, for one more evaluation of each inner
       gradient (Chen et al. 2016, arXiv 1604.06174, section 4.1). A number is the length of such a
       block of steps. `trainer.plan` shows what it saves.
+    - `window`: truncation. The gradients of all but the last `window` steps of a call count as
+      constants, as in `"first_order"`: the meta-gradient is that of these last steps, and passes
+      through the others to the initialisation as it is (Shaban et al. 2019, arXiv 1810.10667, with
+      the derivative in the initialisation). `None`, or `steps` and more, is exact; 0 is first
+      order. Nothing is kept for the backward pass of a step that is constant.
 
     - `adapt`: what adapts, a function from the model to those of its parts that do:
       `lambda m: m.layers[-1]`, `lambda m: (m.scale, m.shift)`, or all but one part,
@@ -72,6 +84,7 @@ class InnerLoop(eqx.Module):
     gradient: GradientMode
     remat: bool | int
     adapt: Callable[[Any], PyTree] | None
+    window: int | None
 
     def __init__(
         self,
@@ -81,6 +94,7 @@ class InnerLoop(eqx.Module):
         *,
         adapt: Callable[[Any], PyTree] | None = None,
         remat: bool | int = False,
+        window: int | None = None,
     ):
         check_optimizer(optimizer, "InnerLoop(optimizer=...)")
         steps = check_int(steps, "InnerLoop(steps=...)", minimum=1, what="inner steps")
@@ -97,6 +111,8 @@ class InnerLoop(eqx.Module):
         self.gradient = gradient
         self.remat = remat
         self.adapt = adapt
+        what = "inner steps that are differentiated"
+        self.window = check_int_or_none(window, "InnerLoop(window=...)", minimum=0, what=what)
 
     def partition(self, model: PyTree) -> tuple[PyTree, PyTree]:
         """`(fast, others)`, which `eqx.combine` puts together: the leaves that adapt, the rest."""
@@ -144,7 +160,10 @@ class InnerLoop(eqx.Module):
         steps = self.steps if steps is None else steps
         optimizer = self.optimizer if optimizer is None else optimizer
         mode = self.gradient if gradient is None else gradient
-        mode = "reverse" if mode == "mixed" and steps == 1 else mode
+        exact = steps
+        if self.window is not None and mode != "first_order":
+            exact = min(steps, self.window)
+        mode = "reverse" if mode == "mixed" and exact == 1 else mode
         # Those of a model that has adapted to other examples.
         model = without_statistics(model)
         fast, others = self.partition(model)
@@ -170,7 +189,7 @@ class InnerLoop(eqx.Module):
             inner_loss, fixed = hoist(support_loss, (fast, first), fixed)
             view, viewed = hoist(observed_of, fast, others)
 
-        def step(carry: tuple[PyTree, PyTree], x: tuple[Array, Any]):
+        def step(mode: GradientMode, carry: tuple[PyTree, PyTree], x: tuple[Array, Any]):
             fast, arrays = carry
             before = view(fast, viewed)
             value, grads = value_and_grad(
@@ -182,7 +201,17 @@ class InnerLoop(eqx.Module):
             # parameters); the model's dtypes are the user's and stay.
             return jax.tree.map(lambda x, dtype: x.astype(dtype), new, dtypes), (value, before)
 
-        (fast, arrays), (losses, path) = _scan(step, (fast, arrays), xs, steps, self.remat)
+        early = steps - exact
+        parts: list[tuple[int, int, GradientMode]] = [(0, early, "first_order")] if early else []
+        if exact or not early:
+            parts.append((early, steps, mode))
+        carry, done = (fast, arrays), []
+        for i, j, mode in parts:
+            part = jax.tree.map(lambda x, i=i, j=j: x[i:j], xs)
+            carry, ys = scan(partial(step, mode), carry, part, j - i, self.remat)
+            done.append(ys)
+        fast, arrays = carry
+        losses, path = jax.tree.map(lambda *ys: jnp.concatenate(ys), *done)
         end = view(fast, viewed)
         observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), path, end)
         return Adaptation(eqx.combine(fast, others), losses, observed, eqx.combine(arrays, static))
@@ -204,40 +233,3 @@ def _update_arrays(optimizer: optax.GradientTransformation, static: PyTree) -> C
         return updates, eqx.filter(new, eqx.is_array)
 
     return of_arrays
-
-
-def _scan(
-    step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
-    carry: PyTree,
-    xs: PyTree,
-    steps: int,
-    remat: bool | int,
-) -> tuple[PyTree, PyTree]:
-    """`lax.scan(step, carry, xs)` of `steps` steps, with the first one outside of the loop.
-
-    Before it all tasks have the same weights, which under `vmap` therefore have no task axis: the
-    forward pass is one product of the shared weights with the examples of all tasks. A loop's
-    carry would have that axis from the start.
-    """
-    if steps == 0:
-        return jax.lax.scan(step, carry, xs, length=0)
-    carry, first = step(carry, jax.tree.map(lambda x: x[0], xs))
-    parts = [jax.tree.map(lambda y: y[None], first)]
-    rest = steps - 1
-    length = rest if remat is False else math.isqrt(rest) if remat is True else min(remat, rest)
-    whole = rest // length * length if length else 0
-
-    def block(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
-        return jax.lax.scan(step, carry, xs)
-
-    if length < rest:
-        blocks = jax.tree.map(lambda x: x[1 : 1 + whole].reshape(-1, length, *x.shape[1:]), xs)
-        # Inside of a loop there is nothing that XLA could merge the second evaluation with.
-        remembered = jax.checkpoint(block, prevent_cse=False)  # pyright: ignore
-        carry, ys = jax.lax.scan(remembered, carry, blocks)
-        parts.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys))
-        rest -= whole
-    if rest:
-        carry, ys = block(carry, jax.tree.map(lambda x: x[steps - rest :], xs))
-        parts.append(ys)
-    return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)

@@ -28,6 +28,7 @@ _IDENTITY = (
     "options",
     "inner_steps",
     "gradient",
+    "window",
     "adapts",
     "learns",
     "meta_batch_size",

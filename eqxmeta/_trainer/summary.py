@@ -41,6 +41,7 @@ def describe(
         "options": _options(strategy),
         "inner_steps": strategy.num_inner_steps(),
         "gradient": getattr(inner, "gradient", None),
+        "window": getattr(inner, "window", None),
         "adapts": _adapts(inner, model, state.model),
         "learns": _learns(params, rest),
         "meta_batch_size": meta_batch_size,

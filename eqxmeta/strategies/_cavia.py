@@ -75,7 +75,7 @@ class CAVIA(GradientStrategy, RolloutStrategy):
         where = self.context
         sound = where is None or (callable(where) and not isinstance(where, type))
         check_argument(sound, where, _ARGUMENT, f"{_EXPECTED}; or None", TypeError)
-        self.inner = adapting(self.inner, Context(where), _ARGUMENT)
+        self.inner = adapting(self.inner, Context(self.context), _ARGUMENT)
 
     def meta_model(self, model: PyTree) -> PyTree:
         return self._at_zero(model)

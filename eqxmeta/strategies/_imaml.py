@@ -24,7 +24,7 @@ from .._types import Loss
 
 def _check_strength(strength: Any) -> float:
     real = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
-    sound = real and math.isfinite(strength) and strength > 0
+    sound = real and math.isfinite(strength) and float(strength) > 0
     check_argument(sound, strength, "IMAML(strength=...)", "a finite number above 0")
     return float(strength)
 
@@ -130,11 +130,11 @@ def _proximal(optimizer: optax.GradientTransformation, strength: float):
     def init(params: PyTree) -> tuple[PyTree, PyTree]:
         return params, optimizer.init(params)
 
-    def update(grads: PyTree, state: Any, params: PyTree = None, *, value: Array, **_: Any):
+    def update(updates: PyTree, state: Any, params: PyTree = None, **told: Any):
         theta, state = state
         way = jax.tree.map(lambda p, t: p - t, params, theta)
-        grads = jax.tree.map(lambda g, w: g + strength * w, grads, way)
-        value = value + strength / 2 * optax.tree.norm(way, squared=True)
+        grads = jax.tree.map(lambda g, w: g + strength * w, updates, way)
+        value = told["value"] + strength / 2 * optax.tree.norm(way, squared=True)
         updates, state = update_inner(grads, state, params, value)
         return updates, (theta, state)
 

@@ -183,7 +183,7 @@ def test_memory_does_not_grow_with_the_inner_steps(gradient):
             return eqx.filter(state.model, eqx.is_array)
 
         compiled = jax.jit(new_model).lower(dynamic, tasks).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        return getattr(compiled.memory_analysis(), "temp_size_in_bytes")  # noqa: B009
 
     few, many = (temp_bytes(em.IMAML, steps) for steps in (5, 205))
     few_of_maml, many_of_maml = (temp_bytes(em.MAML, steps) for steps in (5, 205))
@@ -209,8 +209,8 @@ def test_another_call_goes_on_towards_the_same_minimum():
 def test_an_inner_optimizer_that_looks_at_the_value_is_given_that_of_the_proximal_loss(x64):
     """Its rate is the value here: of the second step the loss at φ and the pull."""
 
-    def update(grads, state, params=None, *, value, **_):
-        return jax.tree.map(lambda g: -0.1 * value * g, grads), state
+    def update(updates, state, params=None, **told):
+        return jax.tree.map(lambda g: -0.1 * told["value"] * g, updates), state
 
     by_value = optax.GradientTransformationExtraArgs(lambda params: (), update)
     (model, reference), tasks = solved(), batch(1)
@@ -235,8 +235,8 @@ class Complex(eqx.Module):
 class Parts(eqx.Module):
     """The same in real numbers."""
 
-    w: tuple[jax.Array, jax.Array]
-    fixed: tuple[jax.Array, jax.Array]
+    w: tuple[jax.Array, ...]
+    fixed: tuple[jax.Array, ...]
 
     def __call__(self, x):
         return Complex(jax.lax.complex(*self.w), jax.lax.complex(*self.fixed))(x)

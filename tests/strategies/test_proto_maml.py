@@ -1,5 +1,7 @@
 """Proto-MAML, against its update rule in plain JAX."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ RATE = 0.1
 THREE_PARTS = r"[^\n]+\nReceived: (.|\n)+\nExpected: (.|\n)+"
 
 
-def proto_maml(steps=2, gradient="mixed", outer=None, *, adapt=None, rate=RATE, **options):
+def proto_maml(steps=2, gradient: Any = "mixed", outer=None, *, adapt=None, rate=RATE, **options):
     inner = em.InnerLoop(optax.sgd(rate), steps, gradient, adapt=adapt)
     return em.ProtoMAML(em.losses.cross_entropy, inner, outer or optax.sgd(1.0), **options)
 
