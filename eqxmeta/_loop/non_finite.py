@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 
 from .._errors import NonFiniteError, explain
 from .._model.state import TrainState, copied
+from .._strategy.jit import strategy_jit
 from .._strategy.metrics import SKIPPED
 from .._task.task import Task, label_ranges
 from .chunk import Job, Report, key_of_step, train_chunk
@@ -110,7 +111,7 @@ def _replay(job: Job, before: TrainState, stop: int) -> tuple[TrainState, Report
     return state, jax.device_get(report)
 
 
-@eqx.filter_jit
+@strategy_jit()
 def _tasks_of(job: Job, step: Int[Array, ""]) -> Task:
     """The tasks of outer step `step` (1 is the first)."""
     shapes = jax.eval_shape(job.source.first, job.root)

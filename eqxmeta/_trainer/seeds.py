@@ -17,6 +17,7 @@ from .._loop.pace import Pace
 from .._loop.signals import on_interrupt
 from .._model.state import TrainState
 from .._preflight.outer_update import check_outer_update
+from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.device_source import Sampled
 from .._task.source import open_source
@@ -138,7 +139,7 @@ class Batch(eqx.Module):
     stop: Int[Array, ""]
 
 
-@eqx.filter_jit(donate="all-except-first")
+@strategy_jit(donate=True)
 def train_seeds(batch: Batch, states: TrainState) -> tuple[TrainState, Report]:
     """`outer_steps` of every seed: `states` and the report lead with the axis of seeds."""
     dynamic, static = eqx.partition(states, eqx.is_array)
