@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,7 @@ def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any], whose
 
 
 def library_versions() -> dict[str, str]:
-    versions = {}
+    versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
             versions[library] = importlib.metadata.version(library)

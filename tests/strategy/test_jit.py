@@ -63,5 +63,5 @@ def test_the_users_own_check_inside_a_program_says_what_it_says():
         value, metrics = em.losses.mse(model, batch, key)
         return eqx.error_if(value, value > 0, "the loss is positive"), metrics
 
-    with pytest.raises(eqx.EquinoxRuntimeError, match="^the loss is positive$"):
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"^the loss is positive$"):
         _fit(optax.sgd(0.1), loss)
