@@ -15,6 +15,8 @@ _FEW = 8
 
 _BLOCK = 1 << 18  # numbers of an array that are looked at together: 2 MB as float64
 
+_PERIOD = 262_139  # of the weights by place, a prime: no size of an image divides it
+
 _FLOATS = re.compile(r"(.+\]) (of|about) (.+)")
 
 
@@ -60,19 +62,21 @@ def _moments(x: np.ndarray) -> tuple[float, float, float]:
     updating formula), and a mean, weighted by place, of how far the numbers are from their mean,
     which is another one for the same numbers in another order."""
     count, mean, squares, place, weighted, weights = 0, 0.0, 0.0, 0, 0.0, 0.0
+    of_places = np.cos(np.arange(min(x.size, _PERIOD + _BLOCK)) % _PERIOD)
     for block in _blocks(x):
         numbers = (np.abs(block) if np.iscomplexobj(block) else block).astype(np.float64)
-        finite = np.isfinite(numbers)
-        weight = np.cos(np.arange(place, place + numbers.size))[finite]
+        weight = of_places[place % _PERIOD :][: numbers.size]
         place += numbers.size
-        numbers = numbers[finite]
+        finite = np.isfinite(numbers)
+        if not finite.all():
+            numbers, weight = numbers[finite], weight[finite]
         new = numbers.size
         if new:
             apart = float(numbers.mean()) - mean
             count += new
             mean += apart * new / count
             squares += float(numbers.var()) * new + apart * apart * new * (count - new) / count
-            weighted += float(weight @ numbers)
+            weighted += float(np.einsum("i,i", weight, numbers))  # not by BLAS and its threads
             weights += float(weight.sum())
     count = max(count, 1)
     return mean, math.sqrt(squares / count), (weighted - weights * mean) / math.sqrt(count)

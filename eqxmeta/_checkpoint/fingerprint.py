@@ -87,7 +87,7 @@ def _unwrapped(x: Any) -> Any:
         wraps = callable(x) and inspect.getattr_static(x, "__wrapped__", None) is not None
         if not wraps or isinstance(x, types.FunctionType):
             break
-        x = x.__wrapped__
+        x = getattr(x, "__wrapped__")  # noqa: B009
     return x
 
 
@@ -126,7 +126,7 @@ def _held_by_function(x: types.FunctionType) -> dict[str, Any]:
         if told and not name.startswith("_"):
             held[name] = parameter.default
     if hasattr(x, "__wrapped__"):
-        held["wrapped"] = x.__wrapped__
+        held["wrapped"] = getattr(x, "__wrapped__")  # noqa: B009
     # What optax's optimizers hold they do not write to.
     of_optax = x.__module__ is not None and x.__module__.startswith("optax.")
     return {f"({k})": held[k] for k in held if of_optax or not isinstance(held[k], _CHANGING)}

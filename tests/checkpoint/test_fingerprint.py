@@ -187,7 +187,8 @@ def test_a_large_array_is_told_as_if_it_were_looked_at_at_once(kind):
     else:
         numbers = np.abs(x).astype(float) if kind == "complex" else x.astype(float)
         flat = numbers.ravel()
-        order = (np.cos(np.arange(flat.size)) * (flat - flat.mean())).sum() / flat.size**0.5
+        weights = np.cos(np.arange(flat.size) % 262_139)
+        order = weights @ (flat - flat.mean()) / flat.size**0.5
         told, _, last = fact.rpartition(" in order ")
         assert told.endswith(f" about {numbers.mean():.6g} ± {numbers.std():.6g}")
         assert abs(float(last) - order) < 1e-4 * numbers.std()

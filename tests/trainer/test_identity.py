@@ -354,3 +354,25 @@ def test_another_number_of_cores_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
     with pytest.warns(RuntimeWarning, match=r"cores 2, now 1.* up to rounding, and not to the bit"):
         fit(tmp_path, None, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
+def test_a_process_that_may_use_one_core_is_told(tmp_path):
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("there is one core alone")
+
+    def run(steps, cores):
+        return subprocess.run(
+            [sys.executable, "-m", "tests.resume_run", str(tmp_path), str(steps), "--boring"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        ).stderr
+
+    run(20, cores[:2])
+    assert "not to the bit" not in run(40, cores[:2])
+    assert "cores 2, now 1. So what follows" in run(60, cores[:1])
