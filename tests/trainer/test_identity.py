@@ -333,9 +333,12 @@ def test_a_sweep_with_the_rate_in_the_state_compiles_nothing_new():
         assert tree_allclose(state.model, wanted.model, rtol=1e-6, atol=1e-7)
 
 
-def test_a_run_goes_on_from_a_state_in_memory():
+def test_a_run_goes_on_from_a_state_in_memory(tmp_path):
     straight = boring_fit(7)
-    assert same_bits(boring_fit(7, resume=boring_fit(3)), straight)
+    callbacks = [Checkpoint(tmp_path, every=1)]
+    assert same_bits(boring_fit(5, resume=boring_fit(3), callbacks=callbacks), boring_fit(5))
+    assert sorted(path.name[-6] for path in tmp_path.iterdir()) == ["4", "5"]
+    assert same_bits(fit(tmp_path, None, 7), straight)
     with pytest.raises(ValueError, match=r"(?s)no array \.opt_state\.bias|\.opt_state"):
         boring_fit(7, strategy=joint(optax.sgd(0.1)), resume=straight)
     with pytest.raises(ValueError, match="before the checkpoint"):
@@ -364,14 +367,10 @@ def test_a_process_that_may_use_one_core_is_told(tmp_path):
         pytest.skip("there is one core alone")
 
     def run(steps, cores):
-        return subprocess.run(
-            [sys.executable, "-m", "tests.resume_run", str(tmp_path), str(steps), "--boring"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        ).stderr
+        program = f"import os; os.sched_setaffinity(0, {cores}); from tests import resume_run; "
+        program += f"resume_run.main({str(tmp_path)!r}, {steps}, '--boring')"
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
 
     run(20, cores[:2])
     assert "not to the bit" not in run(40, cores[:2])
