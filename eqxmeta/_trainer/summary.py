@@ -134,13 +134,17 @@ def _fingerprints(
 
 
 def _asked_of_the_optimizer(state: TrainState) -> dict[str, str]:
-    """The numbers that `optax.inject_hyperparams` keeps in the state, as the run asks for them."""
+    """The numbers that `optax.inject_hyperparams` keeps in the state, as the run asks for them; not
+    those that a schedule makes anew at every step."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {
-        jax.tree_util.keystr(path): array_fact(leaf)
-        for path, leaf in leaves
-        if eqx.is_array(leaf) and any(getattr(k, "name", None) == "hyperparams" for k in path)
-    }
+    arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves if eqx.is_array(leaf)}
+
+    def scheduled(name: str) -> bool:
+        its_state = name.replace(".hyperparams[", ".hyperparams_states[")
+        return any(other.startswith(its_state) for other in arrays)
+
+    injected = [name for name in arrays if ".hyperparams[" in name and not scheduled(name)]
+    return {name: array_fact(arrays[name]) for name in injected}
 
 
 def _computed_on() -> dict[str, str]:

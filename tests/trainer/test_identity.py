@@ -310,6 +310,10 @@ def test_a_rate_that_the_run_itself_has_changed_is_no_other_wish(tmp_path):
     for steps in (3, 6):
         resumed = fit(tmp_path, joint(optax.inject_hyperparams(optax.sgd)(schedule)), steps)
     assert same_bits(straight, resumed)
+    # Another schedule is that of the run that asks, as where it is not injected: no warning.
+    schedule = optax.linear_schedule(0.2, 0.0, 10)
+    resumed = fit(tmp_path, joint(optax.inject_hyperparams(optax.sgd)(schedule)), 9)
+    assert np.isclose(resumed.opt_state.hyperparams["learning_rate"], schedule(8))
 
 
 def test_a_sweep_with_the_rate_in_the_state_compiles_nothing_new():
