@@ -103,11 +103,13 @@ def lower_images(width):
 
 
 def _imports(processes):
+    # With bytecode, as users have it, also where the environment says not to write any.
     code = (
+        "import sys; sys.dont_write_bytecode = False;"
         "import equinox, optax, time; began = time.perf_counter();"
         "import eqxmeta, eqxmeta.callbacks; print(time.perf_counter() - began)"
     )
-    _printed(code)  # bytecode
+    _printed(code)  # writes it
     seconds = [_printed(code) for _ in range(processes)]
     what = "seconds that eqxmeta adds to equinox and optax"
     return Row("import", what, seconds, note="absolute; fresh processes")

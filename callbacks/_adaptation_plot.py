@@ -36,6 +36,7 @@ class AdaptationPlot(Drawing):
     """
 
     tag = "adaptation"
+    logs = ()
 
     def __init__(
         self,

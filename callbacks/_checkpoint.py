@@ -11,6 +11,7 @@ import numpy as np
 
 from eqxmeta._arguments import (
     check_argument,
+    check_choice,
     check_folder,
     check_int,
     check_int_or_none,
@@ -76,8 +77,7 @@ class Checkpoint(Callback):
         sound = monitor is None or (isinstance(monitor, str) and monitor)
         expected = "the name of a logged value, or None"
         check_argument(sound, monitor, "Checkpoint(monitor=...)", expected)
-        sound = on_error in ("raise", "warn")
-        check_argument(sound, on_error, "Checkpoint(on_error=...)", "'raise' or 'warn'")
+        check_choice(on_error, "Checkpoint(on_error=...)", ("raise", "warn"))
         self.folder = check_path(folder, "Checkpoint(folder=...)")
         self.every = check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
         self.keep = check_int_or_none(keep, "Checkpoint(keep=...)", minimum=1, what="files")
@@ -249,7 +249,7 @@ class Checkpoint(Callback):
         step, best = self._in_flight
         path = self._files.path(step)
         try:
-            self._background.wait()
+            written = self._background.wait()
         except Exception as error:  # of the thread: what it means for the run the user has said
             self._in_flight = None
             if self.on_error == "raise":
@@ -258,9 +258,10 @@ class Checkpoint(Callback):
             warn(f"{path} was not written, training goes on: {error!r}")
         else:
             self._in_flight = None
-            self._best = best
-            self._mine.add(step)
-            self._remove_old()
+            if written:  # else this is a fork of the process that writes
+                self._best = best
+                self._mine.add(step)
+                self._remove_old()
 
     def _remove_old(self) -> None:
         if self.keep is None:

@@ -39,6 +39,7 @@ class Confusion(Drawing):
     """
 
     tag = "confusion"
+    logs = ()
 
     def __init__(
         self,

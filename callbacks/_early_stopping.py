@@ -11,7 +11,7 @@ from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.monitor import Monitor
 from eqxmeta._callback.published import Published
 from eqxmeta._callback.run import Run
-from eqxmeta._errors import explain, warn
+from eqxmeta._errors import warn
 
 
 class EarlyStopping(Callback):
@@ -111,10 +111,9 @@ class EarlyStopping(Callback):
         self._restored = dict(state)
 
     def _check_metric(self, metrics: Collection[str]) -> None:
-        if self.monitor not in metrics:
-            message = "`EarlyStopping(monitor=...)` is not a training metric."
-            expected = f"one of {sorted(set(metrics) - {'step'})}; without `every`, a logged name"
-            raise KeyError(explain(message, repr(self.monitor), expected))
+        argument, fault = "EarlyStopping(monitor=...)", "is not a training metric"
+        expected = f"one of {sorted(set(metrics) - {'step'})}; without `every`, a logged name"
+        check_argument(self.monitor in metrics, self.monitor, argument, expected, KeyError, fault)
 
     def _observe(self, run: Run, value: float) -> None:
         self._observed = True

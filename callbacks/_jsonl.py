@@ -85,7 +85,7 @@ class JSONL(Callback):
             warn(explain(f"The log {self.path} is short.", received, expected))
         self._end = end
         self._last = last  # what the file holds from `_end` on
-        self._pending = b""  # complete lines that are not in the file
+        self._pending: list[bytes] = []  # complete lines that are not in the file
         self._ended = False
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
@@ -131,16 +131,17 @@ class JSONL(Callback):
                 self._held |= row
                 continue
             if self._held is not None:
-                self._pending += _line(self._held)
+                self._pending.append(_line(self._held))
             self._held = row
         if self._pending:
-            self._write(self._pending)
-            self._end += len(self._pending)
-            self._last = self._pending = b""
+            lines = b"".join(self._pending)
+            self._write(lines)
+            self._end += len(lines)
+            self._last, self._pending = b"", []
 
     def _flush(self) -> None:
         if self._held is not None:
-            self._write(self._pending + _line(self._held), sync=True)
+            self._write(b"".join([*self._pending, _line(self._held)]), sync=True)
 
     def _write(self, data: bytes, *, sync: bool = False) -> None:
         """Let the file go on with `data` from `_end`. If that fails it keeps what it had there:

@@ -23,6 +23,16 @@ def check_argument(
         raise error(explain(f"`{argument}` {fault}.", repr(value)[:500], expected))
 
 
+def check_choice(
+    value: object, argument: str, choices: tuple[str, ...], fault: str = "is invalid"
+) -> None:
+    """Raises `ValueError` unless `value` is one of `choices`."""
+    sound = isinstance(value, str) and value in choices
+    *others, last = map(repr, choices)
+    expected = f"{', '.join(others)} or {last}"
+    check_argument(sound, value, argument, expected, ValueError, fault)
+
+
 def check_int(value: Any, argument: str, *, minimum: int, what: str) -> int:
     """`value` as Python's integer; NumPy's would be an array to JAX, and is not JSON.
 

@@ -1,5 +1,6 @@
 """A run without a trainer, for the tests of callbacks."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,13 +17,17 @@ def fake_run(*callbacks, start=0, steps=40, resuming=False, strategy=None, state
 
     config = {"seed": 0, "meta_batch_size": 25} if config is None else config
     run = Run(
-        Settings(strategy, steps, config=config),
+        settings(strategy, steps, config),
         Origin(SimpleNamespace(step=start), resuming=resuming),
         state_after=lambda step: state,
         publish=publish,
         callback_states=dict,
     )
     return run
+
+
+def settings(strategy, steps, config):
+    return Settings(strategy, steps, 0, {}, math.inf, "auto", "raise", config)
 
 
 def chunk(run, callback, first, last, **metrics):

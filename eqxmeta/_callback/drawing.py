@@ -27,7 +27,6 @@ class Drawing(Callback, abc.ABC):
     the one before."""
 
     tag: str
-    logs = ()
 
     def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):
         caller = type(self).__name__

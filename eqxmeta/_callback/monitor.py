@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
-from .._arguments import check_argument
+from .._arguments import check_choice
 from .._errors import explain, warn
 from .callback import Callback, name_of
 from .published import Histogram, Image, logged_value
@@ -47,7 +47,7 @@ class Monitor:
     """
 
     def __init__(self, owner: str, name: str | None, mode: Literal["min", "max"]):
-        check_argument(mode in ("min", "max"), mode, f"{owner}(mode=...)", "'min' or 'max'")
+        check_choice(mode, f"{owner}(mode=...)", ("min", "max"))
         self.argument = f"{owner}(monitor=...)"
         self.name = name
         self.mode = mode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,12 +29,12 @@ class Settings:
 
     strategy: Strategy
     steps: int
-    seed: int = 0
-    everys: Mapping[str, int] = field(default_factory=dict)
-    deadline: float = math.inf
-    steps_per_execution: int | Literal["auto"] = "auto"
-    on_non_finite: OnNonFinite = "raise"
-    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int
+    everys: Mapping[str, int]
+    deadline: float
+    steps_per_execution: int | Literal["auto"]
+    on_non_finite: OnNonFinite
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

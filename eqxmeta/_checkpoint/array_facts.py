@@ -49,7 +49,8 @@ def array_fact(x: Any) -> str:
     if jnp.issubdtype(x.dtype, jnp.inexact):
         if 0 < x.size <= _FEW and not np.iscomplexobj(x):
             return f"{kind} of {', '.join(map(str, x.ravel()))}"
-        mean, deviation, order = _moments(x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation, order = _moments(x)
         return f"{kind} about {mean:.6g} ± {deviation:.6g} in order {order:.6g}"
     digest = hashlib.sha256()
     for block in _blocks(x):

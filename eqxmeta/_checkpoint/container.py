@@ -116,13 +116,10 @@ class Reader:
         if type(version) is not int or version < 1:
             raise ValueError(f"format {version!r}")
         if version > FORMAT:
-            raise CheckpointTooNew(
-                explain(
-                    f"{self.path} was written by a newer eqxmeta.",
-                    f"format {version}, versions {manifest.get('versions')}",
-                    f"format {FORMAT} or older. Upgrade eqxmeta",
-                )
-            )
+            message = f"{self.path} was written by a newer eqxmeta."
+            received = f"format {version}, versions {manifest.get('versions')}"
+            expected = f"format {FORMAT} or older. Upgrade eqxmeta"
+            raise CheckpointTooNew(explain(message, received, expected))
         if type(manifest["meta"]) is not dict:
             raise ValueError("a manifest without `meta`")
         wanted = {_MANIFEST: len(data)}
@@ -143,9 +140,8 @@ def reading(path: Path) -> Iterator[Reader]:
     """Open `path`. Raises `CheckpointNotFound`, `CheckpointCorrupt` or `CheckpointTooNew`."""
     if not path.is_file():
         received = "a folder" if path.is_dir() else "no such file"
-        raise CheckpointNotFound(
-            explain(f"There is no checkpoint at {path}.", received, "a file written by `save`")
-        )
+        message = f"There is no checkpoint at {path}."
+        raise CheckpointNotFound(explain(message, received, "a file written by `save`"))
     with open(path, "rb") as file:
         if file.read(2) != b"PK":
             received = f"a file that begins with {file.seek(0) or file.read(20)!r}"
@@ -183,10 +179,7 @@ def damage_of(path: Path, leaf: str | None = None) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         where = "" if leaf is None else f", in its leaf {leaf!r}"
-        raise CheckpointCorrupt(
-            explain(
-                f"Checkpoint {path} is damaged{where}.",
-                str(error) or type(error).__name__,
-                "the bytes that `save` wrote. Use an older checkpoint, or a copy of this one",
-            )
-        ) from error
+        message, received = f"Checkpoint {path} is damaged{where}.", str(error)
+        expected = "the bytes that `save` wrote. Use an older checkpoint, or a copy of this one"
+        received = received or type(error).__name__
+        raise CheckpointCorrupt(explain(message, received, expected)) from error

@@ -157,9 +157,9 @@ def _evaluate(
     # Traced once: counted, and then computed as it is.
     closed, shapes = jax.make_jaxpr(one, return_shape=True)(jnp.int32(0))
     parallel = 1 if is_large(closed) else min(num_tasks, _PARALLEL)
-    values = jax.lax.map(
-        jaxpr_as_fun(closed), jnp.arange(num_tasks), batch_size=parallel if parallel > 1 else None
-    )
+    indices = jnp.arange(num_tasks, dtype=jnp.int32)  # as it was traced, also in 64 bits
+    batch_size = parallel if parallel > 1 else None
+    values = jax.lax.map(jaxpr_as_fun(closed), indices, batch_size=batch_size)
     return jax.tree.unflatten(jax.tree.structure(shapes), values)
 
 

@@ -1,7 +1,7 @@
 """What the figures of an adaptation and of what is confused have in common."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -14,6 +14,9 @@ from .._model.support_statistics import fill_statistics
 from .._strategy.strategy import Strategy
 from .._task.device_source import check_device_source
 from .._task.task import shapes_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK, FAINT = "#333333", "#8a8a8a"
 
@@ -46,6 +49,13 @@ def check_figure(
             received = f"examples of shapes {[leaf.shape for leaf in leaves]}"
             raise ValueError(explain(f"`{caller}(tasks=...)` {problem}.", received, expected))
     return num_tasks, seed
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Of these sizes in inches: no display, and nothing of pyplot's."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
 
 
 def adapted_predictions(

@@ -14,7 +14,7 @@ from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.task import Task
 from .evaluate import with_num_inner_steps
-from .figure import FAINT, INK, adapted_predictions, check_figure
+from .figure import FAINT, INK, adapted_predictions, check_figure, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,8 +53,6 @@ def plot_adaptation(
     inner_steps, num_tasks, seed = check_plot(
         tasks, inner_steps, num_tasks, seed, "plot_adaptation"
     )
-    from matplotlib.figure import Figure
-
     if not learners:
         message = "`plot_adaptation(learners=...)` is empty."
         raise ValueError(explain(message, learners, "one learner or more"))
@@ -63,8 +61,7 @@ def plot_adaptation(
     drawn = jax.tree.map(np.asarray, sampled)
     alone = len(learners) == 1
     rows, columns = (1, num_tasks) if alone else (num_tasks, len(learners))
-    size = (3.6 * columns, 2.9 * rows + 0.6)
-    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
+    figure = new_figure(3.6 * columns, 2.9 * rows + 0.6)
     # One scale for all: a small task is a small matter.
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     # The tasks set it: a prediction that runs away should be seen to leave.

@@ -15,7 +15,7 @@ from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.task import Task
 from .evaluate import with_num_inner_steps
-from .figure import FAINT, INK, adapted_predictions, check_figure
+from .figure import FAINT, INK, adapted_predictions, check_figure, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,8 +52,6 @@ def plot_confusion(
     ways, num_tasks, inner_steps, seed = check_confusion(
         tasks, num_tasks, inner_steps, seed, "plot_confusion"
     )
-    from matplotlib.figure import Figure
-
     if inner_steps is not None:
         strategy = with_num_inner_steps(strategy, inner_steps)
     keys = jax.random.split(jax.random.key(seed), num_tasks)
@@ -67,13 +65,7 @@ def plot_confusion(
     columns = shots + queries + 1  # one is the gap
     side = max(0.3, min(0.7, 10 / columns))  # of an image, in inches
     right = min(max(2.8, 0.42 * ways + 1), 6.5)
-    height = max(3.4, side * ways + 1.4)
-    figure = Figure(
-        figsize=(side * columns + right + 0.8, height),
-        dpi=130,
-        layout="constrained",
-        facecolor="white",
-    )
+    figure = new_figure(side * columns + right + 0.8, max(3.4, side * ways + 1.4))
     images, panel = figure.subplots(1, 2, width_ratios=[side * columns + 0.6, right])
     _draw_images(images, first, predicted[0], shots, queries)
     _draw_matrix(panel, matrix, none=bool((predicted < 0).any()))

@@ -16,6 +16,14 @@ def half_width95(values: np.ndarray) -> np.ndarray:
     return stdtrit(n - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(n)
 
 
+def values_of(metrics: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """In float64. Raises `KeyError`."""
+    if name not in metrics:
+        expected = f"one of {tuple(metrics)}"
+        raise KeyError(explain("There is no such metric.", repr(name), expected))
+    return np.asarray(metrics[name], np.float64)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Query metrics of every task at every inner step.
@@ -42,15 +50,9 @@ class Evaluation:
 
     def mean(self, name: str = "loss") -> np.ndarray:
         """Mean over tasks, `[inner_steps + 1]`."""
-        return self._of(name).mean(axis=0)
+        return values_of(self.values, name).mean(axis=0)
 
     def ci95(self, name: str = "loss") -> np.ndarray:
         """Half-width of the 95% interval of the mean over tasks, `[inner_steps + 1]`: standard
         errors times the quantile of Student's t with `num_tasks - 1` degrees of freedom."""
-        return half_width95(self._of(name))
-
-    def _of(self, name: str) -> np.ndarray:
-        if name not in self.values:
-            expected = f"one of {self.metrics}"
-            raise KeyError(explain("There is no such metric.", repr(name), expected))
-        return np.asarray(self.values[name], np.float64)
+        return half_width95(values_of(self.values, name))

@@ -22,16 +22,17 @@ def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     The lock is the operating system's, on the file `name` in it: it ends with its process, however
     that ends. Afterwards the file is gone, and so are folders that were made and got no content.
 
-    Raises `CheckpointInUse` if somebody else owns the folder, also in this process; `OSError` if
-    it cannot be made or written to."""
+    Raises `CheckpointInUse` if it is owned, also by this process; `OSError` if it cannot be."""
     made, path = make_folder(folder), folder / name
-    file = _lock(path)
     try:
-        yield
+        file = _lock(path)
+        try:
+            yield
+        finally:
+            with suppress(OSError, ValueError), file:  # ValueError: closed, as this is a fork
+                if os.path.samefile(path, file.fileno()):
+                    path.unlink()
     finally:
-        with suppress(OSError, ValueError), file:  # ValueError: closed, as this is a fork
-            if os.path.samefile(path, file.fileno()):
-                path.unlink()
         remove_empty(made)
 
 
@@ -42,8 +43,7 @@ def file_locked(path: Path) -> AbstractContextManager[None]:
 
 
 def _lock(path: Path) -> FileIO:
-    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
-    _files.add(file)
+    _files.add(file := FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samefile(path, file.fileno()):

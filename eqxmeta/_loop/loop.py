@@ -128,7 +128,7 @@ class Loop:
         self._pace.measured(stop - start, ready - max(chunk.began, self._ready))
         self._ready = ready
         rows = report.metrics.rows(stop - start)
-        error = self._watch.look(chunk.job, chunk.before, report, rows)
+        error = self._watch.look(chunk, report, rows)
         self.run.skipped = self._watch.skipped
         self.run.skipped_in_a_row = self._watch.in_a_row
         good = stop

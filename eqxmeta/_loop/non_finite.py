@@ -5,6 +5,7 @@ state, come from the device anyway; only once they tell of trouble is the chunk 
 its start to the step before. The program is the same, and so are the bits.
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +20,7 @@ from .._strategy.jit import strategy_jit
 from .._strategy.metrics import SKIPPED
 from .._task.task import Task, label_ranges
 from .chunk import Job, Report, key_of_step, train_chunk
+from .dispatch import Chunk
 
 # So many skipped steps in a row are no accident: nothing more will be learnt.
 MOST_SKIPS = 100
@@ -39,17 +41,14 @@ class Watch:
         self.in_a_row = in_a_row
 
     def look(
-        self, job: Job, before: TrainState, report: Report, rows: dict[str, np.ndarray]
+        self, chunk: Chunk, report: Report, rows: dict[str, np.ndarray]
     ) -> NonFiniteError | None:
-        """The error of a chunk that went wrong, whose `state` is the one to go back to.
-
-        `before` is the state at the chunk's start. `report`, and the metrics `rows` of the steps
-        that were taken, are on the host.
-        """
-        start, stop = int(job.start), int(job.stop)
+        """The error of a chunk that went wrong, whose `state` is the one to go back to. The chunk's
+        `report`, and the metrics `rows` of the steps that were taken, are on the host."""
+        start, stop, job, before = chunk.start, chunk.stop, chunk.job, chunk.before
         if job.skip:
             step = self._count(start, rows[SKIPPED])
-            return None if step is None else _too_many(job, before, rows, step)
+            return None if step is None else _too_many(chunk, rows, step)
         first = first_bad(rows)
         if first is None and self._first_nonfinite_leaf(report) is None:
             return None
@@ -106,7 +105,7 @@ def first_bad(rows: dict[str, np.ndarray]) -> tuple[int, str] | None:
 
 def _replay(job: Job, before: TrainState, stop: int) -> tuple[TrainState, Report]:
     """The state after step `stop` of the chunk, from `before`, which stays."""
-    until = Job(job.strategy, job.source, job.root, job.start, jnp.int32(stop), job.skip)
+    until = dataclasses.replace(job, stop=jnp.int32(stop))
     state, report = train_chunk(until, copied(before))
     return state, jax.device_get(report)
 
@@ -124,47 +123,28 @@ def _tasks_of(job: Job, step: Int[Array, ""]) -> Task:
 
 
 def _metric_error(job: Job, state: TrainState, step: int, name: str, value: Any) -> NonFiniteError:
-    return NonFiniteError(
-        explain(
-            f"The metric {name!r} is not finite at step {step}.",
-            f"{float(value)}. {_about_tasks(job, step)}",
-            f"finite metrics. {_remedy(job, step)}",
-        ),
-        step=step,
-        name=name,
-        state=state,
-    )
+    message = f"The metric {name!r} is not finite at step {step}."
+    received = f"{float(value)}. {_about_tasks(job, step)}"
+    text = explain(message, received, f"finite metrics. {_remedy(job, step)}")
+    return NonFiniteError(text, step=step, name=name, state=state)
 
 
 def _state_error(job: Job, state: TrainState, step: int, name: str) -> NonFiniteError:
-    return NonFiniteError(
-        explain(
-            f"The state's `{name}` is not finite after step {step}.",
-            f"NaN or infinity. {_about_tasks(job, step)}",
-            "finite parameters and a finite optimizer state",
-        ),
-        step=step,
-        name=name,
-        state=state,
-    )
+    message = f"The state's `{name}` is not finite after step {step}."
+    received = f"NaN or infinity. {_about_tasks(job, step)}"
+    text = explain(message, received, "finite parameters and a finite optimizer state")
+    return NonFiniteError(text, step=step, name=name, state=state)
 
 
-def _too_many(
-    job: Job, before: TrainState, rows: dict[str, np.ndarray], step: int
-) -> NonFiniteError:
-    row = step - int(job.start) - 1
+def _too_many(chunk: Chunk, rows: dict[str, np.ndarray], step: int) -> NonFiniteError:
+    row, job = step - chunk.start - 1, chunk.job
     _, name = first_bad({name: values[row : row + 1] for name, values in rows.items()}) or (0, "")
     what = f"{name!r} = {float(rows[name][row])}" if name else "a state that was not finite"
-    return NonFiniteError(
-        explain(
-            f"{MOST_SKIPS} outer steps in a row were skipped, the last of them step {step}.",
-            f"{what} at step {step}. {_about_tasks(job, step)}",
-            f"fewer than {MOST_SKIPS} in a row. {_remedy(job, step)}",
-        ),
-        step=step,
-        name=name,
-        state=_replay(job, before, step)[0],
-    )
+    message = f"{MOST_SKIPS} outer steps in a row were skipped, the last of them step {step}."
+    received = f"{what} at step {step}. {_about_tasks(job, step)}"
+    text = explain(message, received, f"fewer than {MOST_SKIPS} in a row. {_remedy(job, step)}")
+    state, _ = _replay(job, chunk.before, step)
+    return NonFiniteError(text, step=step, name=name, state=state)
 
 
 def _about_tasks(job: Job, step: int) -> str:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_int, check_optimizer
+from .._arguments import check_argument, check_choice, check_int, check_optimizer
 from .._errors import explain
 from .._jaxpr.hoist import hoist
 from .._jaxpr.safe_sqrt import with_safe_sqrt
@@ -81,18 +81,14 @@ class InnerLoop(eqx.Module):
     ):
         check_optimizer(optimizer, "InnerLoop(optimizer=...)")
         steps = check_int(steps, "InnerLoop(steps=...)", minimum=1, what="inner steps")
-        if gradient not in GRADIENT_MODES:
-            expected = ", ".join(map(repr, GRADIENT_MODES))
-            message = "`InnerLoop(gradient=...)` is invalid."
-            raise ValueError(explain(message, repr(gradient), f"one of {expected}"))
+        check_choice(gradient, "InnerLoop(gradient=...)", GRADIENT_MODES)
         if not isinstance(remat, bool):
             what = "inner steps a block, True or False"
             remat = check_int(remat, "InnerLoop(remat=...)", minimum=1, what=what)
-        if adapt is not None and (not callable(adapt) or isinstance(adapt, type)):
-            expected = "a function from the model to what adapts: `lambda m: m.layers[-1]`; or None"
-            raise TypeError(
-                explain("`InnerLoop(adapt=...)` is not a function.", repr(adapt), expected)
-            )
+        sound = adapt is None or (callable(adapt) and not isinstance(adapt, type))
+        expected = "a function from the model to what adapts: `lambda m: m.layers[-1]`; or None"
+        fault = "is not a function"
+        check_argument(sound, adapt, "InnerLoop(adapt=...)", expected, TypeError, fault)
         self.optimizer = optimizer
         self.steps = steps
         self.gradient = gradient

@@ -132,13 +132,10 @@ def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""]
 
 
 def _mixed_mode_error() -> MixedModeError:
-    return MixedModeError(
-        explain(
-            "`gradient='mixed'` cannot differentiate this inner loss forwards.",
-            "a `jax.custom_vjp` whose forward rule calls the function itself",
-            "a loss that JAX can differentiate in both modes, or `gradient='reverse'`",
-        )
-    )
+    message = "`gradient='mixed'` cannot differentiate this inner loss forwards."
+    received = "a `jax.custom_vjp` whose forward rule calls the function itself"
+    expected = "a loss that JAX can differentiate in both modes, or `gradient='reverse'`"
+    return MixedModeError(explain(message, received, expected))
 
 
 def _refuse_complex(fast: PyTree) -> None:

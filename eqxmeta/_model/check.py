@@ -57,9 +57,8 @@ def check_no_nan(model: PyTree, argument: str) -> None:
         if eqx.is_inexact_array(leaf) and np.isnan(np.asarray(leaf)).any()
     ]
     if bad:
-        raise ValueError(
-            explain(f"`{argument}` has NaN among its parameters.", ", ".join(bad), "finite numbers")
-        )
+        message = f"`{argument}` has NaN among its parameters."
+        raise ValueError(explain(message, ", ".join(bad), "finite numbers"))
 
 
 def _is_state(x: object) -> bool:

@@ -197,20 +197,13 @@ def _with(layer: SupportLayer, statistics: PyTree) -> SupportLayer:
 
 
 def _out_of_reach(what: str, whose: str) -> ValueError:
-    return ValueError(
-        explain(
-            "The statistics of the support set cannot be taken out of a transformation.",
-            f"{what} inside of a `jit`, `checkpoint`, `vmap` or loop of {whose}'s own",
-            "the call outside of it: strategies compile the loss as a part of the whole",
-        )
-    )
+    message = "The statistics of the support set cannot be taken out of a transformation."
+    received = f"{what} inside of a `jit`, `checkpoint`, `vmap` or loop of {whose}'s own"
+    expected = "the call outside of it: strategies compile the loss as a part of the whole"
+    return ValueError(explain(message, received, expected))
 
 
 def _used_twice(how: str) -> ValueError:
-    return ValueError(
-        explain(
-            "A layer has two sets of support statistics.",
-            f"one layer used twice {how}",
-            "a layer for each use, and one prediction of the support set in the loss",
-        )
-    )
+    message, received = "A layer has two sets of support statistics.", f"one layer used twice {how}"
+    expected = "a layer for each use, and one prediction of the support set in the loss"
+    return ValueError(explain(message, received, expected))

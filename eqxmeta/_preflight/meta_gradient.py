@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._errors import annotate_errors, explain
+from .._arguments import check_argument
+from .._errors import annotate_errors
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.modes import refuses_mixed
 from .._model.check import check_model
@@ -89,10 +90,11 @@ def check_meta_gradient(
 
     Raises `TypeError` if `strategy` has no `InnerLoop` in its field `inner`.
     """
-    if not isinstance(getattr(strategy, "inner", None), InnerLoop):
-        message = "`check_meta_gradient(strategy=...)` has no inner loop to differentiate."
-        expected = "a strategy with an `InnerLoop` in its field `inner`"
-        raise TypeError(explain(message, repr(strategy)[:200], expected))
+    sound = isinstance(getattr(strategy, "inner", None), InnerLoop)
+    fault = "has no inner loop to differentiate"
+    expected = "a strategy with an `InnerLoop` in its field `inner`"
+    argument = "check_meta_gradient(strategy=...)"
+    check_argument(sound, strategy, argument, expected, TypeError, fault)
     _check_task(strategy, model, task)
     with jax.enable_x64(True):
         model, task = _to_float64((model, task))
@@ -136,14 +138,9 @@ def _check_task(strategy: Any, model: PyTree, task: Any) -> None:
     """That the objective can be traced for `task`, one and not a batch. Compiles nothing."""
     argument = "check_meta_gradient(task=...)"
     check_model(model, "check_meta_gradient(model=...)")
-    if not isinstance(task, Task):
-        raise TypeError(
-            explain(
-                f"`{argument}` is not a task.",
-                repr(task)[:200],
-                "an `eqxmeta.Task`; of a source `tasks.sample(key)`",
-            )
-        )
+    expected = "an `eqxmeta.Task`; of a source `tasks.sample(key)`"
+    fault = "is not a task"
+    check_argument(isinstance(task, Task), task, argument, expected, TypeError, fault)
     received = f"support {shapes_of(task.support)}, query {shapes_of(task.query)}"
     expected = "one task, `x: [examples, ...]`; of a batch `jax.tree.map(lambda x: x[0], tasks)`"
     with annotate_errors(f"`inner_adapt` and `loss`, for `{argument}`", received, expected):

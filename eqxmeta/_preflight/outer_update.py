@@ -9,7 +9,7 @@ from .._errors import annotate_errors, explain
 from .._model.state import TrainState
 from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
-from .._task.task import Task, shapes_of
+from .._task.task import Task, layout_of, shapes_of
 from .loss import check_loss, without_first_axis
 from .slow_layers import warn_slow_convolutions
 
@@ -19,63 +19,40 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
     names are returned."""
     what = f"`{type(strategy).__name__}.outer_update`"
     with annotate_errors(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
-        traced = _traced(strategy, state, tasks)
+        try:
+            # The training program asks for the same trace again, which JAX remembers.
+            trace = eqx.filter_make_jaxpr(strategy.outer_update)
+            traced = trace(state, tasks, key=jax.random.key(0))
+        except Exception as error:  # raised below, so that what the loss says is not chained to it
+            traced = error
         if isinstance(traced, Exception):
             check_loss(strategy, state.model, without_first_axis(tasks.support))
             raise traced
-    closed, out = traced
+    closed, out, _ = traced
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
-        received = show(out)
-        expected = "(TrainState, metrics)"
-        raise TypeError(explain(f"{what} returned something else than a pair.", received, expected))
+        message = f"{what} returned something else than a pair."
+        raise TypeError(explain(message, show(out), "(TrainState, metrics)"))
     new, metrics = out
     if not isinstance(metrics, dict):
-        raise TypeError(
-            explain(f"The metrics of {what} are invalid.", show(metrics), "a dict of scalars")
-        )
+        message = f"The metrics of {what} are invalid."
+        raise TypeError(explain(message, show(metrics), "a dict of scalars"))
     check_scalars(metrics, f"The metrics of {what}")
     for name in {"step", SKIPPED} & metrics.keys():
         message = f"The metrics of {what} use a reserved name."
         raise ValueError(explain(message, repr(name), "another name"))
-    before, after = _layout(state), _layout(new)
-    if before != after:
-        changed = sorted(
-            path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
-        )
-        raise ValueError(
-            explain(
-                f"{what} changed the structure, a shape or a dtype of the state.",
-                "; ".join(f"{path}: {before.get(path)} -> {after.get(path)}" for path in changed),
-                "every leaf of the new state as in the old one",
-            )
-        )
+    before, after = layout_of(state), layout_of(new)
+    paths = (before.keys() | after.keys()) - {".step"}  # which is the trainer's
+    changed = sorted(path for path in paths if before.get(path) != after.get(path))
+    if changed:
+        message = f"{what} changed the structure, a shape or a dtype of the state."
+        received = "; ".join(f"{p[1:]}: {before.get(p)} -> {after.get(p)}" for p in changed)
+        expected = "every leaf of the new state as in the old one"
+        raise ValueError(explain(message, received, expected))
     warn_slow_convolutions(closed)
     return set(metrics)
-
-
-def _traced(strategy: Strategy, state: TrainState, tasks: Task) -> Any:
-    """The jaxpr and the shapes of what it computes, or the error. The training program asks for
-    the same trace again, which JAX remembers."""
-    try:
-        closed, out, _ = eqx.filter_make_jaxpr(strategy.outer_update)(
-            state, tasks, key=jax.random.key(0)
-        )
-    except Exception as error:  # handed on: the loss may have something plainer to say
-        return error
-    return closed, out
 
 
 def check_init(strategy: Strategy, state: Any) -> None:
     if not isinstance(state, TrainState):
         message = f"`{type(strategy).__name__}.init` returned something else than a state."
         raise TypeError(explain(message, show(state), "an `eqxmeta.TrainState`"))
-
-
-def _layout(state: TrainState) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path((state.model, state.opt_state))
-    names = {0: "model", 1: "opt_state"}
-    return {
-        names[path[0].idx] + jax.tree_util.keystr(path[1:]): f"{x.dtype.name}{list(x.shape)}"
-        for path, x in leaves
-        if hasattr(x, "dtype") and hasattr(x, "shape")
-    }

@@ -12,6 +12,7 @@ from .._jaxpr.flops import equations, flops_of_equation
 
 # Operations of an outer step's convolutions, loops counted once, below which nobody waits for them.
 _MATTERS = 10_000_000
+_PRIMITIVE = "conv_general_dilated"
 
 
 def warn_slow_convolutions(closed: ClosedJaxpr) -> None:
@@ -21,14 +22,13 @@ def warn_slow_convolutions(closed: ClosedJaxpr) -> None:
     convolutions = [e for e in equations(closed.jaxpr) if e.primitive.name == _PRIMITIVE]
     if sum(map(flops_of_equation, convolutions)) < _MATTERS:
         return
-    warn(
-        explain(
-            "The convolutions of this model will be slow, often by ten times: inside of a compiled "
-            "loop, and under `vmap` over the weights, a CPU has no fast kernel for them.",
-            f"an outer step with {len(convolutions)} `{_PRIMITIVE}`",
-            "the same parameters in eqxmeta's layers: `model = eqxmeta.nn.fast(model)`",
-        ),
+    message = (
+        "The convolutions of this model will be slow, often by ten times: inside of a compiled "
+        "loop, and under `vmap` over the weights, a CPU has no fast kernel for them."
     )
+    received = f"an outer step with {len(convolutions)} `{_PRIMITIVE}`"
+    expected = "the same parameters in eqxmeta's layers: `model = eqxmeta.nn.fast(model)`"
+    warn(explain(message, received, expected))
 
 
 def linear_layers(model: PyTree) -> int:
@@ -41,6 +41,3 @@ def linear_layers(model: PyTree) -> int:
 
 def _is_layer(x: Any) -> bool:
     return type(x) in (eqx.nn.Linear, eqx.nn.Conv, eqx.nn.Conv2d)
-
-
-_PRIMITIVE = "conv_general_dilated"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._arguments import check_argument
 from .._errors import annotate_errors, explain
 from .._jaxpr.flops import flops_of
 from .task import Task
@@ -98,12 +99,9 @@ def is_device_source(tasks: object) -> bool:
 
 def check_device_source(tasks: Any, argument: str) -> Task:
     """The shapes of one sampled task. Raises `TypeError` or `ValueError`; compiles nothing."""
-    if isinstance(tasks, type) or not isinstance(tasks, eqx.Module) or not is_device_source(tasks):
-        message = f"`{argument}` is not a task source."
-        expected = (
-            "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`"
-        )
-        raise TypeError(explain(message, repr(tasks)[:200], expected))
+    sound = isinstance(tasks, eqx.Module) and is_device_source(tasks)
+    expected = "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`"
+    check_argument(sound, tasks, argument, expected, TypeError, "is not a task source")
     with annotate_errors(f"`{argument}.sample(key)`", f"a key, and {repr(tasks)[:200]}"):
         task = eqx.filter_eval_shape(sample, tasks, jax.random.key(0))
     check_task(task, f"{argument}.sample(key)")
@@ -112,9 +110,8 @@ def check_device_source(tasks: Any, argument: str) -> Task:
 
 def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
     if not isinstance(task, Task):
-        raise TypeError(
-            explain(f"`{argument}` is not a task.", type(task).__name__, "an `eqxmeta.Task`")
-        )
+        message = f"`{argument}` is not a task."
+        raise TypeError(explain(message, type(task).__name__, "an `eqxmeta.Task`"))
     for name, field in (("support", task.support), ("query", task.query)):
         leaves = jax.tree.leaves(field)
         if not leaves:

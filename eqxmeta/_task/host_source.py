@@ -10,7 +10,7 @@ import numpy as np
 
 from .._errors import add_note, explain
 from .device_source import Loaded, check_task
-from .task import Task
+from .task import Task, layout_of
 
 # Steps of host data that travel to the device together. More of them hide the cost of a
 # dispatch, which stops mattering long before they fill the memory.
@@ -25,14 +25,7 @@ class HostSource:
     same for the same step, so that a resumed run sees what an uninterrupted one would have.
     """
 
-    def __init__(
-        self,
-        source: Any,
-        *,
-        start: int,
-        steps: int,
-        meta_batch_size: int,
-    ):
+    def __init__(self, source: Any, *, start: int, steps: int, meta_batch_size: int):
         self._source = source
         self._meta_batch_size = meta_batch_size
         length = len(source) if hasattr(source, "__len__") else None
@@ -106,9 +99,8 @@ class HostSource:
         try:
             batch = self._source[step]
         except (IndexError, KeyError, StopIteration) as error:
-            raise ValueError(
-                explain(f"`tasks[{step}]` does not exist.", repr(error), expected)
-            ) from error
+            message = f"`tasks[{step}]` does not exist."
+            raise ValueError(explain(message, repr(error), expected)) from error
         except Exception as error:  # the user's own: only where it is from is added
             received = f"tasks of type {type(self._source).__name__}"
             add_note(error, f"This error came out of `tasks[{step}]`.", received, expected)
@@ -117,33 +109,20 @@ class HostSource:
         batch = jax.tree.map(np.array, batch)  # copied: a source may refill its buffers
         strange = {x.dtype for x in jax.tree.leaves(batch) if not _has_jax(x.dtype)}
         if strange:
-            raise TypeError(
-                explain(
-                    f"`tasks[{step}]` has arrays that JAX cannot hold.",
-                    f"dtype {', '.join(map(str, strange))}",
-                    "arrays of numbers",
-                )
-            )
+            message = f"`tasks[{step}]` has arrays that JAX cannot hold."
+            received = f"dtype {', '.join(map(str, strange))}"
+            raise TypeError(explain(message, received, "arrays of numbers"))
         if like is None:
             sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
             if sizes != [self._meta_batch_size]:
-                raise ValueError(
-                    explain(
-                        f"`tasks[{step}]` has a wrong number of tasks.",
-                        ", ".join(map(str, sizes)),
-                        f"meta_batch_size={self._meta_batch_size}",
-                    )
-                )
-        elif _layout(batch) != _layout(like):
+                message = f"`tasks[{step}]` has a wrong number of tasks."
+                expected = f"meta_batch_size={self._meta_batch_size}"
+                raise ValueError(explain(message, ", ".join(map(str, sizes)), expected))
+        elif layout_of(batch) != layout_of(like):
             message = f"`tasks[{step}]` differs from the first batch in shape or dtype."
-            raise ValueError(explain(message, _layout(batch), str(_layout(like))))
+            raise ValueError(explain(message, layout_of(batch), str(layout_of(like))))
         return batch
 
 
 def _has_jax(dtype: np.dtype) -> bool:
     return dtype.kind in "biufc" or dtype.isbuiltin == 2  # bfloat16 and its kin
-
-
-def _layout(task: Task) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(task)
-    return {jax.tree_util.keystr(path): f"{x.dtype.name}{list(x.shape)}" for path, x in leaves}

@@ -77,7 +77,8 @@ def mean_over_tasks(
 
     chunks = jax.tree.map(lambda x: x.reshape(total // size, size, *x.shape[1:]), batch)
     if shapes is None:
-        shapes = jax.eval_shape(lambda: fun(_over(_cut(batch, 0, size))))
+        first = jax.tree.map(lambda x: x[:size], batch)
+        shapes = jax.eval_shape(lambda: fun(_over(first)))
     sums = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), shapes)
     sums, _ = jax.lax.scan(accumulate, sums, chunks)
     return jax.tree.map(lambda x, like: x.astype(like.dtype), sums, shapes)
@@ -94,10 +95,6 @@ def _over(batch: tuple[Task, Any]) -> OverTasks:
         return jax.tree.map(lambda x: x[None], one(*alone))
 
     return over
-
-
-def _cut(batch: PyTree, start: int, stop: int) -> PyTree:
-    return jax.tree.map(lambda x: x[start:stop], batch)
 
 
 def _adds(x: Any) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from .._errors import explain
+from .._arguments import check_argument
 from .device_source import Loaded, Sampled, check_device_source, is_device_source
 from .host_source import HostSource
 from .task import Task
@@ -25,29 +25,20 @@ class Source(NamedTuple):
 
 @contextmanager
 def open_source(
-    tasks: Any,
-    meta_batch_size: int,
-    *,
-    start: int = 0,
-    steps: int,
+    tasks: Any, meta_batch_size: int, argument: str, *, start: int = 0, steps: int
 ) -> Iterator[Source]:
     """Batches of `meta_batch_size` tasks for outer steps `start` to `steps`.
 
-    Raises `TypeError` or `ValueError` for what is not a source of tasks.
+    Raises `TypeError` or `ValueError` for what is not a source of tasks, naming `argument`.
     """
     if is_device_source(tasks):
-        check_device_source(tasks, "fit(tasks=...)")
+        check_device_source(tasks, argument)
         sampled = Sampled(tasks, meta_batch_size)
         yield Source(lambda steps: sampled, sampled.example, None)
-    elif hasattr(tasks, "__getitem__"):
-        with HostSource(
-            tasks,
-            start=min(start, steps - 1),
-            steps=steps,
-            meta_batch_size=meta_batch_size,
-        ) as host:
-            yield Source(host.take, host.example, host.capacity)
     else:
-        message = "`fit(tasks=...)` is not a task source."
+        sound, fault = hasattr(tasks, "__getitem__"), "is not a task source"
         expected = "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch`"
-        raise TypeError(explain(message, repr(tasks)[:200], expected))
+        check_argument(sound, tasks, argument, expected, TypeError, fault)
+        start = min(start, steps - 1)
+        with HostSource(tasks, start=start, steps=steps, meta_batch_size=meta_batch_size) as host:
+            yield Source(host.take, host.example, host.capacity)

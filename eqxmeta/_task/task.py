@@ -41,6 +41,15 @@ def shapes_of(tree: PyTree) -> str:
     return str(jax.tree.map(show, tree)).replace("'", "")
 
 
+def layout_of(tree: PyTree) -> dict[str, str]:
+    """`{".weight": "float32[4, 3]"}`: of every array, by its key path."""
+    return {
+        jax.tree_util.keystr(path): f"{x.dtype.name}{list(x.shape)}"
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        if hasattr(x, "dtype") and hasattr(x, "shape")
+    }
+
+
 def label_ranges(tasks: Task, name: str, *, ndim: int) -> str:
     """ "`task.support[1]` from 0 to 4": of what may be labels, integers with `ndim` axes."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tasks))

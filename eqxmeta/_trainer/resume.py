@@ -108,10 +108,8 @@ def _newest(like: TrainState, callbacks: tuple[Callback, ...], config: dict[str,
                 raise
             warn(f"Skipping a damaged checkpoint, {path}. {error}")
     if paths:
-        expected = "at least one. Move them away to start anew"
-        raise CheckpointCorrupt(
-            explain("No checkpoint is sound.", ", ".join(map(str, paths)), expected)
-        )
+        received, expected = ", ".join(map(str, paths)), "one or more. Move them away to start anew"
+        raise CheckpointCorrupt(explain("No checkpoint is sound.", received, expected))
     return Origin(like, resuming=True)
 
 

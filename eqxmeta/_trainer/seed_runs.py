@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from .._errors import explain
-from .._evaluation.result import half_width95
+from .._evaluation.result import half_width95, values_of
 from .._model.state import TrainState
 
 
@@ -42,13 +42,14 @@ class SeedRuns:
         """The state that the run of `seeds[index]` reached. Raises `IndexError`."""
         n = len(self.seeds)
         if not -n <= index < n:
-            raise IndexError(explain("There is no such run.", index, f"0 to {n - 1}, of {n} runs"))
+            expected = f"{-n} to {n - 1}, as an index of {n} seeds"
+            raise IndexError(explain("There is no such run.", index, expected))
         return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, self.states)
 
     def mean(self, name: str = "loss") -> np.ndarray:
         """Mean over seeds, `[steps]`; not finite where a run is not. Raises `KeyError`."""
         with np.errstate(invalid="ignore"):
-            return self._of(name).mean(axis=0)
+            return values_of(self.metrics, name).mean(axis=0)
 
     def ci95(self, name: str = "loss") -> np.ndarray:
         """Half-width of the 95% interval of the mean over seeds, `[steps]`: standard errors times
@@ -56,16 +57,9 @@ class SeedRuns:
 
         Raises `ValueError` if there is one seed only, `KeyError` for an unknown metric.
         """
-        values = self._of(name)
+        values = values_of(self.metrics, name)
         if len(values) < 2:
-            raise ValueError(
-                explain("An interval over seeds cannot be computed.", "1 seed", "2 or more seeds")
-            )
+            message = "An interval over seeds cannot be computed."
+            raise ValueError(explain(message, "1 seed", "2 or more seeds"))
         with np.errstate(invalid="ignore"):
             return half_width95(values)
-
-    def _of(self, name: str) -> np.ndarray:
-        if name not in self.metrics:
-            expected = f"one of {tuple(self.metrics)}"
-            raise KeyError(explain("There is no such metric.", repr(name), expected))
-        return np.asarray(self.metrics[name], np.float64)

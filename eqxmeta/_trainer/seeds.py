@@ -20,7 +20,6 @@ from .._preflight.outer_update import check_outer_update
 from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.device_source import Sampled
-from .._task.source import open_source
 from .seed_arguments import check_alike, check_models, check_seeds, check_source
 from .seed_runs import SeedRuns
 from .start import initial_state
@@ -72,12 +71,10 @@ def fit_seeds(
     strategy = trainer.strategy
     inits = [initial_state(strategy, m, "fit_seeds(model=...)") for m in models]
     check_alike(inits)
-    with open_source(tasks, trainer.meta_batch_size, steps=steps) as source:
-        check_outer_update(strategy, inits[0], source.example)
-        sampled: Any = source.take(steps)
-
+    source = Sampled(tasks, trainer.meta_batch_size)
+    check_outer_update(strategy, inits[0], source.example)
     states = _stack(inits * len(chosen) if len(inits) == 1 else inits)
-    return _run(trainer, sampled, states, chosen, steps, deadline)
+    return _run(trainer, source, states, chosen, steps, deadline)
 
 
 def _run(

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from jaxtyping import PyTree
 
-from .._arguments import check_argument, check_int, check_seed
+from .._arguments import check_argument, check_choice, check_int, check_seed
 from .._callback.callback import Callback, attach, name_of
 from .._callback.monitor import check_monitors
 from .._callback.run import OnNonFinite, Run, Settings
@@ -81,9 +81,7 @@ class Trainer:
         if not isinstance(fast_dev_run, bool):
             argument, what = "Trainer(fast_dev_run=...)", "steps, or a bool"
             fast_dev_run = check_int(fast_dev_run, argument, minimum=1, what=what)
-        sound = on_non_finite in get_args(OnNonFinite)
-        expected = "'raise', 'skip' or 'stop'"
-        check_argument(sound, on_non_finite, "Trainer(on_non_finite=...)", expected)
+        check_choice(on_non_finite, "Trainer(on_non_finite=...)", get_args(OnNonFinite))
         self.callbacks = attach(callbacks)
         self.steps_per_execution: int | Literal["auto"] = steps_per_execution
         self.max_time = _seconds(max_time)
@@ -159,9 +157,10 @@ class Trainer:
                 held.enter_context(callback.exclusive())
             origin = restore(resume, state, callbacks, config)
             start = int(origin.state.step)
-            source = held.enter_context(
-                open_source(tasks, self.meta_batch_size, start=start, steps=steps)
+            opened = open_source(
+                tasks, self.meta_batch_size, "fit(tasks=...)", start=start, steps=steps
             )
+            source = held.enter_context(opened)
             metrics = check_outer_update(self.strategy, state, source.example)
             loop = Loop(settings, origin, source, callbacks, metrics)
             loop.refuse()
@@ -208,7 +207,7 @@ class Trainer:
         """
         check_model(model, "plan(model=...)")
         state = initial_state(self.strategy, model, "plan(model=...)")
-        with open_source(tasks, self.meta_batch_size, steps=1) as source:
+        with open_source(tasks, self.meta_batch_size, "plan(tasks=...)", steps=1) as source:
             check_outer_update(self.strategy, state, source.example)
             return make_plan(self.strategy, state, source.example)
 

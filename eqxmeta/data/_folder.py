@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from .._arguments import check_int_or_none
+from .._arguments import check_choice, check_int_or_none
 from .._errors import explain, warn
 from ._extra import need
-from ._images import Images, check_choice
+from ._images import Images
 from ._npz import from_npz
 from ._split import images_by_class
 
@@ -66,7 +66,7 @@ def from_folder(
     need("PIL.Image", "from_folder")
     size = check_int_or_none(size, "from_folder(size=...)", minimum=1, what="pixels")
     if mode is not None:
-        check_choice(mode, "from_folder(mode=...)", ("L", "RGB"))
+        check_choice(mode, "from_folder(mode=...)", ("L", "RGB"), "is unknown")
     if not path.is_dir():
         expected = "a folder that holds a folder a class, or an .npz file"
         raise FileNotFoundError(explain("`path` is not a folder.", str(path), expected))

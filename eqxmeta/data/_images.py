@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from .._errors import explain
-
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -37,9 +35,3 @@ class Images:
             f"Images({count} images {shape} of {self.images.dtype}, "
             f"{len(self.class_names)} classes)"
         )
-
-
-def check_choice(value: object, argument: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        expected = f"one of {', '.join(map(repr, choices))}"
-        raise ValueError(explain(f"`{argument}` is unknown.", repr(value), expected))

@@ -5,8 +5,9 @@ from typing import Literal
 
 import numpy as np
 
+from .._arguments import check_choice
 from .._errors import explain
-from ._images import Images, check_choice
+from ._images import Images
 from ._npz import read_arrays
 from ._omniglot_archives import download_omniglot
 
@@ -49,8 +50,8 @@ def omniglot(
     unknown; with `download=True` also `OSError` or `ValueError` if the archives cannot be had as
     they were published, and `ImportError` without the extra. Then no file is left behind.
     """
-    check_choice(split, "split", ("train", "val", "test"))
-    check_choice(protocol, "protocol", ("vinyals", "maml"))
+    check_choice(split, "split", ("train", "val", "test"), "is unknown")
+    check_choice(protocol, "protocol", ("vinyals", "maml"), "is unknown")
     path = Path(root)
     if path.suffix != ".npz":
         path = path / _FILE

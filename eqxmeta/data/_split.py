@@ -6,7 +6,9 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
+from .._arguments import check_argument
 from .._errors import explain
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm")
@@ -161,14 +163,11 @@ def _class_names(file: Path) -> list[str]:
         raise ValueError(explain(f"{file} is not a split.", str(error), expected)) from error
 
 
-def _class_folder_names(names: object) -> list[str]:
-    if (
-        isinstance(names, str)
-        or not isinstance(names, Sequence)
-        or not all(isinstance(name, str) for name in names)
-    ):
-        expected = "a list of class names, or the name of a split or of its file"
-        raise ValueError(explain("`split` does not name classes.", repr(names)[:200], expected))
+def _class_folder_names(names: Any) -> list[str]:
+    listed = isinstance(names, Sequence) and not isinstance(names, str)
+    sound = listed and all(isinstance(name, str) for name in names)
+    expected = "a list of class names, or the name of a split or of its file"
+    check_argument(sound, names, "split", expected, ValueError, "does not name classes")
     return list(names)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._arguments import check_int
+from .._arguments import check_choice, check_int
 from .._errors import explain
 from ._linear import Linear
 from ._norm import BatchNorm, SupportNorm
@@ -39,10 +39,8 @@ def normalise(norm: Norm, x: Float[Array, "h w channels"]) -> Float[Array, "h w 
 
 def check_backbone(who: str, *, norm: object, ways: object) -> int | None:
     """`ways`, as `check_int` has it."""
-    if norm not in get_args(NormName):
-        expected = ", ".join(map(repr, get_args(NormName)))
-        message = f"`{who}(norm=...)` is not a policy of normalisation."
-        raise ValueError(explain(message, repr(norm), f"one of {expected}"))
+    fault = "is not a policy of normalisation"
+    check_choice(norm, f"{who}(norm=...)", get_args(NormName), fault)
     if ways is None:
         return None
     return check_int(ways, f"{who}(ways=...)", minimum=1, what="classes, or None: features only")

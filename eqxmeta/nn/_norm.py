@@ -1,5 +1,6 @@
 """Batch normalisation for tasks."""
 
+import abc
 from typing import Any
 
 import equinox as eqx
@@ -20,7 +21,51 @@ from .._model.support_statistics import (
 Statistics = tuple[Float[Array, " channels"], Float[Array, " channels"]]
 
 
-class SupportNorm(SupportLayer):
+class _ChannelNorm(eqx.Module):
+    """Channel by channel: `weight * (x - mean) / sqrt(variance + eps) + bias`, with statistics that
+    are a subclass's."""
+
+    weight: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, eps: float = 1e-5):
+        argument = f"{type(self).__name__}(channels=...)"
+        channels = check_int(channels, argument, minimum=1, what="channels")
+        self.weight = jnp.ones(channels)
+        self.bias = jnp.zeros(channels)
+        self.eps = eps
+
+    def __call__(
+        self, x: Float[Array, "channels ..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "channels ..."]:
+        return self._along(0, x)
+
+    def channels_last(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
+        """The same of an example whose channels are its last axis."""
+        return self._along(-1, x)
+
+    @abc.abstractmethod
+    def _statistics(self, x: Array, axis: int) -> Statistics:
+        """Mean and variance of each channel, along `axis` of `x`."""
+
+    def _along(self, axis: int, x: Array) -> Array:
+        if x.ndim < 1 or x.shape[axis] != self.weight.shape[0]:
+            channels = self.weight.shape[0]
+            message = f"`{type(self).__name__}` was called with another number of channels."
+            expected = f"[..., {channels}]" if axis else f"[{channels}, ...]"
+            raise ValueError(explain(message, f"one example of shape {x.shape}", expected))
+        with jax.numpy_dtype_promotion("standard"):
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        statistics = (*self._statistics(wide, axis), self.weight, self.bias)
+        mean, variance, weight, bias = (s.astype(wide.dtype) for s in statistics)
+        # One multiply-add a value: the factors are of one channel, the values of all its positions.
+        scale = weight * jax.lax.rsqrt(variance + self.eps)
+        shift = bias - mean * scale
+        return (wide * _per_channel(scale, x, axis) + _per_channel(shift, x, axis)).astype(x.dtype)
+
+
+class SupportNorm(_ChannelNorm, SupportLayer):
     """Normalises each channel with the statistics of a task's support set: batch normalisation
     (Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1) that is not transductive.
 
@@ -40,34 +85,17 @@ class SupportNorm(SupportLayer):
     Raises `ValueError` when called for one example, outside of `predict`, without statistics.
     """
 
-    weight: Float[Array, " channels"]
-    bias: Float[Array, " channels"]
-    eps: float = eqx.field(static=True)
     statistics: Any
 
     def __init__(self, channels: int, *, eps: float = 1e-5):
-        channels = check_int(channels, "SupportNorm(channels=...)", minimum=1, what="channels")
-        self.weight = jnp.ones(channels)
-        self.bias = jnp.zeros(channels)
-        self.eps = eps
+        super().__init__(channels, eps=eps)
         self.statistics = None
 
-    def __call__(
-        self, x: Float[Array, "channels ..."], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "channels ..."]:
-        return self._along(0, x)
-
-    def channels_last(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
-        """The same of an example whose channels are its last axis."""
-        return self._along(-1, x)
-
-    def _along(self, axis: int, x: Array) -> Array:
-        wide = _wide(x, axis, self.weight, "SupportNorm")
-        found = support_statistics(self, lambda: _batch_statistics(wide, axis, "SupportNorm"))
-        return _normalise(wide, axis, found, self).astype(x.dtype)
+    def _statistics(self, x: Array, axis: int) -> Statistics:
+        return support_statistics(self, lambda: _batch_statistics(x, axis, "SupportNorm"))
 
 
-class BatchNorm(TransductiveLayer):
+class BatchNorm(_ChannelNorm, TransductiveLayer):
     """Batch normalisation with the statistics of whatever is predicted together, and with no
     others: Ioffe & Szegedy 2015 (arXiv 1502.03167), algorithm 1.
 
@@ -82,39 +110,12 @@ class BatchNorm(TransductiveLayer):
     Raises `ValueError` when called outside of `predict`.
     """
 
-    weight: Float[Array, " channels"]
-    bias: Float[Array, " channels"]
-    eps: float = eqx.field(static=True)
-
+    # Without it a type checker would take the fields for the arguments.
     def __init__(self, channels: int, *, eps: float = 1e-5):
-        channels = check_int(channels, "BatchNorm(channels=...)", minimum=1, what="channels")
-        self.weight = jnp.ones(channels)
-        self.bias = jnp.zeros(channels)
-        self.eps = eps
+        super().__init__(channels, eps=eps)
 
-    def __call__(
-        self, x: Float[Array, "channels ..."], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "channels ..."]:
-        return self._along(0, x)
-
-    def channels_last(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
-        """The same of an example whose channels are its last axis."""
-        return self._along(-1, x)
-
-    def _along(self, axis: int, x: Array) -> Array:
-        wide = _wide(x, axis, self.weight, "BatchNorm")
-        found = _batch_statistics(wide, axis, "BatchNorm")
-        return _normalise(wide, axis, found, self).astype(x.dtype)
-
-
-def _wide(x: Array, axis: int, weight: Array, layer: str) -> Array:
-    if x.ndim < 1 or x.shape[axis] != weight.shape[0]:
-        channels = weight.shape[0]
-        message = f"`{layer}` was called with another number of channels."
-        expected = f"[..., {channels}]" if axis else f"[{channels}, ...]"
-        raise ValueError(explain(message, f"one example of shape {x.shape}", expected))
-    with jax.numpy_dtype_promotion("standard"):
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    def _statistics(self, x: Array, axis: int) -> Statistics:
+        return _batch_statistics(x, axis, "BatchNorm")
 
 
 def _batch_statistics(x: Array, axis: int, layer: str) -> Statistics:
@@ -131,13 +132,6 @@ def _batch_statistics(x: Array, axis: int, layer: str) -> Statistics:
 
     first = mean(x)
     return first, mean((x - _per_channel(first, x, axis)) ** 2)
-
-
-def _normalise(x: Array, axis: int, found: Statistics, layer: SupportNorm | BatchNorm) -> Array:
-    mean, variance, weight, bias = (s.astype(x.dtype) for s in (*found, layer.weight, layer.bias))
-    # One multiply-add a value: the factors are of one channel, the values of all its positions.
-    scale = weight * jax.lax.rsqrt(variance + layer.eps)
-    return x * _per_channel(scale, x, axis) + _per_channel(bias - mean * scale, x, axis)
 
 
 def _per_channel(values: Array, x: Array, axis: int) -> Array:

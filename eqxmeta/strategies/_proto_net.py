@@ -131,4 +131,5 @@ def _examples(support: Any) -> tuple[PyTree, Array]:
     if not jnp.issubdtype(y.dtype, jnp.integer):
         message = "The labels of `support` are not integers."
         raise TypeError(explain(message, y.dtype, "class numbers from 0"))
-    return x, y if isinstance(y, jax.Array) else jnp.asarray(y)
+    # In 8 bits the number of classes would not be one of the labels' own.
+    return x, jnp.asarray(y).astype(jnp.int32)

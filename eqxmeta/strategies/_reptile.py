@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_argument, check_int_or_none
+from .._arguments import check_choice, check_int_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.state import TrainState, init_state
 from .._model.support_statistics import without_statistics
@@ -73,8 +73,7 @@ class Reptile(RollsOut):
         inner_state: Literal["reset", "carry"] = "reset",
         task_chunk: TaskChunk = "auto",
     ):
-        sound = inner_state in ("reset", "carry")
-        check_argument(sound, inner_state, "Reptile(inner_state=...)", "'reset' or 'carry'")
+        check_choice(inner_state, "Reptile(inner_state=...)", ("reset", "carry"))
         argument = "Reptile(batch_size=...)"
         self.batch_size = check_int_or_none(batch_size, argument, minimum=1, what="examples")
         self.loss = loss

@@ -1,10 +1,29 @@
 """A monitor of which nobody could know before the run that it has no value."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
-from eqxmeta.callbacks import Callback, Checkpoint, EarlyStopping, Evaluate, Lambda
+import eqxmeta as em
+from eqxmeta._callback.monitor import check_monitors
+from eqxmeta.callbacks import (
+    JSONL,
+    AdaptationPlot,
+    Callback,
+    Checkpoint,
+    Confusion,
+    EarlyStopping,
+    Evaluate,
+    Histograms,
+    Lambda,
+    ProgressBar,
+    TensorBoard,
+)
+from eqxmeta.tasks import Episodes, Sinusoid
 
-from ..boring import BoringTasks, boring_fit
+from ..boring import BoringModel, BoringStrategy, BoringTasks, boring_fit
+from ..fake_run import fake_run
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -29,6 +48,32 @@ def test_what_is_published_later_is_not_refused(own, tmp_path):
     checkpoint = Checkpoint(tmp_path, every=2, keep=1, monitor="late")
     boring_fit(12, callbacks=[own, checkpoint, EarlyStopping("late", patience=9)])
     assert checkpoint.best_path == tmp_path / "step-000000010.ckpt"
+
+
+IMAGES = Episodes(np.zeros((8, 4, 4), np.float32), np.repeat(np.arange(4), 2), 2, 1, 1)
+OURS = {
+    AdaptationPlot: lambda f: AdaptationPlot(Sinusoid(2, 2), f / "a.png"),
+    Checkpoint: lambda f: Checkpoint(f, every=2),
+    Confusion: lambda f: Confusion(IMAGES),
+    EarlyStopping: lambda f: EarlyStopping("loss", patience=1, every=2),
+    Evaluate: lambda f: Evaluate(BoringTasks(), every=2),
+    Histograms: lambda f: Histograms(every=2),
+    JSONL: lambda f: JSONL(f / "log.jsonl"),
+    ProgressBar: lambda f: ProgressBar(),
+    TensorBoard: lambda f: TensorBoard(f),
+}
+
+
+def test_beside_any_of_ours_a_misspelt_monitor_is_refused(tmp_path):
+    kinds = {kind for kind in vars(em.callbacks).values() if isinstance(kind, type)}
+    assert kinds - {Callback, Lambda} == set(OURS)  # of those two nobody knows what they log
+    for make in OURS.values():
+        callback = make(tmp_path)
+        if isinstance(callback, Evaluate):
+            state = SimpleNamespace(model=BoringModel())
+            callback.refuse(fake_run(strategy=BoringStrategy(), state=state))
+        with pytest.raises(ValueError, match="'los'"):
+            check_monitors([callback, Checkpoint(tmp_path, every=2, monitor="los")], {"loss"})
 
 
 @pytest.mark.parametrize("what", ["Checkpoint", "EarlyStopping"])

@@ -18,9 +18,11 @@ from eqxmeta import (
     save,
 )
 from eqxmeta._callback.callback import Callback, attach, name_of
-from eqxmeta._callback.run import Origin, Run, Settings
+from eqxmeta._callback.run import Origin, Run
 from eqxmeta._checkpoint.save_load import read_manifest
 from eqxmeta.callbacks import Checkpoint
+
+from ..fake_run import settings
 
 STRATEGY = MAML(losses.mse, inner=InnerLoop(optax.sgd(0.1), steps=1), optimizer=optax.sgd(0.1))
 
@@ -56,7 +58,7 @@ def fit(checkpoint, steps, *, resume=None, loss=None, logs=None, others=(), stop
             callback.load_state_dict(states[name_of(callback)])
     meta = {} if resume is None else read_manifest(resume)["meta"]
     run = Run(
-        Settings(STRATEGY, steps, config={"seed": 5, "lr": 0.1}),
+        settings(STRATEGY, steps, {"seed": 5, "lr": 0.1}),
         Origin(state_at(start), resuming=resume is not None, path=resume, meta=meta),
         state_after=state_at,
         publish=lambda scalars: [c.on_log(run, scalars) for c in callbacks] and None,

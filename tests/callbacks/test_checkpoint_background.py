@@ -1,6 +1,7 @@
 """The file is written while the run goes on: what it holds, and what becomes of its errors."""
 
 import os
+import signal
 import threading
 
 import pytest
@@ -181,6 +182,33 @@ def test_a_file_that_does_not_read_back_is_no_checkpoint(tmp_path, monkeypatch):
     assert checkpoint.last_path == tmp_path / "step-000000010.ckpt"
     assert steps_in(tmp_path) == [10]
     assert len(list(tmp_path.glob("step-000000020.ckpt.stale*"))) == 2  # the end tried again
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_fork_does_not_take_the_file_for_written(tmp_path, monkeypatch):
+    save, opened = _checkpoint_files.save, threading.Event()
+    checkpoint = Checkpoint(tmp_path, every=10, keep=1, monitor="index", mode="max")
+
+    def late(path, state, *, meta):
+        assert meta["step"] == 10 or opened.wait(60)
+        save(path, state, meta=meta)
+
+    def fork(run):
+        child = os.fork()
+        if not child:
+            signal.alarm(60)  # the end, if it waits
+            best = checkpoint.state_dict()["best_step"]
+            seen = best, checkpoint.last_path.name, steps_in(tmp_path)
+            os._exit(0 if seen == (10, "step-000000010.ckpt", [10]) else 1)
+        _, status = os.waitpid(child, 0)
+        statuses.append(status)
+        opened.set()
+
+    statuses = []
+    monkeypatch.setattr(_checkpoint_files, "save", late)
+    forking = Recorder(act=at("on_chunk_end", 21, fork))
+    boring_fit(25, callbacks=[forking, checkpoint], steps_per_execution=5)
+    assert statuses == [0] and steps_in(tmp_path) == [25]
 
 
 def error_of(run):

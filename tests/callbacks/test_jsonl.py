@@ -159,6 +159,21 @@ def test_resuming_at_a_row_that_hears_more(path):
     assert rows(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "more": 1.0}]
 
 
+def test_rows_that_could_not_be_written_come_with_the_next(path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    callback, run = start(path)
+    chunk(run, callback, 1, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("eqxmeta.callbacks._jsonl.write_at", full)
+        with pytest.raises(OSError, match="No space"):
+            chunk(run, callback, 4, 6)
+    chunk(run, callback, 7, 8)
+    callback.on_fit_end(run)
+    assert rows(path) == [{"step": s, "loss": float(loss(s))} for s in range(1, 9)]
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_damage_in_the_middle_and_a_lost_end_are_told_of(path, every):
     callback, run = start(path, every=every)

@@ -166,6 +166,14 @@ def test_data_that_another_processor_computed_is_the_same_data():
     assert not agree(*whole)
 
 
+@pytest.mark.parametrize("scale", [1e200, 1.7e308])
+def test_data_whose_spread_overflows_is_its_own(scale):
+    x = np.array([scale, -scale, 0.5 * scale, 3.0])
+    fact = fingerprint(x, values=True)[""]
+    assert agree(fact, fact)
+    assert not agree(fact, fingerprint(x[:3], values=True)[""])
+
+
 _RANDOM = np.random.default_rng(0)
 LARGE = {
     # A spread that a sum of squares, less the square of the sum, would not find in float64.

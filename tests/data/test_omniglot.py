@@ -54,9 +54,12 @@ def test_what_is_wrong_is_said(small, tmp_path):
     root, arrays = small
     with pytest.raises(FileNotFoundError, match=r"(?s)`root`.*nowhere.*download=True"):
         em.data.omniglot(tmp_path / "nowhere")
-    for wrong in ({"split": "background"}, {"protocol": "lake"}):
+    for wrong, known in (
+        ({"split": "background"}, "'train', 'val' or 'test'"),
+        ({"protocol": "lake"}, "'vinyals' or 'maml'"),
+    ):
         (name,) = wrong
-        with pytest.raises(ValueError, match=f"(?s)`{name}`.*Expected: one of"):
+        with pytest.raises(ValueError, match=f"(?s)`{name}`.*Expected: {known}"):
             em.data.omniglot(root, **wrong)
     with pytest.raises(ValueError, match=r"(?s)protocol='maml'.*6 characters.*1623"):
         em.data.omniglot(root, protocol="maml")

@@ -67,6 +67,13 @@ def test_the_curve_is_inner_adapt_with_0_1_2_steps(strategy):
     assert np.all(np.abs(np.diff(values, axis=1)) > 1e-6)
 
 
+def test_a_batch_of_tasks_in_64_bits(x64):
+    tasks, strategy = fixed_tasks(), maml(inner=optax.adam(0.05))
+    values = em.evaluate(strategy, tiny_mlp(), tasks).values["loss"]
+    expected = losses_by_hand(strategy, tiny_mlp(), tasks, 2)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
 def test_a_curve_is_the_beginning_of_a_longer_one():
     """Also where minibatches are drawn."""
     for strategy in (maml(), reptile(batch_size=2)):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,39 @@ def test_waiting_survives_interrupts_and_tells_of_them_and_of_the_error(backgrou
     with pytest.raises(OSError, match="the disk"):
         background.wait()
     background.wait()  # once
+
+
+def test_an_interrupt_after_the_end_does_not_lose_the_error(background, monkeypatch):
+    def job():
+        raise OSError("the disk")
+
+    def interrupted(executor):
+        raise KeyboardInterrupt
+
+    background.start(job)
+    with monkeypatch.context() as patch:
+        patch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            background.wait()
+    with pytest.raises(OSError, match="the disk"):
+        background.wait()
+    assert not background.wait()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_fork_does_not_wait_for_a_thread_that_it_does_not_have(background):
+    opened, done = threading.Event(), []
+    background.start(lambda: (opened.wait(60), done.append(1)))
+    child = os.fork()
+    if not child:
+        signal.alarm(60)  # the end, if it waits
+        waited = background.wait()
+        background.start(lambda: done.append(2))
+        os._exit(0 if not waited and background.wait() and done == [2] else 1)
+    _, status = os.waitpid(child, 0)
+    opened.set()
+    assert background.wait() and done == [1]
+    assert status == 0
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])

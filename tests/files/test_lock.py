@@ -304,6 +304,12 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_anything_is_compiled(tm
     assert recorder.events == []
 
 
+def test_a_lock_that_cannot_be_had_leaves_no_folder(tmp_path):
+    with pytest.raises(OSError, match="too long"), locked(tmp_path / "a" / "b", "c" * 300):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("make", [lambda f: JSONL(f / "log.jsonl"), lambda f: TensorBoard(f)])
 def test_a_log_has_one_writer(tmp_path, make):
     class Second(Callback):  # starts before the first run has written anything

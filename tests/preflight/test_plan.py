@@ -163,5 +163,6 @@ def test_what_is_wrong_is_told_before_anything_is_compiled():
     nan = eqx.tree_at(lambda m: m.bias, BoringModel(), jnp.full(1, jnp.nan))
     with pytest.raises(ValueError, match=r"`plan\(model=\.\.\.\)` has NaN among"):
         trainer.plan(nan, BoringTasks())
-    with pytest.raises(TypeError, match="is not a task source"):
-        trainer.plan(BoringModel(), object())
+    for nothing in (object(), BoringTasks):
+        with pytest.raises(TypeError, match=r"`plan\(tasks=\.\.\.\)` is not a task source"):
+            trainer.plan(BoringModel(), nothing)

@@ -71,6 +71,15 @@ def test_logits_against_the_equations(labels):
     assert fixed(query[0]).shape == (5,)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_labels_of_8_bits_with_more_examples_than_they_can_count(dtype):
+    labels = np.repeat(np.arange(60), 5).astype(dtype)
+    x = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    traced = jax.jit(lambda s: jax.vmap(proto_net().inner_adapt(embedding(), s))(x[:3]))
+    expected = by_hand(embedding(), (x, labels), x[:3])
+    np.testing.assert_allclose(traced((x, labels))[:, :60], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_outer_step_is_that_of_plain_jax():
     tasks = jax.vmap(blobs(3, 2).sample)(jax.random.split(KEY, 2))
     strategy, model = proto_net(), embedding()

@@ -215,8 +215,10 @@ def test_statistics_that_do_not_exist():
     for statistic in (runs_of([[1.0], [2.0]]).mean, runs_of([[1.0], [2.0]]).ci95):
         with pytest.raises(KeyError, match="no such metric"):
             statistic("accuracy")
-    with pytest.raises(IndexError, match=r"no such run.*\nReceived: 2\nExpected: 0 to 1"):
-        runs_of([[1.0], [2.0]]).state(2)
+    for index in (2, -3):
+        text = rf"no such run.*\nReceived: {index}\nExpected: -2 to 1"
+        with pytest.raises(IndexError, match=text):
+            runs_of([[1.0], [2.0]]).state(index)
 
 
 # Mistakes.
