@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _check_form(dtype: str, shape: Any, path: str) -> None:
 
 
 def library_versions() -> dict[str, str]:
-    versions = {}
+    versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
             versions[library] = importlib.metadata.version(library)

@@ -19,6 +19,7 @@ from .._model.support_statistics import (
     with_support_statistics,
     without_statistics,
 )
+from .._strategy.jit import strategy_jit
 from .._strategy.metrics import check_loss_output
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy
@@ -142,7 +143,7 @@ def _annotate(model: PyTree, task: Task) -> AbstractContextManager[None]:
     )
 
 
-@eqx.filter_jit
+@strategy_jit()
 def _evaluate(
     strategy: Strategy,
     model: PyTree,

@@ -60,10 +60,12 @@ def without_weak_types(tree: PyTree) -> PyTree:
 
 
 def without_values(tree: PyTree) -> PyTree:
-    """`tree` with the shapes and dtypes of its arrays in their place."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x, tree
-    )
+    """`tree` with the shapes and dtypes of its arrays in their place, single numbers excepted."""
+
+    def shape_of(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) and x.ndim else x
+
+    return jax.tree.map(shape_of, tree)
 
 
 def to_be_trained(model: PyTree) -> PyTree:

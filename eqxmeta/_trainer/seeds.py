@@ -19,6 +19,7 @@ from .._loop.pace import Pace
 from .._loop.signals import Signals
 from .._model.state import TrainState
 from .._preflight.outer_update import check_outer_update
+from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.device_source import Sampled
 from .seed_arguments import check_alike, check_models, check_seeds, check_source
@@ -143,7 +144,7 @@ class Batch(eqx.Module):
     stop: Int[Array, ""]
 
 
-@eqx.filter_jit(donate="all-except-first")
+@strategy_jit(donate=True)
 def train_seeds(batch: Batch, states: TrainState) -> tuple[TrainState, Report]:
     """`outer_steps` of every seed: `states` and the report lead with the axis of seeds."""
     dynamic, static = eqx.partition(states, eqx.is_array)
