@@ -36,9 +36,13 @@ def without_weak_types(tree: PyTree) -> PyTree:
 
 
 def without_values(tree: PyTree) -> PyTree:
-    """`tree` with the shapes and dtypes of its arrays in their place."""
+    """`tree` with shapes and dtypes in the place of its large arrays. The others cost nothing, and
+    among them is what may be asked of a state: its step, the rate of an optimizer."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x, tree
+        lambda x: (
+            jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) and x.size > 10_000 else x
+        ),
+        tree,
     )
 
 
