@@ -37,6 +37,8 @@ def check_manifest(manifest: Any, path: Path) -> dict[str, int]:
     versions = manifest["versions"]
     if type(versions) is not dict or not all(type(x) is str for x in versions.values()):
         raise ValueError("a manifest without `versions`")
+    if type(manifest["leaves"]) is not list:
+        raise ValueError("a manifest without `leaves`")
     sizes: dict[str, int] = {}
     for leaf in manifest["leaves"]:
         strings = [leaf["path"], leaf["dtype"], leaf["file"], leaf["sha256"]]

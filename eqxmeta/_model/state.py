@@ -60,10 +60,12 @@ def without_weak_types(tree: PyTree) -> PyTree:
 
 
 def without_values(tree: PyTree) -> PyTree:
-    """`tree` with the shapes and dtypes of its arrays in their place, single numbers excepted."""
+    """`tree` with shapes and dtypes in the place of its large arrays. The others cost nothing, and
+    among them is what may be asked of a state: its step, the rate of an optimizer."""
 
     def shape_of(x: Any) -> Any:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) and x.ndim else x
+        large = eqx.is_array(x) and x.size > 10_000
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if large else x
 
     return jax.tree.map(shape_of, tree)
 

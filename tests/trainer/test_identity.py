@@ -169,6 +169,7 @@ def resume(tmp_path, monkeypatch):
         state = saved.init(BoringModel())
         (tmp_path / "step-000000002.ckpt").unlink(missing_ok=True)
         meta = {"step": 2, "run": "a", "config": described(saved)}
+        state = em.TrainState(jnp.int32(2), state.model, state.opt_state)
         em.save(tmp_path / "step-000000002.ckpt", state, meta=meta)
         monkeypatch.setattr("eqxmeta._trainer.trainer.check_outer_update", accept)
         with pytest.raises(Accepted):
