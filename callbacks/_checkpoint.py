@@ -16,6 +16,7 @@ from eqxmeta._arguments import (
     check_int_or_none,
     check_json,
     check_path,
+    place_of,
 )
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.monitor import Monitor
@@ -78,7 +79,7 @@ class Checkpoint(Callback):
         check_argument(sound, monitor, "Checkpoint(monitor=...)", expected)
         sound = on_error in ("raise", "warn")
         check_argument(sound, on_error, "Checkpoint(on_error=...)", "'raise' or 'warn'")
-        self.folder = check_path(folder, "Checkpoint(folder=...)")
+        self.folder = self._place = check_path(folder, "Checkpoint(folder=...)")
         self.every = check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
         self.keep = check_int_or_none(keep, "Checkpoint(keep=...)", minimum=1, what="files")
         self.monitor = monitor
@@ -102,7 +103,7 @@ class Checkpoint(Callback):
 
     @property
     def _files(self) -> CheckpointFiles:
-        return CheckpointFiles(self.folder)  # which may be assigned, from one run to the next
+        return CheckpointFiles(self._place)
 
     def resume_paths(self) -> Sequence[Path]:
         return [path for _, path in sorted(self._files.by_step().items(), reverse=True)]
@@ -118,8 +119,9 @@ class Checkpoint(Callback):
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        check_folder(self.folder, "Checkpoint(folder=...)")
-        with locked(self.folder):
+        self._place = place_of(self.folder, "Checkpoint(folder=...)")
+        check_folder(self._place, "Checkpoint(folder=...)")
+        with locked(self._place):
             try:
                 yield
             finally:

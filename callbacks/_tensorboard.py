@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_argument, check_folder, check_int, check_path
+from eqxmeta._arguments import check_argument, check_folder, check_int, check_path, place_of
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.log_owner import LOG, is_foreign
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
@@ -72,7 +72,7 @@ class TensorBoard(Callback):
         sound = isinstance(hparams, Mapping) and all(isinstance(key, str) for key in hparams)
         expected = "a mapping from names to values"
         check_argument(sound, hparams, "TensorBoard(hparams=...)", expected, TypeError)
-        self.logdir = check_path(logdir, "TensorBoard(logdir=...)")
+        self.logdir = self._place = check_path(logdir, "TensorBoard(logdir=...)")
         self.hparams = dict(hparams)
         self.name = name
         self._file: EventFile | None = None
@@ -80,26 +80,27 @@ class TensorBoard(Callback):
         self._restored: dict[str, Any] | None = None
 
     def exclusive(self) -> AbstractContextManager[None]:
-        check_folder(self.logdir, "TensorBoard(logdir=...)")
-        return locked(self.logdir, ".tensorboard.lock")
+        self._place = place_of(self.logdir, "TensorBoard(logdir=...)")
+        check_folder(self._place, "TensorBoard(logdir=...)")
+        return locked(self._place, ".tensorboard.lock")
 
     def refuse(self, run: Run) -> None:
-        check_folder(self.logdir, "TensorBoard(logdir=...)")
-        if not run.resuming and event_files(self.logdir):
+        check_folder(self._place, "TensorBoard(logdir=...)")
+        if not run.resuming and event_files(self._place):
             message = "`TensorBoard(logdir=...)` already holds a run."
             expected = "a folder without event files. Pass resume='auto' to continue the run, "
             expected += "or choose another folder"
-            raise FileExistsError(explain(message, f"'{self.logdir}'", expected))
+            raise FileExistsError(explain(message, f"'{self._place}'", expected))
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
         restored, self._restored = self._restored, None
-        earlier = event_files(self.logdir)
+        earlier = event_files(self._place)
         fate = "Its files stay, but TensorBoard does not show them any more"
         goes_on = bool(earlier and run.start) and not is_foreign(
-            run, restored, earlier, log=self.logdir, fate=fate
+            run, restored, earlier, log=self._place, fate=fate
         )
-        self._file = EventFile(self.logdir)
+        self._file = EventFile(self._place)
         self._inner = None
         self._inner_step: int | None = None  # the outer step of the curves in `_inner`
         self._curves: set[str] = set()
@@ -172,7 +173,7 @@ class TensorBoard(Callback):
         """The curves themselves, in a sub-run in which TensorBoard forgets those before. (One
         sub-run an evaluation is no way: beyond forty runs TensorBoard deselects them all.)"""
         if self._inner is None:
-            self._inner = EventFile(self.logdir / _INNER)
+            self._inner = EventFile(self._place / _INNER)
         if self._inner_step != step:
             self._inner.forget(0)
             self._inner_step = step

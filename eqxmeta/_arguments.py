@@ -1,6 +1,7 @@
 """Checks of arguments that many public names share. Each raises before anything is traced."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,34 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+# `gs://bucket/run`, which `Path` makes `gs:/bucket/run` of; not `C:/`.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
 def check_path(value: Any, argument: str) -> Path:
-    """`value` as a path. Raises `TypeError`, and `ValueError` for a character that no path has."""
+    """`value` as a path, with `~` as the home that it stands for: for every path that a user gives.
+
+    Raises `TypeError`, and `ValueError` for what would be another place than is meant: a URL, the
+    home of nobody, nothing; or a character that no path has."""
     sound = isinstance(value, str | os.PathLike) and not isinstance(os.fspath(value), bytes)
     check_argument(sound, value, argument, "a path: a string or a `Path`", TypeError)
     path = os.fspath(value)
     check_argument("\0" not in path, path, argument, "a path without the character NUL")
-    return Path(value)
+    expected = "a path of this machine: a folder where the bucket is mounted (gcsfuse, s3fs), or "
+    expected += "any, to be copied by the bucket's own tool; of file:// the path behind it"
+    check_argument(not _URL.match(path), path, argument, expected, fault="is a URL")
+    check_argument(path, path, argument, "a path that is not empty; of here '.'", fault="is empty")
+    home = os.path.expanduser(path)
+    expected = "`~` or `~name` of a user whom this machine knows; './~' is a file of that name"
+    fault = "begins with the home of nobody"
+    check_argument(home[0] != "~", path, argument, expected, fault=fault)
+    return Path(home)
+
+
+def place_of(path: Any, argument: str) -> Path:
+    """Where `path` is when a run begins: what the run writes is there to its end, whatever folder
+    the program works in by then."""
+    return check_path(path, argument).absolute()
 
 
 def check_folder(folder: Path, argument: str) -> None:

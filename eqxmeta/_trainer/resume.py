@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from .._arguments import check_argument
+from .._arguments import check_argument, check_path
 from .._callback.callback import Callback, name_of
 from .._callback.log_owner import LOG
 from .._callback.run import Origin
@@ -53,14 +53,14 @@ def restore(
         return Origin(like)
     sound = isinstance(resume, str | os.PathLike)
     check_argument(sound, resume, "fit(resume=...)", "'auto', a path, or None", TypeError)
-    if isinstance(resume, str) and resume != "auto" and not Path(resume).exists():
-        message = f"There is no checkpoint at `fit(resume={resume!r})`."
-        expected = "'auto', the path of a checkpoint, or None"
-        raise CheckpointNotFound(explain(message, "no such file", expected))
     if resume == "auto":
         origin = _newest(like, callbacks, config)
     else:
-        path = Path(resume)
+        path = check_path(resume, "fit(resume=...)").absolute()
+        if isinstance(resume, str) and not path.exists():
+            message = f"There is no checkpoint at `fit(resume={resume!r})`."
+            expected = "'auto', the path of a checkpoint, or None"
+            raise CheckpointNotFound(explain(message, "no such file", expected))
         origin = _load(path, read_manifest(path), like, callbacks, config)
     start = int(origin.state.step)
     if start > config["steps"]:
