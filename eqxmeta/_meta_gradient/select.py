@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, has_no_such_part
 
 _EXPECTED = "a function from the model to parts that it has, such as `lambda m: m.layers[-1]`"
 
@@ -31,7 +31,8 @@ def select(model: PyTree, where: Callable[[Any], PyTree], argument: str) -> tupl
         # Traced, because there every leaf is an object of its own.
         index = {id(leaf): i for i, leaf in enumerate(leaves)}
         whole = eqx.combine(jax.tree.unflatten(structure, leaves), others)
-        with annotate_errors(f"`{argument}`", f"a `{type(model).__name__}`", _EXPECTED):
+        received = f"a `{type(model).__name__}`"
+        with annotate_errors(f"`{argument}`", received, _EXPECTED, seen=has_no_such_part):
             parts = where(whole)
 
         def bound(x: Any) -> bool:

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._errors import add_note, annotate_errors
+from .._errors import add_note, advice, annotate_errors, takes
 from .._model.predict import predict
 from .._strategy.metrics import LOSS, check_loss_output
 from .._strategy.strategy import Strategy
@@ -31,11 +31,17 @@ def check_loss(strategy: Strategy, model: PyTree, support: PyTree) -> None:
     def of_support(model: PyTree, support: PyTree) -> Any:
         return loss(predictor_of(model, support), support, jax.random.key(0))
 
-    with annotate_errors(LOSS, f"{type(model).__name__}, and a batch of {shapes_of(support)}"):
+    def has_other_arguments(error: Exception) -> bool:
+        return not takes(loss, "model", "batch", "key")
+
+    received = f"{type(model).__name__}, and a batch of {shapes_of(support)}"
+    expected = f"{LOSS} -> (scalar, dict of scalar metrics)"
+    with annotate_errors(LOSS, received, expected, seen=has_other_arguments):
         try:
             out = eqx.filter_eval_shape(of_support, model, support)
         except Exception as error:
-            _note_refusal(error, predictor_of, model, support)
+            if not has_other_arguments(error):
+                _note_refusal(error, predictor_of, model, support)
             raise
     check_loss_output(out)
 
@@ -50,14 +56,16 @@ def _note_refusal(error: Exception, predictor_of: Any, model: PyTree, support: P
 
     try:
         eqx.filter_eval_shape(of_one, model, support)
-    except Exception:  # whatever it is: `error` is what is raised, and this only says where from
+    except Exception as refusal:  # `error` is what is raised, and this only says where from
+        if type(refusal) is not type(error):
+            return
         example = shapes_of(without_first_axis(support[0]))
         add_note(
             error,
             f"The model refused one example. (The error came out of {LOSS}.)",
             f"{type(model).__name__}, and an example of shape {example}, of a batch of "
             f"{shapes_of(support)}",
-            "a model that JAX can trace for one such example, without a batch axis",
+            advice(error, "a model that takes one such example, without a batch axis"),
         )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, succeeds
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.modes import refuses_mixed
 from .._model.check import check_model
@@ -146,12 +146,19 @@ def _check_task(strategy: Any, model: PyTree, task: Any) -> None:
         )
     received = f"support {shapes_of(task.support)}, query {shapes_of(task.query)}"
     expected = "one task, `x: [examples, ...]`; of a batch `jax.tree.map(lambda x: x[0], tasks)`"
-    with annotate_errors(f"`inner_adapt` and `loss`, for `{argument}`", received, expected):
-        eqx.filter_eval_shape(
-            lambda m, t: strategy.loss(strategy.inner_adapt(m, t.support), t.query, None),
-            model,
-            task,
-        )
+
+    def trace(task: Task) -> Any:
+        def objective(m: PyTree, t: Task) -> Any:
+            return strategy.loss(strategy.inner_adapt(m, t.support), t.query, None)
+
+        return eqx.filter_eval_shape(objective, model, task)
+
+    def is_batch(error: Exception) -> bool:
+        return succeeds(lambda: trace(jax.tree.map(lambda x: x[0], task)))
+
+    whose = f"`inner_adapt` and `loss`, for `{argument}`"
+    with annotate_errors(whose, received, expected, seen=is_batch):
+        trace(task)
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:

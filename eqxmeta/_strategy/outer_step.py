@@ -1,7 +1,6 @@
 """The outer step: what is computed of every task, its mean over tasks, and the optimizer's step."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, succeeds
 from .._meta_gradient.modes import conjugate_complex
 from .._model.state import TrainState
 from .._model.support_statistics import with_support_statistics
@@ -67,19 +66,20 @@ def mean_over_batch(
         expected = "a `TrainState`, as `strategy.init(model)` gives it"
         raise TypeError(explain(message, type(state).__name__, expected))
     check_batch(tasks, "outer_update(..., tasks)")
-    with annotate_batch_errors(tasks):
-        return mean_over_tasks(fun, tasks, key, task_chunk)
 
+    def is_one_task(error: Exception) -> bool:  # which may look like a batch
+        one = jax.tree.map(lambda x: x[None], tasks)
+        return succeeds(lambda: jax.eval_shape(lambda: mean_over_tasks(fun, one, key, task_chunk)))
 
-def annotate_batch_errors(tasks: Task) -> AbstractContextManager[None]:
-    """Around what the user's code does with a batch of tasks: a single task may look like one."""
-    return annotate_errors(
+    with annotate_errors(
         "`outer_update(state, tasks)`",
         f"{count_tasks(tasks)} tasks, of support {shapes_of(tasks.support)} and query "
         f"{shapes_of(tasks.query)}",
         "a batch of tasks: a leading task axis, then the example axis, then one example as the "
         "model takes it. Of one task: `jax.tree.map(lambda x: x[None], task)`",
-    )
+        seen=is_one_task,
+    ):
+        return mean_over_tasks(fun, tasks, key, task_chunk)
 
 
 def apply_gradient(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, takes
 from .._jaxpr.flops import flops_of
 from .task import Task
 
@@ -104,7 +104,12 @@ def check_device_source(tasks: Any, argument: str) -> Task:
             "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`"
         )
         raise TypeError(explain(message, repr(tasks)[:200], expected))
-    with annotate_errors(f"`{argument}.sample(key)`", f"a key, and {repr(tasks)[:200]}"):
+    with annotate_errors(
+        f"`{argument}.sample(key)`",
+        f"a key, and {repr(tasks)[:200]}",
+        "`sample(key) -> Task`",
+        seen=lambda error: not takes(tasks.sample, "key"),
+    ):
         task = eqx.filter_eval_shape(sample, tasks, jax.random.key(0))
     check_task(task, f"{argument}.sample(key)")
     return task
