@@ -242,9 +242,9 @@ def _image(name: str, pixels: np.ndarray) -> list[Any]:
 
     try:
         return list(image(name, np.asarray(pixels), dataformats="HWC").value)
-    except ImportError:  # no reason to end a run that may have taken hours
+    except ImportError as error:  # no reason to end a run that may have taken hours
         expected = "Pillow, which encodes pictures: pip install pillow"
-        warn(explain(f"TensorBoard leaves out the picture {name!r}.", "no Pillow", expected))
+        warn(explain(f"TensorBoard leaves out the picture {name!r}.", repr(error), expected))
         return []
 
 

@@ -146,6 +146,11 @@ def succeeds(attempt: Callable[[], object]) -> bool:
     return True
 
 
+def is_missing(error: ModuleNotFoundError, module: str) -> bool:
+    """Whether it is the package of `module` that is not installed, rather than what that needs."""
+    return (error.name or "").split(".")[0] == module.split(".")[0]
+
+
 def takes(function: Any, *args: str, **kwargs: str) -> bool:
     """Whether such a call would fit the signature of `function`, if it has one."""
     try:

@@ -108,7 +108,7 @@ def check_device_source(tasks: Any, argument: str) -> Task:
         f"`{argument}.sample(key)`",
         f"a key, and {repr(tasks)[:200]}",
         "`sample(key) -> Task`",
-        seen=lambda error: not takes(tasks.sample, "key"),
+        seen=lambda error: not takes(tasks.sample, "key"),  # pyright: ignore
     ):
         task = eqx.filter_eval_shape(sample, tasks, jax.random.key(0))
     check_task(task, f"{argument}.sample(key)")

@@ -119,6 +119,10 @@ def _read(
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # of the disk, not of what is on it
+            raise
         expected = "an image of 8 bits a channel, grey or colour, that Pillow can read"
         raise ValueError(explain(f"{file} cannot be read.", str(error), expected)) from error
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)

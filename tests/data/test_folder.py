@@ -464,6 +464,25 @@ def test_without_the_extra(folder, monkeypatch):
     refused(r"no PIL.*eqxmeta\[data\]", folder[0], error=ImportError)
 
 
+@pytest.mark.parametrize("error", [ImportError("libjpeg.so.8: cannot open"),
+                                   ModuleNotFoundError("No module named 'x'", name="x")])  # fmt: skip
+def test_a_broken_package_is_no_missing_one(folder, monkeypatch, error):
+    def broken(name):
+        raise error
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    with pytest.raises(type(error)) as caught:
+        em.data.from_folder(folder[0])
+    assert caught.value is error
+
+
+def test_what_the_disk_says_is_left_as_it_is(folder):
+    """It does not follow that the image has too many bits."""
+    (folder[0] / "cat" / "c.png").mkdir()
+    with pytest.raises(IsADirectoryError, match="c.png"):
+        em.data.from_folder(folder[0])
+
+
 def test_a_data_set_is_a_pair(folder):
     data = em.data.from_folder(folder[0])
     images, labels = data
