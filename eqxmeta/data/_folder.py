@@ -119,9 +119,7 @@ def _read(
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # of the disk, not of what is on it
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
             raise
         expected = "an image of 8 bits a channel, grey or colour, that Pillow can read"
         raise ValueError(explain(f"{file} cannot be read.", str(error), expected)) from error
