@@ -14,6 +14,7 @@ from .._arguments import check_int, check_optimizer
 from .._errors import explain
 from .._jaxpr.hoist import hoist
 from .._jaxpr.safe_sqrt import with_safe_sqrt
+from .._model.check import check_stateless
 from .._model.state import without_weak_types
 from .._model.support_statistics import without_statistics
 from .._types import Loss
@@ -134,6 +135,7 @@ class InnerLoop(eqx.Module):
         """
         steps = self.steps if steps is None else steps
         mode = "reverse" if self.gradient == "mixed" and steps == 1 else self.gradient
+        check_stateless(model, "inner_adapt(model, ...)")
         # Those of a model that has adapted to other examples.
         model = without_statistics(model)
         fast, others = self.partition(model)

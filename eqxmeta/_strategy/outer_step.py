@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import annotate_errors, explain, succeeds
 from .._meta_gradient.modes import conjugate_complex
+from .._model.check import check_stateless
 from .._model.state import TrainState
 from .._model.support_statistics import with_support_statistics
 from .._task.layout import OverTasks, TaskChunk, mean_over_tasks
@@ -65,6 +66,7 @@ def mean_over_batch(
         message = "`outer_update(state, ...)` is not a state."
         expected = "a `TrainState`, as `strategy.init(model)` gives it"
         raise TypeError(explain(message, type(state).__name__, expected))
+    check_stateless(state.model, "outer_update(state, ...)")
     check_batch(tasks, "outer_update(..., tasks)")
 
     def is_one_task(error: Exception) -> bool:  # which may look like a batch
