@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -109,6 +111,17 @@ def check_file(path: Path, argument: str) -> None:
 def _is_virtual(folder: Path) -> bool:
     # Of a file system that the kernel makes up, the access rights of root say nothing.
     return folder.absolute().parts[1:2] in (("proc",), ("sys",))
+
+
+def used_again(tree: Any) -> Any:
+    """`tree`, of which the same keys are used more than once on purpose, as where something is
+    computed again: said to JAX, whose `jax_debug_key_reuse` looks for those that are by mistake."""
+
+    def clone(x: Any) -> Any:
+        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.random.clone(x) if is_key else x
+
+    return jax.tree.map(clone, tree)
 
 
 def check_optimizer(optimizer: object, argument: str) -> None:

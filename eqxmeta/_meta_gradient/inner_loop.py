@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_int, check_optimizer
+from .._arguments import check_int, check_optimizer, used_again
 from .._errors import explain
 from .._jaxpr.hoist import hoist
 from .._jaxpr.safe_sqrt import with_safe_sqrt
@@ -142,25 +142,27 @@ class InnerLoop(eqx.Module):
         opt_state = self.init(model) if opt_state is None else opt_state
         update = with_safe_sqrt(_update_of(self.optimizer))
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
-        xs = (jnp.arange(steps), minibatches)
+        index = jnp.arange(steps)
+        # Before the loop, for `jax_debug_key_reuse` lets no loop use a key that is from outside.
+        keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        xs = (index, minibatches, keys)
 
         def support_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
-            (fast, (index, rows)), (others, data, key) = varying, fixed
-            step_key = None if key is None else jax.random.fold_in(key, index)
+            (fast, (_, rows, step_key)), (others, data) = varying, fixed
             batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
             return loss(eqx.combine(fast, others), batch, step_key)[0]
 
         def observed_of(fast: PyTree, others: PyTree) -> PyTree:
             return None if observe is None else observe(eqx.combine(fast, others))
 
-        inner_loss, fixed = support_loss, (others, data, key)
+        inner_loss, fixed = support_loss, (others, data)
         view, viewed = observed_of, others
         if self.adapt is not None and steps > 0:
-            first = jax.tree.map(lambda x: x[0], xs)
+            first = jax.tree.map(lambda x: x[0], used_again(xs))
             inner_loss, fixed = hoist(support_loss, (fast, first), fixed)
             view, viewed = hoist(observed_of, fast, others)
 
-        def step(carry: tuple[PyTree, PyTree], x: tuple[Array, Any]):
+        def step(carry: tuple[PyTree, PyTree], x: PyTree):
             fast, opt_state = carry
             before = view(fast, viewed)
             value, grads = value_and_grad(
@@ -213,7 +215,7 @@ def _scan(
     """
     if steps == 0:
         return jax.lax.scan(step, carry, xs, length=0)
-    carry, first = step(carry, jax.tree.map(lambda x: x[0], xs))
+    carry, first = step(carry, jax.tree.map(lambda x: x[0], used_again(xs)))
     parts = [jax.tree.map(lambda y: y[None], first)]
     rest = steps - 1
     length = rest if remat is False else math.isqrt(rest) if remat is True else min(remat, rest)
@@ -223,13 +225,14 @@ def _scan(
         return jax.lax.scan(step, carry, xs)
 
     if length < rest:
-        blocks = jax.tree.map(lambda x: x[1 : 1 + whole].reshape(-1, length, *x.shape[1:]), xs)
+        part = jax.tree.map(lambda x: x[1 : 1 + whole], used_again(xs))
+        blocks = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), part)
         # Inside of a loop there is nothing that XLA could merge the second evaluation with.
         remembered = jax.checkpoint(block, prevent_cse=False)  # pyright: ignore
         carry, ys = jax.lax.scan(remembered, carry, blocks)
         parts.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys))
         rest -= whole
     if rest:
-        carry, ys = block(carry, jax.tree.map(lambda x: x[steps - rest :], xs))
+        carry, ys = block(carry, jax.tree.map(lambda x: x[steps - rest :], used_again(xs)))
         parts.append(ys)
     return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)

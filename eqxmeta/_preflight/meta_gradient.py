@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .._arguments import used_again
 from .._errors import annotate_errors, explain, succeeds
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.modes import refuses_mixed
@@ -93,16 +94,17 @@ def check_meta_gradient(
         message = "`check_meta_gradient(strategy=...)` has no inner loop to differentiate."
         expected = "a strategy with an `InnerLoop` in its field `inner`"
         raise TypeError(explain(message, repr(strategy)[:200], expected))
-    _check_task(strategy, model, task)
+    _check_task(strategy, model, task, key)
     with jax.enable_x64(True):
         model, task = _to_float64((model, task))
         params, static = eqx.partition(model, eqx.is_inexact_array)
 
         def objective(params: PyTree, mode: str):
             chosen: Any = eqx.tree_at(lambda s: s.inner.gradient, strategy, mode)
-            adapted = chosen.inner_adapt(eqx.combine(params, static), task.support, key=key)
-            adapted = with_support_statistics(chosen.loss, adapted, task.support, key=key)
-            return chosen.loss(adapted, task.query, key)[0]
+            keys = [used_again(key) for _ in range(3)]
+            adapted = chosen.inner_adapt(eqx.combine(params, static), task.support, key=keys[0])
+            adapted = with_support_statistics(chosen.loss, adapted, task.support, key=keys[1])
+            return chosen.loss(adapted, task.query, keys[2])[0]
 
         flat, unravel = jax.flatten_util.ravel_pytree(params)
         value = jax.jit(lambda x: objective(unravel(x), "reverse"))
@@ -132,7 +134,7 @@ def check_meta_gradient(
     )
 
 
-def _check_task(strategy: Any, model: PyTree, task: Any) -> None:
+def _check_task(strategy: Any, model: PyTree, task: Any, key: PRNGKeyArray | None) -> None:
     """That the objective can be traced for `task`, one and not a batch. Compiles nothing."""
     argument = "check_meta_gradient(task=...)"
     check_model(model, "check_meta_gradient(model=...)")
@@ -149,7 +151,8 @@ def _check_task(strategy: Any, model: PyTree, task: Any) -> None:
 
     def trace(task: Task) -> Any:
         def objective(m: PyTree, t: Task) -> Any:
-            return strategy.loss(strategy.inner_adapt(m, t.support), t.query, None)
+            adapted = strategy.inner_adapt(m, t.support, key=used_again(key))
+            return strategy.loss(adapted, t.query, used_again(key))
 
         return eqx.filter_eval_shape(objective, model, task)
 

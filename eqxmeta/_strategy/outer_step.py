@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._arguments import used_again
 from .._errors import annotate_errors, explain, succeeds
 from .._meta_gradient.modes import conjugate_complex
 from .._model.check import check_stateless
@@ -124,7 +125,10 @@ def query_loss(
     """Query loss after adaptation, and the metrics of before (unless `None`) and after."""
 
     def on_query(model: PyTree) -> tuple[Float[Array, ""], Metrics]:
-        out = loss(with_support_statistics(loss, model, task.support, key=key), task.query, key)
+        # The same dropout before and after, so that the difference is that of the adaptation.
+        statistics_key, loss_key = used_again(key), used_again(key)
+        model = with_support_statistics(loss, model, task.support, key=statistics_key)
+        out = loss(model, task.query, loss_key)
         check_loss_output(out)
         return out
 
