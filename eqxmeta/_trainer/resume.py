@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._arguments import check_argument
+from .._arguments import check_argument, check_path
 from .._callback.callback import Callback, name_of
 from .._callback.log_owner import LOG
 from .._callback.run import Origin
@@ -42,11 +42,12 @@ def find(
     expected = "'auto', a path, a `TrainState`, or None"
     check_argument(sound, resume, "fit(resume=...)", expected, TypeError)
     if resume != "auto":
-        if isinstance(resume, str) and not os.path.exists(resume):
+        path = check_path(resume, "fit(resume=...)").absolute()
+        if isinstance(resume, str) and not os.path.exists(path):
             message = f"There is no checkpoint at `fit(resume={resume!r})`."
             expected = "'auto', the path of a checkpoint, or None"
             raise CheckpointNotFound(explain(message, "no such file", expected))
-        return [(Path(resume), read_run(Path(resume)))]
+        return [(path, read_run(path))]
     if not any(map(can_resume, callbacks)):
         message = "`fit(resume='auto')` has nothing to resume from."
         expected = "a `Checkpoint` among the callbacks"
