@@ -14,7 +14,7 @@ from .._errors import annotate_errors, explain, succeeds
 from .._model.check import check_stateless
 from .._model.state import TrainState, to_be_trained, update_of, without_weak_types
 from .._model.support_statistics import with_support_statistics
-from .._task.layout import OverTasks, TaskChunk
+from .._task.layout import OverTasks, TaskChunk, in_chunks
 from .._task.task import Task, check_batch, count_tasks, shapes_of
 from .._types import Loss, Metrics
 from .metrics import check_loss_output
