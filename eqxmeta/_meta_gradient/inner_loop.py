@@ -41,8 +41,8 @@ class InnerLoop(eqx.Module):
 
     - `optimizer`: any of optax and optax.contrib that needs gradients, parameters and the loss at
       most. Not `lbfgs` (a line search) and `dpsgd` (the gradient of each example). Where a
-      derivative of its arithmetic is infinite or NaN, as that of a root or a norm at zero, it counts
-      as zero, so that a gradient of exactly zero does no harm.
+      derivative of its arithmetic is infinite or NaN, as that of a root or a norm at zero, it
+      counts as zero, so that a gradient of exactly zero does no harm.
     - `gradient` says how the loop is differentiated by the outer loop: `"mixed"` (exact, least
       memory), `"reverse"` (what JAX does by itself; for losses in which a `jax.custom_vjp` or
       `jax.custom_jvp` has a rule that is not the derivative, as of a straight-through estimator;
