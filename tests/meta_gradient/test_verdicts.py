@@ -1,4 +1,4 @@
-"""What `check_meta_gradient` and `NonFiniteError` advise, and that they saw a reason for it."""
+"""What `check_meta_gradient` and `NonFiniteError` advise: that for which a reason was seen."""
 
 import equinox as eqx
 import jax
@@ -25,11 +25,9 @@ def _(primals, tangents):
     return primals[0], jnp.nan * tangents[0]
 
 
-def check(inner, outer=None):
+def check(inner):
     return em.check_meta_gradient(
-        em.MAML(MSE, inner, outer or optax.sgd(1.0)),
-        tiny_mlp(),
-        em.tasks.Sinusoid(4, 6).sample(KEY),
+        em.MAML(MSE, inner, optax.sgd(1.0)), tiny_mlp(), em.tasks.Sinusoid(4, 6).sample(KEY)
     )
 
 
