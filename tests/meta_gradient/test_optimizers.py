@@ -35,11 +35,11 @@ OWN = {
 }
 ALIASES = """
     adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars
-    lion nadam nadamw novograd optimistic_gradient_descent radam rmsprop rprop sgd sign_sgd signum
+    lion nadam nadamw novograd radam rmsprop rprop sgd sign_sgd signum
     sm3 yogi
 """.split()  # noqa: SIM905
 CONTRIB = """
-    acprop ademamix adopt dadapt_adamw dog dowg galore madgrad momo momo_adam muon prodigy
+    acprop ademamix adopt dadapt_adamw dog dowg madgrad momo momo_adam muon prodigy
     schedule_free_adamw schedule_free_sgd simplified_ademamix sophia
 """.split()  # noqa: SIM905
 OPTIMIZERS = {
@@ -70,10 +70,11 @@ OPTIMIZERS = {
     "trust ratio": optax.chain(optax.trace(0.9), optax.scale_by_trust_ratio(), optax.scale(-RATE)),
     **{f"own {name}": own(update) for name, update in OWN.items()},
 }
-# They want what an inner step does not have, the gradient of each example or a line search; the two
-# others keep a Python bool in their state, which changes.
+# They want what an inner step does not have, the gradient of each example or a line search; the
+# others keep a leaf in their state that is no array and changes.
 NOT_FOR_INNER_LOOPS = {
     "lbfgs", "contrib.dpsgd", "optimistic_adam", "optimistic_adam_v2",
+    "optimistic_gradient_descent", "contrib.galore",
 }  # fmt: skip
 FAST = {"lamb", "radam", "adam", "own 1 / norm"}
 
