@@ -26,7 +26,12 @@ def agree(old: str, new: str) -> bool:
     a, b = _FLOATS.fullmatch(old), _FLOATS.fullmatch(new)
     if old == new or a is None or b is None or a.groups()[:2] != b.groups()[:2]:
         return old == new
-    x, y = ([float(number) for number in re.split(", | ± | in order ", m[3])] for m in (a, b))
+    try:
+        x, y = ([float(number) for number in re.split(", | ± | in order ", m[3])] for m in (a, b))
+    except ValueError:  # of a file that says what we never wrote
+        return False
+    if len(x) != len(y) or (a[2] != "of" and len(x) < 3):
+        return False
     if a[2] == "of":
         relative, near = 1e-5, 1e-6 * max((abs(n) for n in (*x, *y) if math.isfinite(n)), default=0)
     else:

@@ -257,3 +257,10 @@ def test_data_is_read_only_by_runs_that_save(monkeypatch):
 
     monkeypatch.setattr("eqxmeta._trainer.summary.fingerprint", read)
     assert int(boring_fit(2).step) == 2
+
+
+@pytest.mark.parametrize("forged", ["about q", "about 1", "about ", "of 1, 2, x", "of 1", "of"])
+def test_a_forged_fact_is_another_one(forged):
+    for fact in ("float32[3] about 1 ± 2 in order 3", "float32[2] of 1.0, 2.0"):
+        assert not agree(fact, f"{fact.split(']')[0]}] {forged}")
+        assert not agree(f"{fact.split(']')[0]}] {forged}", fact)
