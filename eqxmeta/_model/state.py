@@ -1,6 +1,7 @@
 """The state of a run: what is meta-learnt, and the state of the outer optimizer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -47,6 +48,15 @@ class MetaParameters(eqx.Module):
 def own_model(model: PyTree) -> PyTree:
     """The user's own part of what `TrainState.model` holds."""
     return model.model if isinstance(model, MetaParameters) else model
+
+
+def meta_parameters(model: Any, strategy: str) -> MetaParameters:
+    """`model`. Raises `TypeError` if it is not what a `strategy` that learns more than it has."""
+    if not isinstance(model, MetaParameters):
+        message = f"`model` is not all that `{strategy}` learns."
+        expected = f"what `TrainState.model` holds: `{strategy}(...).init(model).model`, or a "
+        raise TypeError(explain(message, type(model).__name__, expected + "trained one"))
+    return model
 
 
 def without_weak_types(tree: PyTree) -> PyTree:
