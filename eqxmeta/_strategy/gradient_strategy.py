@@ -1,5 +1,6 @@
 """The base class of strategies whose outer step descends an objective of the tasks."""
 
+import inspect
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_optimizer
+from .._errors import explain
 from .._meta_gradient.estimator import Estimator, ReverseMode
 from .._model.state import TrainState
 from .._task.layout import OverTasks, TaskChunk, check_task_chunk
@@ -51,6 +53,16 @@ class GradientStrategy(Strategy):
     optimizer: eqx.AbstractVar[optax.GradientTransformation]
     task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
     estimator: Estimator = eqx.field(default=ReverseMode(), kw_only=True)
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        signature = inspect.signature(cls.task_loss)
+        try:
+            signature.bind("self", "model", "task", step="step", key="key")
+        except TypeError as error:
+            message = f"`{cls.__name__}.task_loss` does not take what it is called with."
+            expected = "`task_loss(self, model, task, *, step, key)`"
+            raise TypeError(explain(message, f"`task_loss{signature}`", expected)) from error
 
     def __check_init__(self):
         name = type(self).__name__
