@@ -45,7 +45,7 @@ class MAMLPlusPlus(GradientStrategy, RolloutStrategy):
       anneal, 0.03) / K` for k < K, and `v_K` is the rest to 1. Afterwards it is the loss after the
       last step, as in MAML.
     - In the first `first_order` outer steps inner gradients count as constants (DA): no second
-      derivatives are computed. The paper has them in the first half.
+      derivatives are computed. In the paper these are the first 50 epochs.
     - The outer rate follows a cosine (CA), an outer optimizer:
       `optax.adam(optax.cosine_decay_schedule(1e-3, steps))`.
     - With `eqxmeta.nn.SupportNorm` every inner step normalises by statistics of its own, those of

@@ -1,6 +1,7 @@
 """MAML++: its objective against the paper's, its phases, its rates."""
 
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -30,7 +31,7 @@ def split(tasks: em.Task) -> list[em.Task]:
 
 
 @functools.cache  # the same optimizers, hence the same compiled programs
-def maml_plus_plus(gradient="mixed", **options):
+def maml_plus_plus(gradient: Any = "mixed", **options):
     inner = em.InnerLoop(optax.sgd(0.1), STEPS, gradient)
     return em.MAMLPlusPlus(em.losses.mse, inner, optax.sgd(1.0), **options)
 
@@ -178,7 +179,7 @@ def test_switched_off_it_is_maml():
     inner, tasks, adam = em.InnerLoop(optax.sgd(0.1), 2), sine_tasks(), optax.adam(0.1)
 
     def train(strategy):
-        state = strategy.init(tiny_mlp())
+        state, metrics = strategy.init(tiny_mlp()), {}
         for step in range(2):
             state, metrics = strategy.outer_update(state, tasks, key=jax.random.key(step))
         kept = metrics.keys() - {"grad_norm", "objective"}
@@ -250,6 +251,7 @@ def test_it_learns_and_so_do_the_rates():
     inner = em.InnerLoop(optax.sgd(0.1), 2)
     strategy = em.MAMLPlusPlus(em.losses.mse, inner, adam, anneal=20)
     first = state = strategy.init(tiny_mlp())
+    metrics = {}
     for _ in range(60):
         state, metrics = strategy.outer_update(state, tasks, key=None)
     before, after = (em.evaluate(strategy, s.model, tasks).mean()[-1] for s in (first, state))
