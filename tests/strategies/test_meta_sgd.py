@@ -120,8 +120,8 @@ def test_rates_are_trained_checkpointed_and_drawn(tmp_path):
 
     reader = EventAccumulator(str(tmp_path / "parts/tensorboard"), size_guidance={"histograms": 0})
     reader.Reload()
-    assert set(reader.Tags()["histograms"]) == {"parameters/rates", "parameters/model"}
-    events = reader.Histograms("parameters/rates")
+    assert set(reader.Tags()["histograms"]) == {"parameters/extra", "parameters/model"}
+    events = reader.Histograms("parameters/extra")
     assert [event.step for event in events] == [3, 6]
     drawn = events[-1].histogram_value
     assert drawn.num == len(rates) == 25
