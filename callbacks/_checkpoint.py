@@ -3,10 +3,13 @@
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+import equinox as eqx
+import jax
 import numpy as np
 
 from eqxmeta._arguments import (
@@ -17,13 +20,15 @@ from eqxmeta._arguments import (
     check_int_or_none,
     check_json,
     check_path,
+    place_of,
 )
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.monitor import Monitor
 from eqxmeta._callback.published import Published
 from eqxmeta._callback.run import Run
-from eqxmeta._checkpoint.run_files import CheckpointFiles, id_of, write_new
+from eqxmeta._checkpoint.run_files import CheckpointFiles, id_of, write
 from eqxmeta._checkpoint.save_load import on_host
+from eqxmeta._direction import Mode
 from eqxmeta._errors import NonFiniteError, explain, warn
 from eqxmeta._files.background import Background
 from eqxmeta._files.lock import locked
@@ -40,9 +45,16 @@ class Checkpoint(Callback):
       step that is saved, such as `"eval/loss"` of `Evaluate` (of a curve over inner steps the last
       point counts, and `"eval/loss/after_1"` is the one after 1 step), or a training metric such
       as `"loss"`, as it was in that very step.
-    - `mode`: `"min"` if less is better, `"max"` if more is. Of equals the first is the best.
+    - `mode`: `"min"` if less is better, `"max"` if more is. `None`: what is known of the metric,
+      `"max"` of `accuracy`, `"min"` of losses, and what `eqxmeta.losses.directed` declares; of
+      others it is asked for before the run. The last part of the name decides, without `after_<k>`
+      and `_before`. Of equals the first is the best.
     - `on_error`: whether a file that could not be written, or does not read back as it was written,
       ends the run (`"raise"`) or not (`"warn"`: a `RuntimeWarning`; the next save is tried anew).
+
+    The best is that of the saves at multiples of `every`; what is saved besides, because the run
+    ended there, counts if all `steps` were taken, until the run goes on.
+    `eqxmeta.load_best(folder, strategy, model)` loads it.
 
     Training waits only while the state is copied to the host. A thread writes the file and reads
     it back; what it fails by is raised at the next chunk's end. The next save waits for it, and so
@@ -62,6 +74,15 @@ class Checkpoint(Callback):
     last = True
     writes = True
     logs = ()
+    grace = None  # it sees to that itself
+    state_types = MappingProxyType(
+        {
+            "monitor": str | None,
+            "mode": str | None,
+            "best_step": int | None,
+            "best_value": int | float | None,
+        }
+    )
 
     def __init__(
         self,
@@ -70,7 +91,7 @@ class Checkpoint(Callback):
         every: int,
         keep: int | None = 3,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Mode | None = None,
         on_error: Literal["raise", "warn"] = "raise",
         name: str | None = None,
     ):
@@ -78,7 +99,7 @@ class Checkpoint(Callback):
         expected = "the name of a logged value, or None"
         check_argument(sound, monitor, "Checkpoint(monitor=...)", expected)
         check_choice(on_error, "Checkpoint(on_error=...)", ("raise", "warn"))
-        self.folder = check_path(folder, "Checkpoint(folder=...)")
+        self.folder = self._place = check_path(folder, "Checkpoint(folder=...)")
         self.every = check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
         self.keep = check_int_or_none(keep, "Checkpoint(keep=...)", minimum=1, what="files")
         self.monitor = monitor
@@ -98,11 +119,14 @@ class Checkpoint(Callback):
     @property
     def best_path(self) -> Path | None:
         """The file of this run with the best value of `monitor`."""
-        return None if self._best is None else self._files.path(self._best[0])
+        best = self._best
+        if self._last is not None and self._monitor.improves(self._last[1], best and best[1]):
+            best = self._last
+        return None if best is None else self._files.path(best[0])
 
     @property
     def _files(self) -> CheckpointFiles:
-        return CheckpointFiles(self.folder)  # which may be assigned, from one run to the next
+        return CheckpointFiles(self._place)
 
     def resume_paths(self) -> Sequence[Path]:
         return [path for _, path in sorted(self._files.by_step().items(), reverse=True)]
@@ -110,7 +134,7 @@ class Checkpoint(Callback):
     def state_dict(self) -> dict[str, Any]:
         self._settle()  # so that what another `Checkpoint` stores does not depend on the disk
         step, value = (None, None) if self._best is None else self._best
-        state = {"monitor": self.monitor, "mode": self.mode}
+        state = {"monitor": self.monitor, "mode": self._monitor.mode}
         return state | {"best_step": step, "best_value": value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -118,18 +142,30 @@ class Checkpoint(Callback):
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        check_folder(self.folder, "Checkpoint(folder=...)")
-        with locked(self.folder):
+        self._place = place_of(self.folder, "Checkpoint(folder=...)")
+        check_folder(self._place, "Checkpoint(folder=...)")
+        with ExitStack() as held:
+            held.enter_context(locked(self._place))
             try:
                 yield
             finally:
-                # The hooks have waited, unless they were interrupted; what ends `fit` is told then.
-                with suppress(Exception):
-                    self._background.wait()
+                try:
+                    # The hooks have waited, unless they were interrupted; what ends `fit` is told.
+                    with suppress(Exception):
+                        self._background.wait()
+                finally:
+                    if self._background.busy:  # on a disk that does not answer: the lock stays
+                        self._background.when_done(held.pop_all().close)
 
-    def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:
+    def check_monitor(
+        self,
+        metrics: Collection[str],
+        logged: Collection[str] | None,
+        declared: Mapping[str, Mode],
+    ) -> None:
         if logged is not None:
             self._monitor.check({*metrics, *logged})
+        self._monitor.direction(declared)
 
     def refuse(self, run: Run) -> None:
         if not run.resuming:
@@ -139,6 +175,7 @@ class Checkpoint(Callback):
         self.refuse(run)
         restored, self._restored = self._restored, {}
         self._forget()
+        self._monitor.begin(run)
         self._id = run.id
         self._files.prepare()
         if not run.resuming:
@@ -149,21 +186,29 @@ class Checkpoint(Callback):
             files = self._files.by_step().items()
             # The newest has been read, and is of this run.
             self._mine = {s for s, p in files if p == run.resumed_from or id_of(p) == self._id}
-            step, value = restored["best_step"], restored["best_value"]
+            step, value = restored.get("best_step"), restored.get("best_value")
             # Of another monitor, or a file that has gone: then the best is yet to come.
-            same = (restored["monitor"], restored["mode"]) == (self.monitor, self.mode)
-            if same and step in self._mine:
+            same = (restored.get("monitor"), restored.get("mode")) == (
+                self.monitor,
+                self._monitor.mode,
+            )
+            if same and step in self._mine and value is not None:
                 self._best = (step, value)
+            told = run.resumed_meta.get("monitored") or {}
+            same = same and told.get("name") == self.monitor and run.start in self._mine
+            if same and run.start == run.steps and told.get("value") is not None:
+                self._last = (run.start, told["value"])
             self._remove_old()  # a run that was killed may not have come to it
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         step = int(metrics["step"][-1])
-        self._observe(step, {name: rows[-1] for name, rows in metrics.items() if name != "step"})
+        last = {name: rows[-1] for name, rows in metrics.items() if name != "step"}
+        self._observe(step, last)
         if not self._background.busy:
             self._settle()
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
-        self._observe(run.step, scalars)
+        self._observe(run.step, scalars, ended=run.ended)
 
     def on_step_end(self, run: Run) -> None:
         if self._value is None:
@@ -177,10 +222,23 @@ class Checkpoint(Callback):
         else:
             self._settle()
 
+    def secure(self, run: Run) -> None:
+        writing = self._in_flight is not None and self._in_flight[0] == run.step
+        if run.step > run.start and run.step not in self._mine and not writing:
+            self._save(run)
+
     def on_fit_end(self, run: Run) -> None:
         self._save_last(run)
-        nothing = self.monitor is not None and self._best is None and not self._monitor.warned
-        if nothing and run.step > run.start:
+        self._add_value(run)
+        new = self._value_at(run.step) if run.step in self._mine else None
+        if new and self._monitor.improves(new[1], None):
+            self._last = new if run.step == run.steps else self._last
+        elif (
+            self.monitor is not None
+            and self.best_path is None
+            and not self._monitor.warned
+            and run.step > run.start
+        ):
             message = f"`Checkpoint(monitor={self.monitor!r})` had no value at any save."
             received = ", ".join(sorted(self._monitor.seen)) or "nothing was logged"
             when = f"logged at multiples of `Checkpoint(every={self.every})`"
@@ -194,20 +252,23 @@ class Checkpoint(Callback):
         # The step that is being written, and the best as soon as it is.
         self._in_flight: tuple[int, tuple[int, float] | None] | None = None
         self._best: tuple[int, float] | None = None
-        self._value: tuple[int, float] | None = None
-        self._monitor.forget()
+        self._value: tuple[int, float] | None = None  # the newest, and whether it may be the best
+        self._regular = True
+        self._last: tuple[int, float] | None = None  # of the end of a run that is complete
+        self._meta: dict[str, Any] = {}  # what the newest file says
 
-    def _observe(self, step: int, values: Mapping[str, Any]) -> None:
+    def _observe(self, step: int, values: Mapping[str, Any], *, ended: bool = False) -> None:
         value = self._monitor.find(values)
         if value is not None:
-            self._value = (step, value)
+            due = self.every is not None and step % self.every == 0
+            self._value, self._regular = (step, value), due and not ended
 
     def _save(self, run: Run) -> None:
         """Everything that goes into the file is what it is now; the file follows."""
         self._settle()
         step, path, best = run.step, self._files.path(run.step), self._best
-        new = self._value
-        if new and new[0] == step and self._monitor.improves(new[1], best and best[1]):
+        new = self._value_at(step)
+        if new and self._regular and self._monitor.improves(new[1], best and best[1]):
             self._best = new
         try:
             meta = {
@@ -218,6 +279,7 @@ class Checkpoint(Callback):
                 "config": run.config,
                 "skipped": run.skipped,
                 "skipped_in_a_row": run.skipped_in_a_row,
+                "monitored": self._monitored(new),
                 "callbacks": run.callback_states(),  # ours too, so it knows already of this file
             }
             # A copy: the callbacks may return what they go on changing.
@@ -226,8 +288,32 @@ class Checkpoint(Callback):
             state = on_host(run.state)
         finally:
             candidate, self._best = self._best, best
-        self._background.start(lambda: write_new(path, state, meta))
-        self._in_flight = step, candidate
+        size = sum(x.nbytes for x in jax.tree.leaves(state) if eqx.is_array(x))
+        self._background.start(lambda: write(path, state, meta), size)
+        self._in_flight, self._meta = (step, candidate), meta
+
+    def _add_value(self, run: Run) -> None:
+        """To the file of the last step, which was written first, what has been measured since. Not
+        the states of callbacks, which are those of a run that goes on."""
+        told = self._monitored(self._value_at(run.step))
+        if run.step in self._mine and self._meta.get("step") == run.step:
+            meta = self._meta | {"monitored": told}
+            if meta != self._meta:
+                path, state = self._files.path(run.step), on_host(run.state)
+                self._background.start(lambda: write(path, state, meta, again=True))
+                self._in_flight = run.step, self._best
+                self._settle()
+
+    def _value_at(self, step: int) -> tuple[int, float] | None:
+        return self._value if self._value is not None and self._value[0] == step else None
+
+    def _monitored(self, new: tuple[int, float] | None) -> dict[str, Any] | None:
+        """What a file says of its value."""
+        if self.monitor is None:
+            return None
+        told = {"name": self.monitor, "mode": self._monitor.mode}
+        value, at_end = (None, False) if new is None else (new[1], not self._regular)
+        return told | {"value": value, "at_end": at_end}
 
     def _save_last(self, run: Run) -> None:
         try:
@@ -238,9 +324,14 @@ class Checkpoint(Callback):
         self._save_new(run)
 
     def _save_new(self, run: Run) -> None:
-        if run.step > run.start and run.step not in self._mine:
+        path, in_flight = self._files.path(run.step), self._in_flight and self._in_flight[0]
+        there = in_flight == run.step and path.exists()  # though perhaps not on the disk
+        if run.step > run.start and run.step not in self._mine and not there:
             self._save(run)
             self._settle()
+        if self._background.busy:
+            state = "in its place, but not synced" if path.exists() else "not written"
+            warn(f"{path} is {state}: the disk took too long for a process that is to end.")
 
     def _settle(self) -> None:
         """Wait for the write in flight: its file counts from here on, or its error is told."""
@@ -250,6 +341,8 @@ class Checkpoint(Callback):
         path = self._files.path(step)
         try:
             written = self._background.wait()
+            if self._background.busy:
+                return
         except Exception as error:  # of the thread: what it means for the run the user has said
             self._in_flight = None
             if self.on_error == "raise":

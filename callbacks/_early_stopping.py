@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.monitor import Monitor
 from eqxmeta._callback.published import Published
 from eqxmeta._callback.run import Run
+from eqxmeta._direction import Mode
 from eqxmeta._errors import warn
 
 
@@ -20,10 +22,11 @@ class EarlyStopping(Callback):
     An observation is a value logged under that name: a number, or the last point of a curve
     over inner steps, such as `"eval/loss"` of `Evaluate` (`"eval/loss/after_1"`: the point after 1
     inner step). With `every`, it is the training metric
-    of that name, `"loss"` for example, at the outer steps that are multiples of `every`.
+    of that name, `"loss"` for example, at the outer steps that are multiples of `every`. What is
+    logged only because the run ends, such as the last evaluation, is no observation.
 
     - `min_delta`: a smaller change than this is no improvement.
-    - `mode`: `"min"` if less is better, `"max"` if more is.
+    - `mode`: `"min"` if less is better, `"max"` if more is. `None`: as for `Checkpoint`.
 
     A `monitor` that no callback will log is refused (`ValueError`; `KeyError` with `every`) before
     the first step, or, if there are callbacks of your own, warned of once each has had its turn.
@@ -31,6 +34,14 @@ class EarlyStopping(Callback):
     """
 
     logs = ()
+    state_types = MappingProxyType(
+        {
+            "best": int | float | None,
+            "best_step": int | None,
+            "waited": int,
+            "observed": bool,
+        }
+    )
 
     def __init__(
         self,
@@ -38,7 +49,7 @@ class EarlyStopping(Callback):
         *,
         patience: int,
         min_delta: float = 0.0,
-        mode: Literal["min", "max"] = "min",
+        mode: Mode | None = None,
         every: int | None = None,
         name: str | None = None,
     ):
@@ -58,21 +69,29 @@ class EarlyStopping(Callback):
         self._monitor = Monitor("EarlyStopping", monitor, mode)
         self._restored: dict[str, Any] = {}
 
-    def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:
+    def check_monitor(
+        self,
+        metrics: Collection[str],
+        logged: Collection[str] | None,
+        declared: Mapping[str, Mode],
+    ) -> None:
         if self.every is not None:
             self._check_metric(metrics)
         elif logged is not None:
             also = "; a training metric if `every` is given" if self.monitor in metrics else ""
             self._monitor.check(logged, also)
+        self._monitor.direction(declared)
 
     def on_fit_start(self, run: Run) -> None:
-        self._best: float | None = self._restored.get("best")
-        self._best_step: int | None = self._restored.get("best_step")
-        self._waited: int = self._restored.get("waited", 0)
-        self._observed: bool = self._restored.get("observed", False)
-        self._restored = {}
+        self._monitor.begin(run)
+        restored, self._restored = self._restored, {}
+        if any(restored.get(name, now) != now for name, now in self._watched.items()):
+            restored = {}  # what another monitor has seen
+        self._best: float | None = restored.get("best")
+        self._best_step: int | None = restored.get("best_step")
+        self._waited: int = restored.get("waited", 0)
+        self._observed: bool = restored.get("observed", False)
         self._newest: float | None = None
-        self._monitor.forget()
         self._stop_if_due(run)
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
@@ -89,7 +108,8 @@ class EarlyStopping(Callback):
             self._observe(run, self._newest)
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
-        if self.every is not None:
+        # What is logged at the end of a run an uninterrupted one would not have seen.
+        if self.every is not None or run.ended:
             return
         value = self._monitor.find(scalars)
         if value is not None:
@@ -98,17 +118,22 @@ class EarlyStopping(Callback):
     def on_fit_end(self, run: Run) -> None:
         if not self._observed and not self._monitor.warned:
             if self.every is None:
-                why = f"what was logged: {sorted(self._monitor.seen) or 'nothing'}"
+                seen = sorted(self._monitor.seen) or "nothing"
+                why = f"before the end of the run was logged: {seen}"
             else:
                 why = f"the run ended before it came to a multiple of {self.every} steps"
             warn(f"EarlyStopping never saw {self.monitor!r}: {why}.", UserWarning)
 
     def state_dict(self) -> dict[str, Any]:
         best = {"best": self._best, "best_step": self._best_step}
-        return best | {"waited": self._waited, "observed": self._observed}
+        return self._watched | best | {"waited": self._waited, "observed": self._observed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = dict(state)
+
+    @property
+    def _watched(self) -> dict[str, Any]:
+        return {"monitor": self.monitor, "mode": self._monitor.mode}
 
     def _check_metric(self, metrics: Collection[str]) -> None:
         argument, fault = "EarlyStopping(monitor=...)", "is not a training metric"

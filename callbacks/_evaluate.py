@@ -14,24 +14,33 @@ from eqxmeta._task.task import Task, count_tasks
 
 
 class Evaluate(Callback):
-    """Measures the strategy on tasks that it does not train on, at multiples of `every`.
+    """Measures the strategy on tasks that it does not train on, at multiples of `every`, at the end
+    of the run, and with `at_start=True` before its first step.
 
     Logs a curve over inner steps for every metric, as `<prefix>/<metric>`, and for a model
     that predicts queries together (see `eqxmeta.Evaluation`) `<prefix>/transductive`. The arguments
     are those of `eqxmeta.evaluate`; the same `seed` every time means the same tasks every time. For
     several evaluations in one run give each a `prefix` of its own.
 
+    The end of a run may be at no multiple of `every`: its `steps` are none, or `max_time`, Ctrl-C
+    or a callback ended it. What is measured there goes into the checkpoint and, with a mark, into
+    the logs, but is no observation for `EarlyStopping`, and for the best checkpoint only if all
+    `steps` were taken: a run that is resumed goes on as if it had not been. After SIGTERM, which
+    leaves no time, it is not measured.
+
     - `result`: the newest `Evaluation`; `None` before the first.
     - `seconds`: wall time spent evaluating, compilation included.
     """
 
     logs: Collection[str] | None = None  # known once the strategy is
+    grace = None  # what was begun is of use
 
     def __init__(
         self,
         tasks: Any,
         *,
         every: int,
+        at_start: bool = False,
         num_tasks: int = 600,
         inner_steps: int | None = None,
         seed: int = 0,
@@ -41,8 +50,9 @@ class Evaluate(Callback):
         sound = isinstance(prefix, str) and prefix
         check_argument(sound, prefix, "Evaluate(prefix=...)", "a name")
         self.every = check_int(every, "Evaluate(every=...)", minimum=1, what="outer steps")
-        argument, what = "Evaluate(num_tasks=...)", "tasks, for an interval"
-        num_tasks = check_int(num_tasks, argument, minimum=2, what=what)
+        sound, argument = isinstance(at_start, bool), "Evaluate(at_start=...)"
+        check_argument(sound, at_start, argument, "True or False", TypeError)
+        num_tasks = check_int(num_tasks, "Evaluate(num_tasks=...)", minimum=1, what="tasks")
         argument = "Evaluate(inner_steps=...)"
         self._inner_steps = check_int_or_none(inner_steps, argument, minimum=1, what="inner steps")
         self._seed = check_seed(seed, "Evaluate(seed=...)")
@@ -50,6 +60,8 @@ class Evaluate(Callback):
         self.name = f"Evaluate[{prefix}]" if name is None and prefix != "eval" else name
         self.result: Evaluation | None = None
         self.seconds = 0.0
+        self._measured: int | None = None  # at which step of this run
+        self._at_start = at_start
         self._tasks = tasks
         self._prefix = prefix
         self._num_tasks = count_tasks(tasks) if isinstance(tasks, Task) else num_tasks
@@ -61,19 +73,32 @@ class Evaluate(Callback):
         names = check_curve(run.strategy, run.state.model, self._task, None if steps is None else 1)
         self.logs = [f"{self._prefix}/{name}" for name in (*names, "transductive")]
 
+    def on_fit_start(self, run: Run) -> None:
+        self._measured = None
+        if self._at_start and run.step == 0:
+            self.on_step_end(run)
+
+    def on_fit_end(self, run: Run) -> None:
+        if run.step not in (run.start, self._measured) and not run.terminated:
+            self.on_step_end(run)
+
     def on_step_end(self, run: Run) -> None:
         begin = time.perf_counter()
         steps = check_steps(run.strategy, self._inner_steps, "Evaluate")
-        result = measure(
-            run.strategy,
-            run.state.model,
-            self._tasks,
-            self._task,
-            num_tasks=self._num_tasks,
-            steps=steps,
-            seed=self._seed,
-        )
+        first = self.result is None
+        what = "compiling and evaluating" if first else "evaluating"
+        with run.doing(f"{what} {self._prefix}", tell=first):
+            result = measure(
+                run.strategy,
+                run.state.model,
+                self._tasks,
+                self._task,
+                num_tasks=self._num_tasks,
+                steps=steps,
+                seed=self._seed,
+            )
         self.result = result
+        self._measured = run.step
         self.seconds += time.perf_counter() - begin
         run.log(
             {

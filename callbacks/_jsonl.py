@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import io
 import json
 import math
 import shutil
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_file, check_int, check_path
+from eqxmeta._arguments import check_file, check_int, check_json, check_path, place_of
 from eqxmeta._callback.callback import Callback
-from eqxmeta._callback.log_owner import LOG, is_foreign
-from eqxmeta._callback.published import Curve, Histogram, Image, Published
+from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
+from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
 from eqxmeta._files.atomic import remove_leftovers, replacing
+from eqxmeta._files.disk import is_absence, is_damage
 from eqxmeta._files.lock import file_locked
 from eqxmeta._files.paths import make_folder, set_aside, stale_name, sync_folder, write_at
 
@@ -31,13 +33,15 @@ class JSONL(Callback):
     One line for each outer step that is a multiple of `every` (`every` thins what is written; it
     does not make the compiled loop stop) and for each step at which something was logged, in
     the order of the steps, never two for the same. Curves over inner steps become an object,
-    images are left out. Numbers read back as the numbers that they were; what JSON has no number
-    for is one of the strings "NaN", "Infinity", "-Infinity", which `float` understands.
+    images are left out. What was logged only because the run ended there is named in the list
+    `"at_end"` of the last line, from which a run that goes on removes it. Numbers read back as the
+    numbers that they were; what JSON has no number for is one of the strings "NaN", "Infinity",
+    "-Infinity", which `float` understands.
 
     A resumed run continues the file: lines of steps after the checkpoint's, and a torn last line,
-    are removed; if there was no checkpoint yet, or the file is of another run than that which goes
-    on, it is renamed to `*.stale`. After `kill -9` all steps before the last chunk's last one are
-    there.
+    are removed; where other lines are no rows, a copy of it all is kept. If there was no checkpoint
+    yet, or the file is of another run than that which goes on, it is renamed to `*.stale`. After
+    `kill -9` all steps before the last chunk's last one are there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty, and
     `CheckpointInUse` while another run writes to it.
@@ -45,44 +49,46 @@ class JSONL(Callback):
 
     writes = True
     logs = ()
+    state_types = LOG_TYPES
 
     def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
-        self.path = check_path(path, "JSONL(path=...)")
+        self.path = self._place = check_path(path, "JSONL(path=...)")
         self.name = name
         self._thinning = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
         self._held: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
 
     def exclusive(self) -> AbstractContextManager[None]:
-        check_file(self.path, "JSONL(path=...)")
-        return file_locked(self.path)
+        self._place = place_of(self.path, "JSONL(path=...)")
+        check_file(self._place, "JSONL(path=...)")
+        return file_locked(self._place)
 
     def refuse(self, run: Run) -> None:
-        check_file(self.path, "JSONL(path=...)")
+        check_file(self._place, "JSONL(path=...)")
         if not run.resuming and self._occupied():
             message = "`JSONL(path=...)` already holds a run."
             expected = "a file that does not exist yet. Pass resume='auto' to continue the run, "
             expected += "or choose another path"
-            raise FileExistsError(explain(message, f"'{self.path}'", expected))
+            raise FileExistsError(explain(message, f"'{self._place}'", expected))
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
         restored, self._restored = self._restored, None
         # From step 0 nothing of that attempt can be continued: no checkpoint says whose it is.
         if self._occupied() and (run.start == 0 or self._is_foreign(run, restored)):
-            set_aside(self.path)
-        end, last, held = _read(self.path, run.start) if run.resuming else (0, b"", None)
-        make_folder(self.path.parent)
-        remove_leftovers(self.path.parent, glob.escape(self.path.name))
-        self.path.touch()
-        sync_folder(self.path.parent)  # rows that are synced are not lost with the file's entry
+            set_aside(self._place)
+        end, last, held = _resumed(self._place, run.start) if run.resuming else (0, b"", None)
+        make_folder(self._place.parent)
+        remove_leftovers(self._place.parent, glob.escape(self._place.name))
+        self._place.touch()
+        sync_folder(self._place.parent)  # rows that are synced are not lost with the file's entry
         # The newest row is held back, because more may be logged at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.
         self._held = held
         if held is not None and held["step"] < run.start - run.start % self._thinning:
             received = f"step {held['step']} as the newest"
             expected = f"a row up to step {run.start}, where the run goes on: later ones are lost"
-            warn(explain(f"The log {self.path} is short.", received, expected))
+            warn(explain(f"The log {self._place} is short.", received, expected))
         self._end = end
         self._last = last  # what the file holds from `_end` on
         self._pending: list[bytes] = []  # complete lines that are not in the file
@@ -97,7 +103,8 @@ class JSONL(Callback):
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         values = {k: _plain(v) for k, v in scalars.items() if not isinstance(v, Image | Histogram)}
         if values:
-            self._append([{"step": run.step, **values}])
+            mark = {AT_END: [*self._marked(run.step), *values]} if run.ended else {}
+            self._append([{"step": run.step, **values, **mark}])
         if self._ended:
             self._flush()
 
@@ -113,31 +120,36 @@ class JSONL(Callback):
         # The checkpoint's step must have its line, with everything that was logged at it.
         self._flush()
         # Which log it is. Not while more may be logged at the step of its first line.
-        return {LOG: _first(self.path)} if self._end > 0 else {}
+        return {LOG: _first(self._place)} if self._end > 0 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
 
     def _occupied(self) -> bool:
-        return self.path.exists() and self.path.stat().st_size > 0
+        return self._place.exists() and self._place.stat().st_size > 0
 
     def _is_foreign(self, run: Run, restored: dict[str, Any] | None) -> bool:
-        found = [first] if (first := _first(self.path)) else []
-        return is_foreign(run, restored, found, log=self.path, fate="It is kept as *.stale")
+        found = [first] if (first := _first(self._place)) else []
+        return is_foreign(run, restored, found, log=self._place, fate="It is kept as *.stale")
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
         for row in rows:
             if self._held is not None and self._held["step"] == row["step"]:
                 self._held |= row
                 continue
-            if self._held is not None:
-                self._pending.append(_line(self._held))
+            if self._held is not None and (held := _without_marked(self._held)):
+                self._pending.append(_line(held))
             self._held = row
         if self._pending:
             lines = b"".join(self._pending)
             self._write(lines)
             self._end += len(lines)
             self._last, self._pending = b"", []
+
+    def _marked(self, step: int) -> list[str]:
+        """The names that are marked at `step` so far."""
+        held = self._held
+        return held.get(AT_END, []) if held is not None and held["step"] == step else []
 
     def _flush(self) -> None:
         if self._held is not None:
@@ -148,35 +160,60 @@ class JSONL(Callback):
         a checkpoint may have been written since."""
         same = len(self._last) if data.startswith(self._last) else 0
         try:
-            write_at(self.path, self._end + same, data[same:], sync=sync)
+            write_at(self._place, self._end + same, data[same:], sync=sync)
         except OSError:
             if not same:
                 with suppress(OSError):
-                    write_at(self.path, self._end, self._last)
+                    write_at(self._place, self._end, self._last)
             raise
         self._last = data
 
 
+def _without_marked(row: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run that went on has at this step; `None` if nothing."""
+    if AT_END not in row:
+        return row
+    rest = {name: x for name, x in row.items() if name not in (AT_END, *row[AT_END])}
+    return rest if len(rest) > 1 else None
+
+
 def _first(path: Path) -> str | None:
     """A digest of the first line: by which a log is known. `None` if it has none that is sound."""
-    if not path.exists():
-        return None
-    with open(path, "rb") as file:
-        line = file.readline()
+    try:
+        with open(path, "rb") as file:
+            line = file.readline()
+    except OSError as error:
+        if is_absence(error) or is_damage(error):
+            return None
+        raise
     return None if _parse(line) is None else hashlib.sha256(line).hexdigest()[:16]
+
+
+def _resumed(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
+    """As `_read`; what the disk cannot give back is set aside, and the log begins anew."""
+    try:
+        return _read(path, last)
+    except OSError as error:
+        if not is_damage(error):
+            raise
+        stale = set_aside(path)
+        expected = f"records that can be read. It is kept as {stale}; this one begins anew"
+        warn(explain(f"The log {path} is damaged.", error, expected))
+        return 0, b"", None
 
 
 def _read(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
     """Leave `path` with its sound lines up to step `last`. Where the newest of them begins, and
-    that one, also as a row. Warns of damage before its end, and then leaves a copy."""
+    that one, also as a row. Warns of damage that is no torn end, and then leaves a copy."""
     data = path.read_bytes() if path.exists() else b""
-    parsed = [(line, _parse(line)) for line in data.splitlines(keepends=True)]
-    sound = [row is not None for _, row in parsed]
+    parsed = [(line, _parse(line)) for line in io.BytesIO(data)]
     rows = [(line, row) for line, row in parsed if row is not None and row["step"] <= last]
-    if sound != sorted(sound, reverse=True):  # not only at its end
+    # A line without an end is the last, and no more than torn off.
+    if any(row is None and line.endswith(b"\n") for line, row in parsed):
         stale = stale_name(path)
-        shutil.copyfile(path, stale)
-        received = "records that are not as they were written, and not only at its end"
+        stale.touch(0o600)
+        shutil.copy(path, stale)  # its mode too
+        received = "records that are not as they were written, and not only torn off at its end"
         expected = f"sound records. They stay; all of it as it was is in {stale}"
         warn(explain(f"The log {path} is damaged.", received, expected))
     kept = b"".join(line for line, _ in rows)
@@ -191,10 +228,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = json.loads(line.decode())  # of bytes it would guess the encoding
+        check_json(row, "row", 0)  # so deep that it can be written again
+    except (ValueError, TypeError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 _encode = json.JSONEncoder(allow_nan=False).encode

@@ -1,8 +1,12 @@
 """A callback that shows progress in the terminal."""
 
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -10,6 +14,7 @@ from tqdm import tqdm
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
+from eqxmeta._errors import Unfailing
 
 # More of what callbacks log would leave no room for the bar.
 _SHOWN = 2
@@ -25,7 +30,7 @@ class ProgressBar(Callback):
 
     Speed and the time that is left come from the last chunks and leave out compilation. Of what
     callbacks log the first two names are shown with their newest value, a curve over inner
-    steps by its last.
+    steps by its last. What takes longer than a second, such as compiling, is named, with a clock.
 
     - `disable`: `None` is quiet unless stderr is a terminal, `False` shows the bar anyway (in a
       notebook, for example), `True` never does.
@@ -44,15 +49,20 @@ class ProgressBar(Callback):
         self._published: dict[str, float] = {}
         self._ends: deque[tuple[int, float]] = deque(maxlen=_CHUNKS)  # of chunks: step, time
         self._meta_batch_size: int | None = run.config.get("meta_batch_size")
-        self._bar = tqdm(
-            total=run.steps,
-            initial=run.start,
-            unit="step",
-            disable=self.disable,
-            dynamic_ncols=True,
-            miniters=1,
-            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
-        )
+        stdout, stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)
+        with redirect_stdout(stdout), redirect_stderr(stderr):  # tqdm flushes both
+            self._bar = tqdm(
+                total=run.steps,
+                initial=run.start,
+                unit="step",
+                disable=self.disable,
+                miniters=1,
+                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+                **_size(stderr),
+            )
+        self._text = ""
+        if not self._bar.disable:
+            run.show = self._show
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         if self._bar is None or self._bar.disable:
@@ -61,7 +71,8 @@ class ProgressBar(Callback):
             self._loss = float(metrics["loss"][-1])
         step = int(metrics["step"][-1])
         self._ends.append((step, time.perf_counter()))
-        self._bar.set_postfix_str(self._postfix(run.steps - step), refresh=False)
+        self._text = self._postfix(run.steps - step)
+        self._bar.set_postfix_str(self._text, refresh=False)
         self._bar.update(step - self._bar.n)
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
@@ -71,13 +82,19 @@ class ProgressBar(Callback):
             if not isinstance(value, Image | Histogram):
                 last = value.mean[-1] if isinstance(value, Curve) else value
                 self._published[name] = float(last)
-        self._bar.set_postfix_str(self._postfix(run.steps - run.step))
+        self._text = self._postfix(run.steps - run.step)
+        self._bar.set_postfix_str(self._text)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
         self._close()
 
     def on_fit_end(self, run: Run) -> None:
         self._close()
+
+    def _show(self, activity: str | None) -> None:
+        with tqdm.get_lock():  # on another thread than all else
+            if self._bar is not None:
+                self._bar.set_postfix_str(activity or self._text)
 
     def _postfix(self, steps_left: int) -> str:
         parts = []
@@ -95,6 +112,20 @@ class ProgressBar(Callback):
 
     def _close(self) -> None:
         # Leaves the bar as it was drawn last, and the cursor at the start of a line.
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        with tqdm.get_lock():
+            if self._bar is not None:
+                self._bar.set_postfix_str(self._text, refresh=False)
+                self._bar.close()
+                self._bar = None
+
+
+def _size(stderr: Unfailing) -> dict[str, Any]:
+    """That of the terminal, as it changes; or, of one that knows of no columns or no rows (many
+    that programs and containers make up), what would be there: tqdm would show nothing."""
+    try:
+        columns, rows = os.get_terminal_size(stderr.fileno())
+    except Exception:  # no terminal
+        return {"dynamic_ncols": True}
+    if columns > 1 and rows > 2:
+        return {"dynamic_ncols": True}
+    return {"ncols": columns - 1 if columns > 1 else 79, "nrows": 24}

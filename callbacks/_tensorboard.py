@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_argument, check_folder, check_int, check_path
+from eqxmeta._arguments import check_argument, check_folder, check_int, check_path, place_of
 from eqxmeta._callback.callback import Callback
-from eqxmeta._callback.log_owner import LOG, is_foreign
-from eqxmeta._callback.published import Curve, Histogram, Image, Published
+from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
+from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
-from eqxmeta._files.event_file import EventFile, event_files, proto
+from eqxmeta._files.event_file import EventFile, event_files, proto, unreadable
 from eqxmeta._files.lock import locked
 
 # tensorboardX is imported when it is used: it imports torch wherever that is installed.
@@ -43,6 +43,8 @@ class TensorBoard(Callback):
       training metrics before adaptation and of each inner step.
     - The tab "Custom scalars": each curve's last point with its interval as a band, and all points.
       The newest curves are the sub-run `inner_steps`, whose x axis is the inner step.
+    - The sub-run `at_end`: what was logged only because the run ended there. A run that goes on
+      lets TensorBoard forget it.
     - The tab "HParams": `hparams`, and behind them, led by "~", the run's own configuration.
 
     NaN is not written. `JSONL` has every step and every number.
@@ -58,6 +60,7 @@ class TensorBoard(Callback):
 
     writes = True
     logs = ()
+    state_types = LOG_TYPES
 
     def __init__(
         self,
@@ -72,35 +75,42 @@ class TensorBoard(Callback):
         sound = isinstance(hparams, Mapping) and all(isinstance(key, str) for key in hparams)
         expected = "a mapping from names to values"
         check_argument(sound, hparams, "TensorBoard(hparams=...)", expected, TypeError)
-        self.logdir = check_path(logdir, "TensorBoard(logdir=...)")
+        self.logdir = self._place = check_path(logdir, "TensorBoard(logdir=...)")
         self.hparams = dict(hparams)
         self.name = name
         self._file: EventFile | None = None
         self._inner: EventFile | None = None
+        self._ending: EventFile | None = None
         self._restored: dict[str, Any] | None = None
 
     def exclusive(self) -> AbstractContextManager[None]:
-        check_folder(self.logdir, "TensorBoard(logdir=...)")
-        return locked(self.logdir, ".tensorboard.lock")
+        self._place = place_of(self.logdir, "TensorBoard(logdir=...)")
+        check_folder(self._place, "TensorBoard(logdir=...)")
+        return locked(self._place, ".tensorboard.lock")
 
     def refuse(self, run: Run) -> None:
-        check_folder(self.logdir, "TensorBoard(logdir=...)")
-        if not run.resuming and event_files(self.logdir):
+        check_folder(self._place, "TensorBoard(logdir=...)")
+        if not run.resuming and event_files(self._place):
             message = "`TensorBoard(logdir=...)` already holds a run."
             expected = "a folder without event files. Pass resume='auto' to continue the run, "
             expected += "or choose another folder"
-            raise FileExistsError(explain(message, f"'{self.logdir}'", expected))
+            raise FileExistsError(explain(message, f"'{self._place}'", expected))
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
         restored, self._restored = self._restored, None
-        earlier = event_files(self.logdir)
+        earlier = event_files(self._place)
         fate = "Its files stay, but TensorBoard does not show them any more"
         goes_on = bool(earlier and run.start) and not is_foreign(
-            run, restored, earlier, log=self.logdir, fate=fate
+            run, restored, earlier, log=self._place, fate=fate
         )
-        self._file = EventFile(self.logdir)
-        self._inner = None
+        for name in earlier:
+            if (reason := unreadable(self._place / name)) is not None:
+                message = f"TensorBoard cannot show {self._place} while {name} is in it."
+                warn(explain(message, reason, "an event file. It stays as it is: move it away"))
+        self._file = EventFile(self._place)
+        self._inner = self._ending = None
+        self._ended_before = bool(event_files(self._place / AT_END))
         self._inner_step: int | None = None  # the outer step of the curves in `_inner`
         self._curves: set[str] = set()
         self._last_time = time.time()
@@ -112,6 +122,10 @@ class TensorBoard(Callback):
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         assert self._file is not None
+        if self._ended_before:  # and goes on
+            self._ending, self._ended_before = EventFile(self._place / AT_END), False
+            self._ending.forget(0)
+            self._ending.flush()
         # A chunk arrives at once; its steps were taken since the one before.
         now = time.time()
         times = np.linspace(self._last_time, now, len(metrics["step"]) + 1)[1:]
@@ -130,6 +144,9 @@ class TensorBoard(Callback):
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         assert self._file is not None
+        file = self._file
+        if run.ended:
+            file = self._ending = self._ending or EventFile(self._place / AT_END)
         values, numbers, curves = [], {}, {}
         for name, value in scalars.items():
             if isinstance(value, Curve):
@@ -141,11 +158,12 @@ class TensorBoard(Callback):
                 values += _histogram(name, value.values)
             else:
                 numbers[name] = float(value)
-        self._file.add(run.step, [*_scalars(numbers.items()), *values])
+        file.add(run.step, [*_scalars(numbers.items()), *values])
         if not curves.keys() <= self._curves:
             self._curves |= curves.keys()
             self._file.add(0, _layout(sorted(self._curves)))
-        self._file.flush()
+            self._file.flush()
+        file.flush()
         if curves:
             self._add_inner(run.step, curves)
 
@@ -164,7 +182,7 @@ class TensorBoard(Callback):
         self._restored = state
 
     def _sync(self) -> None:
-        for file in (self._file, self._inner):
+        for file in (self._file, self._inner, self._ending):
             if file is not None:
                 file.flush(sync=True)
 
@@ -172,7 +190,7 @@ class TensorBoard(Callback):
         """The curves themselves, in a sub-run in which TensorBoard forgets those before. (One
         sub-run an evaluation is no way: beyond forty runs TensorBoard deselects them all.)"""
         if self._inner is None:
-            self._inner = EventFile(self.logdir / _INNER)
+            self._inner = EventFile(self._place / _INNER)
         if self._inner_step != step:
             self._inner.forget(0)
             self._inner_step = step
@@ -241,9 +259,9 @@ def _image(name: str, pixels: np.ndarray) -> list[Any]:
 
     try:
         return list(image(name, np.asarray(pixels), dataformats="HWC").value)
-    except ImportError:  # no reason to end a run that may have taken hours
+    except ImportError as error:  # no reason to end a run that may have taken hours
         expected = "Pillow, which encodes pictures: pip install pillow"
-        warn(explain(f"TensorBoard leaves out the picture {name!r}.", "no Pillow", expected))
+        warn(explain(f"TensorBoard leaves out the picture {name!r}.", repr(error), expected))
         return []
 
 

@@ -9,8 +9,8 @@ from ._callback.published import Histogram as Histogram
 from ._callback.published import Image as Image
 from ._callback.run import Run as Run
 from ._checkpoint.inspect import inspect as inspect
+from ._checkpoint.load_model import load_model as load_model
 from ._checkpoint.save_load import load as load
-from ._checkpoint.save_load import load_model as load_model
 from ._checkpoint.save_load import save as save
 from ._errors import CheckpointCorrupt as CheckpointCorrupt
 from ._errors import CheckpointError as CheckpointError
@@ -40,6 +40,7 @@ from ._strategy.rollout_strategy import RolloutStrategy as RolloutStrategy
 from ._strategy.strategy import Strategy as Strategy
 from ._strategy.strategy import partition_learnt as partition_learnt
 from ._task.task import Task as Task
+from ._trainer.load_best import load_best as load_best
 from ._trainer.seed_runs import SeedRuns as SeedRuns
 from ._trainer.seeds import fit_seeds as fit_seeds
 from ._trainer.trainer import Trainer as Trainer

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ._checkpoint.inspect import inspect
-from ._errors import CheckpointError
+from ._errors import CheckpointError, tell
 
 
 def main() -> int:
@@ -15,8 +15,8 @@ def main() -> int:
     command.add_argument("path", help="a file written by eqxmeta.save or by Checkpoint")
     try:
         inspect(parser.parse_args().path)
-    except (CheckpointError, OSError) as error:
-        print(error, file=sys.stderr)
+    except (CheckpointError, OSError, ValueError) as error:
+        tell(error, sys.stderr)
         return 1
     return 0
 

@@ -1,15 +1,79 @@
-"""The errors that eqxmeta raises, and the one shape that their messages have."""
+"""What the user is told: errors, the one shape that their messages have, warnings, lines."""
 
+import inspect
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
+
+import jax
 
 
 def explain(invalid: str, received: object, expected: str) -> str:
-    """Three parts: what is invalid, what was received, what was expected."""
-    return f"{invalid}\nReceived: {received}\nExpected: {expected}"
+    """Three parts: what is invalid, what was received, what was expected. Whatever was in a file
+    cannot write over the terminal: see `printable`."""
+    lines = f"{invalid}\nReceived: {received}\nExpected: {expected}".split("\n")
+    return "\n".join(map(printable, lines))
+
+
+def printable(text: str) -> str:
+    """`text` in one line, with escapes for what a terminal obeys or cannot show: control
+    characters, marks of direction, halves of surrogate pairs."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Unfailing:
+    """A stream to tell the user something by, or `None`. Whoever reads it may have gone (a broken
+    pipe, a closed file), or lack a letter: what is said is lost then, and the run is not."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __eq__(self, other: object) -> bool:
+        return self._stream == getattr(other, "_stream", other)  # tqdm asks which one it is
+
+    def isatty(self) -> bool:
+        with suppress(Exception):
+            return self._stream.isatty()
+        return False
+
+    def write(self, text: str) -> int:
+        with suppress(Exception):
+            try:
+                self._stream.write(text)
+            except UnicodeError:
+                self._stream.write(text.encode("ascii", "backslashreplace").decode())
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(Exception):
+            self._stream.flush()
+
+
+def tell(text: object, stream: Any = None) -> None:
+    """Print a line, on stdout unless said otherwise. Never raises, but for an interrupt."""
+    print(text, file=Unfailing(stream or sys.stdout), flush=True)
+
+
+_keep_running: ContextVar[bool] = ContextVar("keep_running", default=False)
+
+
+@contextmanager
+def warnings_end_nothing() -> Iterator[None]:
+    """Within it our warnings are told on stderr where a filter of the user's (`python -W error`)
+    makes errors of them: a run that got so far is worth more than the way in which it is said."""
+    token = _keep_running.set(True)
+    try:
+        yield
+    finally:
+        _keep_running.reset(token)
 
 
 def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
@@ -17,31 +81,95 @@ def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
     level = 1
     while sys._getframe(level).f_globals.get("__name__", "").split(".")[0] == "eqxmeta":
         level += 1
-    warnings.warn(message, category, stacklevel=level + 1)
+    try:
+        warnings.warn(message, category, stacklevel=level + 1)
+    except Exception as error:  # as a filter asks, or because there is no stderr to write to
+        if isinstance(error, category) and not _keep_running.get():
+            raise
+        tell(f"{category.__name__}: {message}", sys.stderr)
 
 
-_TRACEABLE = (
-    "code that JAX can trace for these shapes: arrays in `jax.numpy`, no Python number made of "
-    "them and no `if` on their values"
+# JAX's own, where a tracer meets code that wants numbers.
+_NOT_TRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
 )
 
 
+def advice(
+    error: Exception, otherwise: str = "a result; why there is none, the error itself says"
+) -> str:
+    """What is expected where an error came out of the user's code, as far as its type tells."""
+    if isinstance(error, _NOT_TRACEABLE):
+        return (
+            "code that JAX can trace for these shapes: arrays in `jax.numpy`, no Python number "
+            "made of them and no `if` on their values"
+        )
+    return otherwise
+
+
 @contextmanager
-def annotate_errors(whose: str, received: object, expected: str = _TRACEABLE) -> Iterator[None]:
+def annotate_errors(
+    whose: str,
+    received: object,
+    expected: str = "",
+    *,
+    seen: Callable[[Exception], bool] = lambda error: False,
+) -> Iterator[None]:
     """Around the user's own code. Its errors stay what they are, with a note of where they are
-    from; ours, which say so themselves, and those with a note from further inside pass."""
+    from; ours, which say so themselves, and those with a note from further inside pass.
+
+    `expected` is told where `seen(error)` finds that its absence is the reason."""
     try:
         yield
     except Exception as error:
-        add_note(error, f"This error came out of {whose}.", received, expected)
+        if not _is_told(error):
+            expected = expected if seen(error) else advice(error)
+            error.add_note(explain(f"This error came out of {whose}.", received, expected))
         raise
+
+
+def has_no_such_part(error: Exception) -> bool:
+    """Whether a function from a model to a part of it asked for one that is not there."""
+    return isinstance(error, AttributeError | LookupError | TypeError)
 
 
 def add_note(error: Exception, invalid: str, received: object, expected: str) -> None:
     """Three parts for an error that has none yet, neither as its message nor as a note."""
-    told = [str(error), *getattr(error, "__notes__", [])]
-    if not any("\nReceived: " in text for text in told):
+    if not _is_told(error):
         error.add_note(explain(invalid, received, expected))
+
+
+def _is_told(error: Exception) -> bool:
+    told = [str(error), *getattr(error, "__notes__", [])]
+    return any("\nReceived: " in text for text in told)
+
+
+def succeeds(attempt: Callable[[], object]) -> bool:
+    """Whether it does: of an error, what its reason may be is tried before it is told."""
+    try:
+        attempt()
+    except Exception:
+        return False
+    return True
+
+
+def is_missing(error: ModuleNotFoundError, module: str) -> bool:
+    """Whether it is the package of `module` that is not installed, rather than what that needs."""
+    return (error.name or "").split(".")[0] == module.split(".")[0]
+
+
+def takes(function: Any, *args: str, **kwargs: str) -> bool:
+    """Whether such a call would fit the signature of `function`, if it has one."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except ValueError:  # some built-in callables have none
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 class NonFiniteError(FloatingPointError):

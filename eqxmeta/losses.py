@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._direction import directed as directed
 from ._errors import explain
 from ._model.predict import predict as predict
 from ._model.predict import predicted_class

@@ -88,7 +88,7 @@ def main():
         Histograms(every=every),  # of Meta-SGD's rates, for one
         Evaluate(val, every=every, num_tasks=val_tasks, inner_steps=inner_steps, prefix="val"),
         Confusion(val, every=every, inner_steps=inner_steps),
-        best := Checkpoint(out / "checkpoints", every=every, monitor="val/accuracy", mode="max"),
+        best := Checkpoint(out / "checkpoints", every=every, monitor="val/accuracy"),
     ]
     meta_batch = {"ProtoNet": 1, "Reptile": 5, "MetaSGD": 4, "FOMAML": 4}.get(name, 8)
     options = {"meta_batch_size": meta_batch, "max_time": 60 * args.minutes}

@@ -82,8 +82,9 @@ def expected_saves(rows, steps, asked):
     """What `Checkpoint` says of its best, and the names of the files that stay, from the rows of
     the log and the steps at which it has saved."""
     values = {row["step"]: row["eval/loss"]["mean"][-1] for row in rows if "eval/loss" in row}
-    saved = sorted({*range(SAVE_EVERY, steps + 1, SAVE_EVERY), steps, *asked})
-    best = min((step for step in saved if step in values), key=values.__getitem__)
+    due = range(SAVE_EVERY, steps + 1, SAVE_EVERY)  # of which one may be the best
+    saved = sorted({*due, steps, *asked})
+    best = min((step for step in due if step in values), key=values.__getitem__)
     state = {"best_step": best, "best_value": values[best]}
     stay = {*saved[-KEEP:], best}
     files = [f"step-{step:09}.ckpt" for step in sorted(stay)]

@@ -32,6 +32,7 @@ ROOMS = (
     "_model",  # states, and what is asked of a model
     "_files",  # paths, locks, writes
     "_jaxpr",  # what reads or rewrites jaxprs
+    "_direction",  # which way a metric improves
     "_arguments",
     "_types",
     "_errors",

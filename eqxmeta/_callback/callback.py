@@ -5,11 +5,13 @@ import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from .._arguments import check_argument, check_int_or_none
+from .._direction import Mode
 from .._errors import explain
 from .published import Published
 from .run import Run
@@ -25,8 +27,13 @@ class Callback:
     - `last`: run the hooks after those of all callbacks that do not say so. `Checkpoint` does,
       so that what the others did at a step is part of what it saves.
     - `writes`: the callback leaves files behind; `Trainer(fast_dev_run=...)` leaves it out.
+    - `state_types`: of what `state_dict` returns, the types of values by name. A checkpoint with
+      others is damaged, and passed over.
     - `logs`: all names under which it logs numbers and curves, if they are known before the first
       step; then a monitor of another name can be refused.
+    - `grace`: after Ctrl-C or SIGTERM a hook that takes longer than so many seconds is left, by a
+      `KeyboardInterrupt` in it, and the run ends without: a thread that it waits for may hang.
+      `None`: however long it takes. (One that begins later than that is given a quarter of it.)
     """
 
     every: int | None = None
@@ -34,6 +41,8 @@ class Callback:
     last: bool = False
     writes: bool = False
     logs: Collection[str] | None = None
+    grace: float | None = 1.0
+    state_types: Mapping[str, Any] = MappingProxyType({})
 
     def exclusive(self) -> AbstractContextManager[object]:
         """Entered before `fit` reads any file, and left however it ends: for what nobody else may
@@ -44,9 +53,15 @@ class Callback:
         """Raise if the run must not start, because its files would be somebody else's. Every
         callback is asked before any does anything, and none may leave a trace here."""
 
-    def check_monitor(self, metrics: Collection[str], logged: Collection[str] | None) -> None:
+    def check_monitor(
+        self,
+        metrics: Collection[str],
+        logged: Collection[str] | None,
+        declared: Mapping[str, Mode],
+    ) -> None:
         """Raise if a name that this callback waits for is neither among those of the training
-        metrics nor among those that callbacks log (`None`: not known)."""
+        metrics nor among those that callbacks log (`None`: not known), or if it is not known which
+        way its value improves. `declared`: what the strategy's losses say of that."""
 
     def on_fit_start(self, run: Run) -> None:
         """Before the first step. `run.step` is not 0 if the run was resumed."""
@@ -62,8 +77,12 @@ class Callback:
         """When a callback logs something with `run.log`."""
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        """When training ends by an error, before it reaches the caller of `fit`. Not called if
-        `on_fit_start` was not."""
+        """When training ends by an error, before it reaches the caller of `fit`. Called if
+        `on_fit_start` came to its end; what it raises is added to the error as a note."""
+
+    def secure(self, run: Run) -> None:
+        """After the last step, before `on_fit_end` of any callback, which may take its time: begin
+        to save what must not be lost if the process ends meanwhile."""
 
     def on_fit_end(self, run: Run) -> None:
         """After the last step: also after a stop request, the time limit, or Ctrl-C. What it raises
@@ -93,7 +112,7 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     """The callbacks in the order in which their hooks run.
 
     Raises `TypeError` for what is not a callback or has a hook of a wrong name or signature,
-    `ValueError` for two of the same name; both for a wrong `every`.
+    `ValueError` for two of the same name or a wrong `grace`; both for a wrong `every`.
     """
     expected = "a list of callbacks, or `[]`"
     check_argument(isinstance(callbacks, Iterable), callbacks, "callbacks", expected, TypeError)
@@ -105,6 +124,9 @@ def attach(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
         check_argument(isinstance(callback, Callback), callback, where, expected, TypeError)
         _check_hooks(callback, where)
         _check_every(callback, where)
+        grace, kinds = callback.grace, int | float | None
+        sound = isinstance(grace, kinds) and (grace is None or grace > 0)
+        check_argument(sound, grace, f"{where}.grace", "a positive number of seconds, or None")
         name = name_of(callback)
         sound = isinstance(name, str) and name
         check_argument(sound, name, f"{where}.name", "a name, or None", TypeError)

@@ -4,12 +4,13 @@ import abc
 import contextlib
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import PyTree
 
-from .._arguments import check_file, check_int_or_none, check_path
+from .._arguments import check_file, check_int_or_none, check_path, place_of
 from .._files.atomic import replacing
 from .._files.lock import file_locked
 from .._strategy.strategy import Strategy
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
 
 class Drawing(Callback, abc.ABC):
     """Logs what `draw` draws, under `name` or else `tag`, at multiples of `every` and at the end of
-    the run (`None`: only then); and writes it into the PNG `path`, if there is one, in the place of
-    the one before."""
+    the run (`None`: only then; after SIGTERM not); and writes it into the PNG `path`, if there is
+    one, in the place of the one before."""
 
     tag: str
+    state_types = MappingProxyType({"drawn": int})
 
     def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):
         caller = type(self).__name__
-        self.path = None if path is None else check_path(path, f"{caller}(path=...)")
+        self.path = self._place = None if path is None else check_path(path, f"{caller}(path=...)")
         self.writes = path is not None
         what = "outer steps"
         self.every = check_int_or_none(every, f"{caller}(every=...)", minimum=1, what=what)
         self.name = name
-        self._drawn: int | None = None  # at which step
-        self._restored = False
+        self._drawn: int | None = None  # at which step of this run
 
     @abc.abstractmethod
     def draw(self, run: Run, title: str) -> "Figure":
@@ -49,41 +50,33 @@ class Drawing(Callback, abc.ABC):
     def exclusive(self) -> AbstractContextManager[None]:
         if self.path is None:
             return contextlib.nullcontext()
-        check_file(self.path, f"{type(self).__name__}(path=...)")
-        return file_locked(self.path)
+        self._place = place_of(self.path, f"{type(self).__name__}(path=...)")
+        check_file(self._place, f"{type(self).__name__}(path=...)")
+        return file_locked(self._place)
 
     def refuse(self, run: Run) -> None:
-        if self.path is not None:
-            check_file(self.path, f"{type(self).__name__}(path=...)")
+        if self._place is not None:
+            check_file(self._place, f"{type(self).__name__}(path=...)")
         self.check(run.strategy, run.state.model)
 
     def on_fit_start(self, run: Run) -> None:
-        if not self._restored:
-            self._drawn = None
-        self._restored = False
+        self._drawn = None
 
     def on_step_end(self, run: Run) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         canvas = FigureCanvasAgg(self.draw(run, f"after {run.step:,} outer steps"))
-        if self.path is None:
+        if self._place is None:
             canvas.draw()
         else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as picture:
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._place) as picture:
                 canvas.print_png(picture)  # draws first
         self._drawn = run.step
         pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
         run.log({self.name or self.tag: Image(pixels)})
 
     def on_fit_end(self, run: Run) -> None:
-        if self._drawn != run.step:
+        # Where a run that is over was resumed, its last picture has been drawn.
+        if run.step not in (run.start, self._drawn) and not run.terminated:
             self.on_step_end(run)
-
-    def state_dict(self) -> dict[str, Any]:
-        # So that resuming a run that is over does not log its last picture twice.
-        return {} if self._drawn is None else {"drawn": self._drawn}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._drawn = state.get("drawn")
-        self._restored = True

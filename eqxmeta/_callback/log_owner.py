@@ -9,6 +9,7 @@ from .run import Run
 
 # In the state of a callback that writes a log: by what the log is known.
 LOG = "log"
+LOG_TYPES = {LOG: str}
 
 
 def is_foreign(
@@ -36,4 +37,4 @@ def _is_foreign(run: Run, state: Mapping[str, Any] | None, found: Collection[str
     if run.resumed_from is None:
         return True
     states = run.resumed_meta.get("callbacks", {}).values()
-    return not {state.get(LOG) for state in states} & set(found)
+    return not any(state.get(LOG) in found for state in states)

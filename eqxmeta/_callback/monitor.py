@@ -1,19 +1,22 @@
 """What a callback watches, and whether it will have a value: known before the run if possible."""
 
-import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from .._arguments import check_choice
+from .._direction import Mode, declared_by, direction, improves
 from .._errors import explain, warn
 from .callback import Callback, name_of
 from .published import Histogram, Image, logged_value
 from .run import Run
 
 
-def check_monitors(callbacks: Iterable[Callback], metrics: Collection[str]) -> None:
+def check_monitors(
+    callbacks: Iterable[Callback], metrics: Collection[str], strategy: Any = None
+) -> None:
     """Let every callback compare its monitor with the names that there will be: of the training
-    `metrics`, and of what the callbacks say that they log."""
+    `metrics`, and of what the callbacks say that they log; and with the directions that the losses
+    of `strategy` declare."""
     callbacks = tuple(callbacks)
     names: set[str] | None = set()
     for callback in callbacks:
@@ -21,8 +24,9 @@ def check_monitors(callbacks: Iterable[Callback], metrics: Collection[str]) -> N
         says = callback.logs if "logs" in vars(type(callback)) else None
         _refuse_twice(callback, says or (), callbacks)
         names = None if names is None or says is None else names | set(says)
+    declared = declared_by(strategy)
     for callback in callbacks:
-        callback.check_monitor(metrics, names)
+        callback.check_monitor(metrics, names, declared)
 
 
 def _refuse_twice(
@@ -43,20 +47,41 @@ class Monitor:
 
     - `owner`: the class with the arguments `monitor` and `mode`, for errors.
     - `name`: `None` if nothing is watched.
-    - `mode`: `"min"` if less is better, `"max"` if more is.
+    - `mode`: `"min"` if less is better, `"max"` if more is. `None`: what the metric's direction
+      is, of which `mode` knows once a run has begun.
     """
 
-    def __init__(self, owner: str, name: str | None, mode: Literal["min", "max"]):
-        check_choice(mode, f"{owner}(mode=...)", ("min", "max"))
+    def __init__(self, owner: str, name: str | None, mode: Mode | None):
+        if mode is not None:
+            check_choice(mode, f"{owner}(mode=...)", ("min", "max"))
         self.argument = f"{owner}(monitor=...)"
         self.name = name
-        self.mode = mode
+        self._owner = owner
+        self._asked: Mode | None = mode
+        self.mode: Mode | None = mode
         self.forget()
 
+    def begin(self, run: Run) -> None:
+        self.forget()
+        self.mode = self.direction(declared_by(run.strategy))
+
     def forget(self) -> None:
-        """Begin a run."""
         self.seen: set[str] = set()  # names that had a value
         self.warned = False  # that this one had none
+
+    def direction(self, declared: Mapping[str, Mode]) -> Mode | None:
+        """What was asked for, or what is known of the metric. Raises `ValueError` if there is
+        neither: of the wrong one nobody would learn."""
+        if self.name is None or self._asked is not None:
+            return self._asked
+        mode = direction(self.name, declared)
+        if mode is None:
+            message = f"`{self._owner}(mode=...)` is needed: nobody says which way this improves."
+            expected = "'min' or 'max'; or a loss that says so of the metrics that it reports: "
+            expected += "`eqxmeta.losses.directed(loss, f1='max')`"
+            received = f"monitor={self.name!r}, mode=None"
+            raise ValueError(explain(message, received, expected))
+        return mode
 
     def check(self, names: Collection[str], advice: str = "") -> None:
         """Raises `ValueError` unless it is one of `names`, or a point of the curve that is."""
@@ -74,11 +99,7 @@ class Monitor:
         return None if self.name is None else logged_value(values, self.name)
 
     def improves(self, value: float, best: float | None, min_delta: float = 0.0) -> bool:
-        if not math.isfinite(value):  # JSON could not hold it, and no run should aim at it
-            return False
-        if best is None:
-            return True
-        return (best - value if self.mode == "min" else value - best) > min_delta
+        return improves(value, best, self.mode, min_delta)
 
     def warn_if_overdue(self, run: Run, *, before: bool = False) -> None:
         """To be called while there has been no value. Nobody could know before the run what the

@@ -8,6 +8,9 @@ import numpy as np
 
 from .._errors import explain
 
+# The mark of what is logged only because the run ends.
+AT_END = "at_end"
+
 
 @dataclass(frozen=True)
 class Curve:

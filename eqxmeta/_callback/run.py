@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from .._model.state import TrainState
     from .._strategy.strategy import Strategy
     from .published import Published
+
+# The reason of `request_stop` after SIGTERM.
+TERMINATED = "terminated"
 
 OnNonFinite: TypeAlias = Literal["raise", "skip", "stop"]
 
@@ -22,7 +27,7 @@ class Settings:
 
     - `steps`: the step at which it ends, if nothing ends it before.
     - `everys`: by the name of a callback, how many outer steps are between its `on_step_end`s.
-    - `deadline`: of `time.monotonic()`, in seconds.
+    - `max_time`: how many seconds it may take, compiling apart.
     - `steps_per_execution`, `on_non_finite`: see `Trainer`.
     - `config`: plain values that describe the run.
     """
@@ -31,7 +36,7 @@ class Settings:
     steps: int
     seed: int
     everys: Mapping[str, int]
-    deadline: float
+    max_time: float
     steps_per_execution: int | Literal["auto"]
     on_non_finite: OnNonFinite
     config: Mapping[str, Any]
@@ -64,11 +69,18 @@ class Run:
     - `skipped_in_a_row`: how many of the `skipped` steps are the last ones.
     - `skipped`: outer steps not taken so far, of `Trainer(on_non_finite="skip")`.
     - `id`: tells this call of `fit` from all others.
+    - `ended`: whether the last step of this call has been taken. What is logged from then on is
+      there only because the run ends here: logs mark it, and a run that is resumed drops it.
+    - `terminated`: whether the process is to end (SIGTERM): there is time to save, and for no more.
     - `cadence`: the largest `every` of the callbacks; `None` if there is none.
     - `strategy`: the strategy that is being trained.
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
     - `state`: the `TrainState` after `step` steps. It is the callback's to keep, since the
       loop goes on with buffers of its own; but not to donate: all callbacks share the copy.
+    - `activity`: what is done that may take its time, since when (`time.monotonic()`), and whether
+      to tell of it where no bar shows it.
+    - `show`: to be assigned by a callback that can show it: called with a text, such as "compiling
+      0:12", every now and then, and with `None` when that has ended. On another thread.
     """
 
     def __init__(
@@ -92,6 +104,10 @@ class Run:
         self.skipped: int = origin.meta.get("skipped", 0)
         self.skipped_in_a_row: int = origin.meta.get("skipped_in_a_row", 0)
         self.stop_reason: str | None = None
+        self.ended = False
+        self.terminated = False
+        self.activity: tuple[str, float, bool] | None = None
+        self.show: Callable[[str | None], None] | None = None
         self._state_after = state_after
         self._publish = publish
         self._callback_states = callback_states
@@ -107,8 +123,19 @@ class Run:
 
     def request_stop(self, reason: str) -> None:
         """End the run after this step; the first reason is the one that is told."""
+        self.terminated = self.terminated or reason == TERMINATED
         if self.stop_reason is None:
             self.stop_reason = reason
+
+    @contextmanager
+    def doing(self, activity: str, *, tell: bool = True) -> Iterator[None]:
+        """What the block does may take its time: this is what the user is told that it is. `tell`:
+        also by a line, now and then, where no bar shows it."""
+        before, self.activity = self.activity, (activity, time.monotonic(), tell)
+        try:
+            yield
+        finally:
+            self.activity = before
 
     def callback_states(self) -> dict[str, dict[str, Any]]:
         """`state_dict()` of every callback, by name: what a checkpoint holds beside the state."""

@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 import os
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -22,14 +23,18 @@ from .._errors import (
     CheckpointCorrupt,
     CheckpointError,
     CheckpointNotFound,
-    CheckpointTooNew,
     explain,
 )
 from .._files.atomic import replacing
+from .._files.disk import is_absence, is_damage
+from .dtypes import KEY_BITS, KEY_SHAPES, dtype_of, names_key, stored_dtype
+from .manifest import FORMAT, MOST_BYTES, check_manifest
 
-FORMAT = 1
 _MANIFEST = "manifest.json"
 _COMMENT = b"eqxmeta sha256 "
+_BLOCK = 1 << 20  # bytes that are read at a time
+# Of the zip's directory, which `zipfile` reads at once: as many members as a manifest has room for.
+_DIRECTORY = MOST_BYTES // 2
 
 
 def write(
@@ -47,8 +52,12 @@ def write(
             name = f"leaves/{index:05}.npy"
             size, digest = _add(archive, name, parts)
             entries.append({**entry, "file": name, "bytes": size, "sha256": digest})
-        manifest = json.dumps({"format": FORMAT, **fields, "leaves": entries}, indent=1)
-        _, digest = _add(archive, _MANIFEST, [manifest.encode()])
+        manifest = json.dumps({"format": FORMAT, **fields, "leaves": entries}, indent=1).encode()
+        if len(manifest) > MOST_BYTES:
+            message = f"The manifest of {path} would be too large."
+            received = f"{len(manifest):,} bytes: {len(entries):,} leaves, and `meta`"
+            raise ValueError(explain(message, received, f"{MOST_BYTES:,} bytes at most"))
+        _, digest = _add(archive, _MANIFEST, [manifest])
         archive.comment = _COMMENT + digest.encode()
 
 
@@ -83,54 +92,76 @@ class Reader:
         self._sizes = _member_sizes(archive, size)
         self.manifest = self._read_manifest()
 
-    def read(self, entry: dict[str, Any]) -> bytes:
-        """The bytes of one leaf. Raises `CheckpointCorrupt` if they are not as written."""
+    def check(self, entry: dict[str, Any]) -> None:
+        """Read one leaf, and keep nothing. Raises `CheckpointCorrupt` if it is not as written, and
+        not what the manifest says of it."""
         with damage_of(self.path, entry["path"]):
-            # Nothing is allocated for a size that the file cannot hold: see `_member_sizes`.
-            data = self._archive.read(entry["file"])
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                raise ValueError("bytes that do not match their sha256")
-            return data
+            if names_key(entry["dtype"]):
+                self._check_keys(entry)
+                return
+            form = tuple(entry["shape"]), stored_dtype(dtype_of(entry["dtype"]))
+            for _ in self._data(entry, *form):
+                pass
 
     def array(self, entry: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """One leaf, which must have this shape and dtype; read-only, without a copy."""
+        """One leaf, which must have this shape and dtype: the only copy of it."""
         with damage_of(self.path, entry["path"]):
-            header = npy_header(shape, dtype)
-            if self._sizes[entry["file"]] != len(header) + math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"a size that is not that of {dtype.name}{list(shape)}")
-        data = self.read(entry)
-        with damage_of(self.path, entry["path"]):
-            if not data.startswith(header):
-                raise ValueError(f"a header that is not that of {dtype.name}{list(shape)}")
-            flat = np.frombuffer(data, dtype.newbyteorder("<"), offset=len(header))
-            return flat.astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+            blocks = self._data(entry, shape, dtype)
+            next(blocks)  # nothing is allocated for a size that the file does not have
+            array = np.empty(math.prod(shape), dtype.newbyteorder("<"))
+            room, end = array.view(np.uint8).data, 0
+            for block in blocks:
+                room[end : end + len(block)] = block
+                end += len(block)
+            return array.astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+
+    def _data(
+        self, entry: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype
+    ) -> Iterator[bytes]:
+        """The header of a leaf of this shape and dtype, and then the rest."""
+        header, form = npy_header(shape, dtype), f"{dtype.name}{list(shape)}"
+        if self._sizes[entry["file"]] != len(header) + math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"a size that is not that of {form}")
+        blocks = self._blocks(entry["file"], len(header), entry["sha256"])
+        if (first := next(blocks)) != header:
+            raise ValueError(f"a header that is not that of {form}")
+        yield first
+        yield from blocks
+
+    def _check_keys(self, entry: dict[str, Any]) -> None:
+        """Each key is some numbers. Of a generator of one's own the header tells how many."""
+        each, whole = KEY_SHAPES.get(entry["dtype"]), tuple(entry["shape"])
+        if each is None:
+            with self._archive.open(entry["file"]) as member:
+                np.lib.format.read_magic(member)
+                shape, _, _ = np.lib.format.read_array_header_1_0(member)
+            each = tuple(map(abs, shape[len(whole) :]))
+        for _ in self._data(entry, (*whole, *each), KEY_BITS):
+            pass
+
+    def _blocks(self, name: str, first: int, digest: str) -> Iterator[bytes]:
+        """A member in parts, the first of that size. Raises at the end if the sum is wrong."""
+        found = hashlib.sha256()
+        with self._archive.open(name) as member:
+            size = first
+            while block := member.read(size):
+                found.update(block)
+                yield block
+                size = _BLOCK
+        if found.hexdigest() != digest:
+            raise ValueError(f"bytes in {name} that do not match their sha256")
 
     def _read_manifest(self) -> dict[str, Any]:
         if _MANIFEST not in self._sizes:
             raise ValueError("no manifest")
-        data = self._archive.read(_MANIFEST)
-        if self._archive.comment != _COMMENT + hashlib.sha256(data).hexdigest().encode():
-            raise ValueError("a manifest that does not match its sha256")
+        if self._sizes[_MANIFEST] > MOST_BYTES:
+            raise ValueError(f"a manifest of {self._sizes[_MANIFEST]:,} bytes")
+        if not (comment := self._archive.comment).startswith(_COMMENT):
+            raise ValueError("a manifest without its sha256")
+        data = b"".join(self._blocks(_MANIFEST, _BLOCK, comment[len(_COMMENT) :].decode()))
         manifest = json.loads(data)
-        version = manifest["format"]
-        if type(version) is not int or version < 1:
-            raise ValueError(f"format {version!r}")
-        if version > FORMAT:
-            message = f"{self.path} was written by a newer eqxmeta."
-            received = f"format {version}, versions {manifest.get('versions')}"
-            expected = f"format {FORMAT} or older. Upgrade eqxmeta"
-            raise CheckpointTooNew(explain(message, received, expected))
-        if type(manifest["meta"]) is not dict:
-            raise ValueError("a manifest without `meta`")
-        wanted = {_MANIFEST: len(data)}
-        for leaf in manifest["leaves"]:
-            strings = [leaf["path"], leaf["dtype"], leaf["file"], leaf["sha256"]]
-            if not all(type(value) is str for value in strings):
-                raise ValueError("a manifest whose leaves are not described by strings")
-            if not all(type(n) is int and n >= 0 for n in [leaf["bytes"], *leaf["shape"]]):
-                raise ValueError("a manifest with sizes that are none")
-            wanted[leaf["file"]] = leaf["bytes"]
-        if len(wanted) != 1 + len(manifest["leaves"]) or wanted != self._sizes:
+        sizes = check_manifest(manifest, self.path)
+        if {_MANIFEST: len(data), **sizes} != self._sizes:
             raise ValueError("members that are missing, unexpected or of a wrong size")
         return manifest
 
@@ -138,21 +169,38 @@ class Reader:
 @contextmanager
 def reading(path: Path) -> Iterator[Reader]:
     """Open `path`. Raises `CheckpointNotFound`, `CheckpointCorrupt` or `CheckpointTooNew`."""
-    if not path.is_file():
-        received = "a folder" if path.is_dir() else "no such file"
-        message = f"There is no checkpoint at {path}."
-        raise CheckpointNotFound(explain(message, received, "a file written by `save`"))
-    with open(path, "rb") as file:
-        if file.read(2) != b"PK":
-            received = f"a file that begins with {file.seek(0) or file.read(20)!r}"
-            expected = "a file written by `save`, which is a zip archive"
-            message = f"{path} is not a checkpoint, or damaged from its first byte on."
-            raise CheckpointCorrupt(explain(message, received, expected))
+    with damage_of(path):
+        file = _open(path)
+    with file:
         with damage_of(path):
-            archive = zipfile.ZipFile(file)
+            begin = file.read(20)
+            if not begin.startswith(b"PK"):
+                raise ValueError(f"a file that begins with {begin!r}, and is no zip archive")
+            archive = zipfile.ZipFile(cast(BinaryIO, _Bounded(file)))
             reader = Reader(path, archive, os.fstat(file.fileno()).st_size)
         with archive:
             yield reader
+
+
+def _open(path: Path) -> BinaryIO:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder, a device or a pipe")
+    return open(path, "rb")
+
+
+class _Bounded:
+    """A file of which nobody reads much at a time: `zipfile` reads a directory of any size."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _DIRECTORY:
+            raise ValueError(f"a directory of {size:,} bytes")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _member_sizes(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
@@ -169,14 +217,21 @@ def _member_sizes(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
 
 @contextmanager
 def damage_of(path: Path, leaf: str | None = None) -> Iterator[None]:
-    """Whatever the parsers trip over is damage; a failing disk or a lack of memory is not."""
+    """Whatever the parsers trip over is damage, and so is what the disk cannot give back; a file
+    that is not there is absent; every other error of the system, and a lack of memory, says
+    nothing of the file, and stays what it is."""
     try:
         yield
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:
-        # zipfile seeks to wherever a damaged directory points: EINVAL.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        if is_absence(error):
+            received = (getattr(error, "strerror", None) or str(error)).lower()
+            message, expected = f"There is no checkpoint at {path}.", "a file written by `save`"
+            raise CheckpointNotFound(explain(message, received, expected)) from error
+        # `zipfile` seeks to wherever a damaged directory points: EINVAL.
+        is_parsers = not isinstance(error, OSError) or error.errno in (None, errno.EINVAL)
+        if not (is_parsers or is_damage(error)):
             raise
         where = "" if leaf is None else f", in its leaf {leaf!r}"
         message, received = f"Checkpoint {path} is damaged{where}.", str(error)

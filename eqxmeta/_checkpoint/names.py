@@ -1,41 +1,104 @@
-"""How the files of a folder of checkpoints are named, and help for whoever passes the folder."""
+"""The files in a folder of checkpoints: their names, and which of them is the best."""
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from .._direction import improves
 from .._errors import CheckpointError, CheckpointNotFound, explain
 from . import container as _container
 
-NAME = re.compile(r"step-(\d{9,})\.ckpt")
+_NAME = re.compile(r"step-([0-9]{9,})\.ckpt")
 
 
 def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09}.ckpt"
 
 
+def step_of(path: Path) -> int | None:
+    """The step in the name of a file; `None` if it is not the name of a checkpoint."""
+    match = _NAME.fullmatch(path.name)
+    step = None if match is None else int(match[1])
+    return step if step is not None and path.name == path_of(path.parent, step).name else None
+
+
 def refuse_folder(path: Path) -> None:
     """Raises `CheckpointNotFound` if `path` is a folder, naming the newest and the best file. Which
     of them is meant is not ours to guess."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # as opposed to `Path.is_dir`, it never raises
         return
-    files = sorted(file for file in path.glob("*.ckpt") if file.is_file())
+    files = sorted(file for file in path.glob("*.ckpt") if os.path.isfile(file))
     if not files:
         received, expected = "a folder without checkpoints", "a file written by `save`"
     else:
-        best = _best(files[-1])
+        try:
+            best = best_of(path).name
+        except CheckpointNotFound:
+            best = None
         named = f"the newest {files[-1].name}" + (f", the best {best}" if best else "")
         received = f"a folder with {len(files)} of them, {named}"
         expected = f"one of its files, such as '{path / (best or files[-1].name)}'"
     raise CheckpointNotFound(explain(f"{path} is a folder, not a checkpoint.", received, expected))
 
 
-def _best(newest: Path) -> str | None:
-    """What the newest file knows of the best: the state of the `Checkpoint` that wrote it."""
-    try:
-        with _container.reading(newest) as reader:
-            states = reader.manifest["meta"].get("callbacks", {}).values()
-        steps = [state["best_step"] for state in states if state.get("best_step") is not None]
-        best = [path_of(newest.parent, step) for step in steps]
-    except (CheckpointError, AttributeError, TypeError, ValueError):
-        return None  # damaged, or somebody else's `meta`
-    return best[0].name if len(best) == 1 and best[0].is_file() else None
+def best_of(folder: Path, monitor: str | None = None) -> Path:
+    """Of the files of the run that wrote the newest, that with the best value of `monitor`; `None`:
+    of what the newest was saved with. Of equals the first.
+
+    A value of a save that is there only because the run ended counts if all steps were taken and
+    nothing was saved since. Raises `CheckpointNotFound` if no file has a value that counts.
+    """
+    metas = _newest_run(folder)
+    if not metas:
+        message, received = f"There is no checkpoint in {folder}.", "no sound `step-*.ckpt`"
+        raise CheckpointNotFound(explain(message, received, "a folder of `Checkpoint`"))
+    told = {path: x for path, meta in metas.items() if _is_value(x := meta.get("monitored"))}
+    modes = {x["name"]: x["mode"] for x in told.values()}  # the newest last
+    names = ", ".join(map(repr, modes)) or "none: `Checkpoint` had no `monitor`"
+    name = next(reversed(modes), None) if monitor is None else monitor
+    newest, best, ended = next(reversed(metas)), None, None
+    for path, x in told.items():
+        if x["name"] != name or x["value"] is None:
+            continue
+        last = path == newest and metas[path]["step"] == metas[path]["config"].get("steps")
+        if x["at_end"] and not last:
+            ended = path
+        elif improves(x["value"], best and told[best]["value"], modes[name]):
+            best = path
+    if best is None:
+        message = f"No checkpoint in {folder} has a value of {name or 'a monitor'}."
+        if ended is not None:
+            names += f"; and {ended.name}, measured where the run was broken off"
+        expected = (
+            "a name that `Checkpoint(monitor=...)` was given, and a save at which it had a value"
+        )
+        received = f"{len(metas)} checkpoints, monitored: {names}"
+        raise CheckpointNotFound(explain(message, received, expected))
+    return best
+
+
+def _newest_run(folder: Path) -> dict[Path, Mapping[str, Any]]:
+    """The `meta` of the sound files of the run that wrote the newest, in the order of the steps."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    steps = {step: path for path in paths if (step := step_of(path)) is not None}
+    metas = {}
+    for _, path in sorted(steps.items()):
+        try:
+            with _container.reading(path) as reader:
+                meta = reader.manifest["meta"]
+        except (CheckpointError, OSError):
+            continue
+        if isinstance(meta.get("config"), dict) and isinstance(meta.get("step"), int):  # a run's
+            metas[path] = meta
+    run = metas[next(reversed(metas))].get("run") if metas else None
+    return {path: meta for path, meta in metas.items() if meta.get("run") == run}
+
+
+def _is_value(x: Any) -> bool:
+    """Whether it is what `Checkpoint` says of what it monitored, and nobody else."""
+    if not isinstance(x, dict) or x.get("mode") not in ("min", "max"):
+        return False
+    kinds = {"name": str, "value": int | float | None, "at_end": bool}
+    return all(name in x and isinstance(x[name], kind) for name, kind in kinds.items())

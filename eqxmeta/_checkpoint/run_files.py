@@ -1,15 +1,19 @@
 """The files of a run in a folder of checkpoints: one per step that was saved."""
 
+import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
-from .._errors import CheckpointError, explain, warn
+from .._errors import CheckpointCorrupt, CheckpointError, explain, warn
 from .._files.atomic import remove_leftovers
 from .._files.paths import set_aside
-from .names import NAME, path_of
-from .save_load import read_manifest, save, verify
+from .._model.state import TrainState
+from .names import path_of, step_of
+from .save_load import load_state, read_manifest, save, verify
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,9 @@ class CheckpointFiles:
         return path_of(self.folder, step)
 
     def by_step(self) -> dict[int, Path]:
+        # By the names alone: what they are, a folder or unreadable, who reads them finds out.
         paths = self.folder.iterdir() if self.folder.is_dir() else ()
-        matches = ((NAME.fullmatch(path.name), path) for path in paths)
-        return {int(match[1]): path for match, path in matches if match and path.is_file()}
+        return {step: path for path in paths if (step := step_of(path)) is not None}
 
     def prepare(self) -> None:
         """Make the folder, without what a write that was killed has left there."""
@@ -48,17 +52,77 @@ class CheckpointFiles:
                 warn(f"The run continues from step {after}: {path} is now {stale.name}.")
 
 
+# What a run says of itself in the `meta` of its checkpoints, where it says anything of the name.
+_META = {
+    "step": int,
+    "file": str,
+    "run": str,
+    "config": dict[str, Any],
+    "skipped": int,
+    "skipped_in_a_row": int,
+    "callbacks": dict[str, dict[str, Any]],
+    "monitored": dict[str, Any] | None,
+}
+_MONITORED = {"name": str, "mode": str, "value": int | float | None, "at_end": bool}
+_FINGERPRINT = {"fingerprint": dict[str, dict[str, str]]}
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The manifest of a run's checkpoint, as `read_manifest`. What it says of the run has the types
+    that it must have, so that nobody who is told it need ask: else `CheckpointCorrupt`."""
+    manifest = read_manifest(path)
+    meta = manifest["meta"]
+    check_types(path, meta, _META)
+    check_types(path, meta.get("config", {}), _FINGERPRINT)
+    check_types(path, meta.get("monitored") or {}, _MONITORED)
+    if any(meta.get(name, 0) < 0 for name in ("step", "skipped", "skipped_in_a_row")):
+        raise _corrupt(path, "a number of steps below 0")
+    return manifest
+
+
+def check_types(path: Path, found: dict[str, Any], types: Mapping[str, Any]) -> None:
+    """Raises `CheckpointCorrupt` if something in `path` has another type than that of its name."""
+    for name, kind in types.items():
+        if name in found and not _is(found[name], kind):
+            raise _corrupt(path, f"{name}={json.dumps(found[name])[:100]}")
+
+
+def load_run(path: Path, manifest: dict[str, Any], like: TrainState) -> TrainState:
+    """The state of a run, as `load`; `like` is the state that the run begins with. `manifest` is
+    that of `read_run`."""
+    state = load_state(path, like)
+    step = int(state.step)
+    if step < 0 or step != manifest["meta"].get("step", step):
+        raise _corrupt(path, f"a state after step {step}, saved as that of another step")
+    return state
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Of JSON: `True` is no number."""
+    if isinstance(kind, UnionType):
+        return any(_is(value, each) for each in get_args(kind))
+    if get_origin(kind) is not dict:
+        return kind is Any or (isinstance(value, kind) and (type(value) is bool) == (kind is bool))
+    return type(value) is dict and all(_is(x, get_args(kind)[1]) for x in value.values())
+
+
+def _corrupt(path: Path, received: str) -> CheckpointCorrupt:
+    message = f"Checkpoint {path} is damaged, or not of a run."
+    return CheckpointCorrupt(explain(message, received, "what a run says of itself"))
+
+
 def id_of(path: Path) -> str | None:
     """The id of the run that wrote `path`, if that can be read."""
     try:
-        return read_manifest(path)["meta"].get("run")
+        return read_run(path)["meta"].get("run")
     except (CheckpointError, OSError):
         return None
 
 
-def write_new(path: Path, state: Any, meta: dict[str, Any]) -> None:
-    """Write a checkpoint and read it back. Raises `FileExistsError` instead of overwriting one."""
-    if path.exists():
+def write(path: Path, state: Any, meta: dict[str, Any], *, again: bool = False) -> None:
+    """Write a checkpoint and read it back. Raises `FileExistsError` instead of overwriting one,
+    unless the run has written this one itself and does so `again`."""
+    if path.exists() and not again:
         expected = "a folder into which nobody else writes meanwhile"
         raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
     try:
@@ -66,6 +130,7 @@ def write_new(path: Path, state: Any, meta: dict[str, Any]) -> None:
         verify(path)
     except BaseException:
         # Not to be taken for a checkpoint; nor removed, for it tells of the disk.
-        with suppress(OSError):
-            set_aside(path)
+        if not again:
+            with suppress(OSError):
+                set_aside(path)
         raise

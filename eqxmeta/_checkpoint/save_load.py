@@ -1,24 +1,23 @@
 """Checkpoints of pytrees: the arrays go to a file, everything else stays with the code."""
 
-import importlib.metadata
 import os
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from .._arguments import check_argument, check_file, check_json, check_path
-from .._errors import CheckpointMismatch, explain
+from .._errors import CheckpointMismatch, explain, printable
 from .._files.paths import drop_cached
 from .._model.state import TrainState
 from . import container as _container
+from .dtypes import DTYPES, KEY_BITS, dtype_of, is_key, name_of_key, names_key, stored_dtype
+from .manifest import library_versions
 from .names import refuse_folder
-
-_LIBRARIES = ("eqxmeta", "jax", "equinox", "optax", "numpy")
+from .statistics import expecting_statistics
 
 
 def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | None = None) -> None:
@@ -29,8 +28,9 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
     as a list). Whatever happens while the file is written, `path` keeps its previous content.
 
     Raises `TypeError` for an array of another dtype or without values (`ShapeDtypeStruct`) and for
-    a `meta` that is not JSON, `FileNotFoundError` if the folder does not exist, and another
-    `OSError` if there cannot be a file at `path`.
+    a `meta` that is not JSON, `ValueError` if `meta` and the description of the leaves are more
+    than 8 MB, `FileNotFoundError` if the folder does not exist, and another `OSError` if there
+    cannot be a file at `path`.
     """
     path = check_path(path, "save(path=...)")
     meta = {} if meta is None else meta
@@ -40,7 +40,7 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
         message, received = f"Cannot save to {path}.", "a folder that does not exist"
         raise FileNotFoundError(explain(message, received, "an existing folder"))
     check_file(path, "save(path=...)")
-    leaves = _array_leaves(tree)
+    leaves = array_leaves(tree)
     for name, leaf in leaves.items():
         if isinstance(leaf, jax.ShapeDtypeStruct):
             received, expected = "a `ShapeDtypeStruct`", "an array: a tree of shapes is for `load`"
@@ -54,7 +54,7 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
 def on_host(tree: PyTree) -> PyTree:
     """`tree` with its arrays as NumPy arrays, which can be saved later, and on another thread.
     Typed PRNG keys, which NumPy does not have, stay."""
-    return jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) and not _is_key(x) else x, tree)
+    return jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) and not is_key(x) else x, tree)
 
 
 def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
@@ -67,57 +67,34 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     as a NumPy array rather than rounded.
 
     Raises `CheckpointNotFound`, `CheckpointCorrupt` (any damage), `CheckpointTooNew`, and
-    `CheckpointMismatch` if `like` has not the same array leaves, by key path, shape and dtype.
+    `CheckpointMismatch` if `like` has not the same array leaves, by key path, shape and dtype. What
+    `inner_adapt` returned is loaded into what it returned; into a model as it was before by
+    `load_model`, which brings the statistics of the support set along.
     """
-    return _load(check_path(path, "load(path=...)"), like, "", "`like`")
+    return load_below(check_path(path, "load(path=...)"), like, "", "`like`")
 
 
-def load_state(path: Path, like: TrainState) -> TrainState:
+def load_state(path: Path, like: TrainState, whose: str = "this run") -> TrainState:
     """The state of a run, as `load`; `like` is the state that the run begins with."""
-    return _load(path, like, "", "this run")
+    return load_below(path, like, "", whose)
 
 
-def _load(path: Path, like: PyTree, prefix: str, whose: str) -> PyTree:
+def load_below(path: Path, like: PyTree, prefix: str, whose: str) -> PyTree:
     """`like` from the leaves of the file whose key path begins with `prefix`, and none besides;
     `whose` it is, for the error."""
     refuse_folder(path)
-    leaves = {prefix + name: leaf for name, leaf in _array_leaves(like).items()}
+    leaves = {prefix + name: leaf for name, leaf in array_leaves(like).items()}
     wanted = {name: _entry(name, leaf) for name, leaf in leaves.items()}
     with _container.reading(path) as reader:
         entries = reader.manifest["leaves"]
-        found = {e["path"]: e for e in entries if _is_below(prefix, e["path"])}
-        _check_same(path, wanted, found, whose)
+        found = {e["path"]: e for e in entries if is_below(prefix, e["path"])}
+        _check_same(path, like, wanted, found, whose)
         arrays = [
             _to_jax(reader.array(found[name], *_stored_form(leaf)), leaf)
             for name, leaf in leaves.items()
         ]
     loaded = iter(arrays)
     return jax.tree.map(lambda leaf: next(loaded) if _is_array(leaf) else leaf, like)
-
-
-def load_model(path: str | os.PathLike[str], like: PyTree) -> PyTree:
-    """The model of a run's checkpoint (or of a saved `TrainState`), for use without a trainer:
-    `like`, a model of the same structure, with the arrays of the file.
-
-    If the run's strategy wraps the model in a module with a field `.model` (one that learns its
-    rates too, say), then `like` may be the user's own model or the wrapped one: it is told by its
-    leaves. A model that `save` stored by itself is loaded with `load`.
-
-    Raises what `load` raises.
-    """
-    path = check_path(path, "load_model(path=...)")
-    names = [entry["path"] for entry in read_manifest(path)["leaves"]]
-    wanted = _array_leaves(like).keys()
-    if wanted <= set(names) and not any(_is_below(".model", name) for name in names):
-        received = "the arrays of a model by itself, as `eqxmeta.save(path, model)` stores them"
-        expected = "a run's checkpoint; `eqxmeta.load(path, like)` loads this one"
-        raise CheckpointMismatch(explain(f"{path} is not of a run.", received, expected))
-    # The innermost in which everything is to be found; else the outermost, whose error tells most.
-    prefix = next(
-        (p for p in (".model.model", ".model") if {p + name for name in wanted} <= set(names)),
-        ".model",
-    )
-    return _load(path, like, prefix, "`like`")
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -138,26 +115,25 @@ def verify(path: str | os.PathLike[str]) -> None:
     drop_cached(Path(path))
     with _container.reading(Path(path)) as reader:
         for entry in reader.manifest["leaves"]:
-            read_alone(reader, entry)
+            reader.check(entry)
 
 
 def read_alone(reader: _container.Reader, entry: dict[str, Any]) -> np.ndarray | None:
     """A leaf without a `like`: what the manifest says of it is checked too. `None` for PRNG keys,
     whose bits mean nothing. Raises `CheckpointCorrupt`."""
-    if entry["dtype"].startswith("key<"):
-        reader.read(entry)
+    if names_key(entry["dtype"]):
+        reader.check(entry)
         return None
-    with _container.damage_of(reader.path, entry["path"]):
-        dtype = jnp.dtype(entry["dtype"])
-    return reader.array(entry, tuple(entry["shape"]), _stored_dtype(dtype)).view(dtype)
+    dtype = dtype_of(entry["dtype"])
+    return reader.array(entry, tuple(entry["shape"]), stored_dtype(dtype)).view(dtype)
 
 
-def _is_below(prefix: str, name: str) -> bool:
+def is_below(prefix: str, name: str) -> bool:
     rest = name.removeprefix(prefix)
     return name.startswith(prefix) and (not prefix or rest[:1] in ("", ".", "["))
 
 
-def _array_leaves(tree: PyTree) -> dict[str, Any]:
+def array_leaves(tree: PyTree) -> dict[str, Any]:
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if _is_array(leaf):
@@ -174,25 +150,19 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _entry(name: str, leaf: Any) -> dict[str, Any]:
-    if _is_key(leaf):
-        dtype = f"key<{_key_form(leaf)[0]!s}>"
+    if is_key(leaf):
+        dtype = name_of_key(_key_form(leaf)[0])
     else:
         dtype = leaf.dtype.name
-        # Not: objects, strings, records, dates, long doubles, and what has no arithmetic yet.
-        known = dtype == "bool" or hasattr(jnp, dtype)
-        if not known or dtype in ("int1", "uint1") or dtype.startswith("float6_"):
+        if dtype not in DTYPES:
             message = f"The leaf {name!r} cannot be stored."
             expected = "an array of a dtype that JAX has: numbers, booleans or PRNG keys"
             raise TypeError(explain(message, f"an array of dtype {dtype}", expected))
     return {"path": name, "shape": list(leaf.shape), "dtype": dtype}
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _key_form(keys: Any) -> tuple[Any, jax.ShapeDtypeStruct]:
-    """The generator of `keys`, which may be shapes alone, and the shape and dtype of their bits."""
+def _key_form(keys: Any) -> tuple[Any, tuple[int, ...]]:
+    """The generator of `keys`, which may be shapes alone, and the shape of their bits."""
     impl = []
 
     def data(keys: Any) -> Any:
@@ -200,36 +170,42 @@ def _key_form(keys: Any) -> tuple[Any, jax.ShapeDtypeStruct]:
         return jax.random.key_data(keys)
 
     bits = jax.eval_shape(data, keys)
-    return impl[0], bits
+    return impl[0], bits.shape
 
 
 def _stored_form(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype in the file: `.npy` knows neither keys nor bfloat16 and its kin."""
-    if _is_key(leaf):
-        _, leaf = _key_form(leaf)
-    return leaf.shape, _stored_dtype(np.dtype(leaf.dtype))
-
-
-def _stored_dtype(dtype: np.dtype) -> np.dtype:
-    return np.dtype(f"u{dtype.itemsize}") if dtype.isbuiltin == 2 else dtype
+    """Shape and dtype in the file."""
+    if is_key(leaf):
+        return _key_form(leaf)[1], KEY_BITS
+    return leaf.shape, stored_dtype(np.dtype(leaf.dtype))
 
 
 def _to_numpy(leaf: Any) -> np.ndarray:
-    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
-    return array.view(_stored_form(array)[1])
+    array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf, order="C")
+    return array.view(stored_dtype(array.dtype))
 
 
 def _to_jax(array: np.ndarray, like: Any) -> Any:
     # JAX may use the memory as it is, and overwrite it when donated: nobody else has it.
-    if _is_key(like):
+    if is_key(like):
         return jax.random.wrap_key_data(jax.device_put(array), impl=_key_form(like)[0])
     if like.dtype.isbuiltin == 2:
         array = array.view(like.dtype)
     fits = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
-    return jax.device_put(array) if fits else array.copy()
+    return jax.device_put(array) if fits else array
 
 
-def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any], whose: str) -> None:
+def _holds_model(like: PyTree, wanted: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether `load_model` finds such a model in the file, of a run or with statistics."""
+    for prefix in (".model.model", ".model"):
+        if {f"{prefix}{name}" for name in wanted} == {k for k in found if is_below(prefix, k)}:
+            return True
+    return array_leaves(expecting_statistics(like, found)).keys() == found.keys() != wanted.keys()
+
+
+def _check_same(
+    path: Path, like: PyTree, wanted: dict[str, Any], found: dict[str, Any], whose: str
+) -> None:
     def form(entry: dict[str, Any]) -> str:
         return f"{entry['dtype']}{entry['shape']}"
 
@@ -244,22 +220,17 @@ def _check_same(path: Path, wanted: dict[str, Any], found: dict[str, Any], whose
     }
     if not lines:
         return
+    lines = {k: printable(line) for k, line in lines.items()}
     # An optimizer keeps arrays for each of the model's, which differ for the same reason.
-    first = [line for k, line in lines.items() if not _is_below(".opt_state", k)]
+    first = [line for k, line in lines.items() if not is_below(".opt_state", k)]
     shown = first[:40] or list(lines.values())[:40]
     if len(lines) > len(shown):
         of_optimizer = ", of the optimizer's state for one" if first else ""
         shown.append(f"and {len(lines) - len(shown)} more{of_optimizer}")
     message = f"Checkpoint {path} does not have the array leaves of {whose}."
     expected = "the same leaves: the model, strategy and optimizer with which it was saved"
+    if _holds_model(like, wanted, found):
+        expected = f"the same leaves, or `eqxmeta.load_model('{path}', like)`: it has such a model"
+    elif whose == "`like`":
+        expected += "; of what `inner_adapt` returned, something else that it returned"
     raise CheckpointMismatch(explain(message, "\n  " + "\n  ".join(shown), expected))
-
-
-def library_versions() -> dict[str, str]:
-    versions = {}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:  # run from a folder, never installed
-            versions[library] = "unknown"
-    return versions

@@ -12,13 +12,14 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int, check_seed
 from .._errors import annotate_errors, explain, warn
-from .._model.check import check_model
+from .._model.check import check_held, check_model
 from .._model.support_statistics import (
     TransductiveLayer,
     has_layer,
     with_support_statistics,
     without_statistics,
 )
+from .._strategy.jit import strategy_jit
 from .._strategy.metrics import check_loss_output
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy
@@ -44,11 +45,12 @@ def evaluate(
     inner_steps: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """How well `strategy` adapts `model` (a `TrainState.model`) to tasks it has not seen.
+    """How well `strategy` adapts `model` (a `TrainState.model`; or, as a baseline, one that has no
+    parameters) to tasks it has not seen.
 
     - `tasks`: a task source, `sample(key) -> Task`, of which `num_tasks` tasks are drawn that
       depend on `seed` only (task `i` not even on `num_tasks`); or a batch of tasks, which is then
-      used as it is.
+      used as it is. Of a single task there is no interval: `ci95` is NaN.
     - `inner_steps`: adaptation is measured after 0, 1, ..., `inner_steps` inner steps. `None`: as
       many as the strategy trains with. A strategy without inner steps is measured before and
       after.
@@ -61,14 +63,15 @@ def evaluate(
     Raises `ValueError` or `TypeError` for invalid arguments. Warns (`RuntimeWarning`) if the loss
     of a task with integer labels is NaN, as `cross_entropy` makes it for labels without a logit.
     """
-    check_model(model, "evaluate(model=...)")
+    argument = "evaluate(model=...)"
+    check_model(model, argument, trained=True, baseline=True)
     steps = check_steps(strategy, inner_steps, "evaluate")
+    check_held(model, strategy.unadapted(model), argument)
     seed = check_seed(seed, "evaluate(seed=...)")
     task = check_tasks(tasks, "evaluate(tasks=...)")
     if isinstance(tasks, Task):
         num_tasks = count_tasks(tasks)
-    what = "tasks, for an interval"
-    num_tasks = check_int(num_tasks, "evaluate(num_tasks=...)", minimum=2, what=what)
+    num_tasks = check_int(num_tasks, "evaluate(num_tasks=...)", minimum=1, what="tasks")
     return measure(strategy, model, tasks, task, num_tasks=num_tasks, steps=steps, seed=seed)
 
 
@@ -86,6 +89,11 @@ def measure(
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
     with _annotate(model, task):
         values = jax.device_get(_evaluate(strategy, model, tasks, root, num_tasks, steps))
+        if not isinstance(strategy, RolloutStrategy) and strategy.unadapted(model) is None:
+            # NaN that is meant: not on the device, where `jax_debug_nans` looks for what is not.
+            for name, x in values.items():
+                nothing = np.full_like(x[:, :1], np.nan)
+                values[name] = np.concatenate([nothing, x[:, 1:]], axis=1)
     _warn_of_labels(values["loss"][:, -1], tasks, root)
     return Evaluation(values, has_layer(model, TransductiveLayer))
 
@@ -114,9 +122,9 @@ def check_tasks(tasks: Any, argument: str) -> Task:
     check_task(tasks, argument, leading="task")
     shapes = [leaf.shape for leaf in jax.tree.leaves(tasks)]
     sizes = sorted({shape[0] for shape in shapes})
-    if len(sizes) != 1 or sizes[0] < 2 or any(len(shape) < 2 for shape in shapes):
+    if len(sizes) != 1:
         received = f"{sizes} tasks in its arrays, of shapes {shapes}"
-        expected = "2 or more tasks: a leading task axis, then the example axis, in every array"
+        expected = "a leading task axis in every array, and then, if of examples, the example axis"
         raise ValueError(explain(f"`{argument}` is not a batch of tasks.", received, expected))
     return jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x)[0], tasks))
 
@@ -140,7 +148,7 @@ def _annotate(model: PyTree, task: Task) -> AbstractContextManager[None]:
     )
 
 
-@eqx.filter_jit
+@strategy_jit()
 def _evaluate(
     strategy: Strategy,
     model: PyTree,
@@ -190,7 +198,7 @@ def adaptation_curve(
     after = measure(strategy.inner_adapt(model, task.support, key=key))
     unadapted = strategy.unadapted(model)
     before = (
-        jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), after)
+        jax.tree.map(jnp.zeros_like, after)  # see `measure`
         if unadapted is None
         else measure(unadapted)
     )

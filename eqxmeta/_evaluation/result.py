@@ -9,7 +9,10 @@ from .._errors import explain
 
 
 def half_width95(values: np.ndarray) -> np.ndarray:
-    """Of the 95% interval, by Student's t, of the mean over the first axis, 2 or longer."""
+    """Of the 95% interval, by Student's t, of the mean over the first axis; NaN if that is 1 long,
+    for of one number there is no interval."""
+    if len(values) < 2:
+        return np.full(values.shape[1:], np.nan)
     from scipy.special import stdtrit  # takes a while to import; JAX depends on SciPy
 
     n = len(values)
@@ -40,8 +43,9 @@ class Evaluation:
 
     def __repr__(self) -> str:
         tasks = len(next(iter(self.values.values()), ()))
-        last = (f"{k}={self.mean(k)[-1]:.4g} ± {self.ci95(k)[-1]:.2g}" for k in self.values)
-        what = f"{tasks} tasks, after adaptation: {', '.join(last)}"
+        half = {k: f" ± {self.ci95(k)[-1]:.2g}" if tasks > 1 else "" for k in self.values}
+        last = (f"{k}={self.mean(k)[-1]:.4g}{half[k]}" for k in self.values)
+        what = f"{tasks} task{'s' * (tasks != 1)}, after adaptation: {', '.join(last)}"
         return f"Evaluation({what}, transductive={self.transductive})"
 
     @property
@@ -54,5 +58,6 @@ class Evaluation:
 
     def ci95(self, name: str = "loss") -> np.ndarray:
         """Half-width of the 95% interval of the mean over tasks, `[inner_steps + 1]`: standard
-        errors times the quantile of Student's t with `num_tasks - 1` degrees of freedom."""
+        errors times the quantile of Student's t with `num_tasks - 1` degrees of freedom; NaN for a
+        single task."""
         return half_width95(values_of(self.values, name))

@@ -3,30 +3,49 @@
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from .paths import sync_folder
+from .patience import hurried, sync_file
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, that becomes `path` when the block ends well and vanishes otherwise."""
+    """A file to write into, that becomes `path` when the block ends well and vanishes otherwise.
+
+    It is on the disk before it has the name. Only where the process is to end, and there is no such
+    file yet, the name comes first: the disk may take longer than the process is given. It
+    belongs to whom `path` belongs, and who may read that may read this.
+    """
     path = Path(os.path.realpath(path))  # through a symbolic link: it stays one
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             _lock(file)
+            _be_like(path, file)
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            named = hurried() and not path.exists()
+            if named:
+                os.replace(temporary, path)
+            sync_file(file.fileno())
+        if not named:
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _be_like(path: Path, file: BinaryIO) -> None:
+    with suppress(OSError):  # there is no such file yet, or a file system that knows no modes
+        found = os.stat(path)
+        os.fchmod(file.fileno(), stat.S_IMODE(found.st_mode))
+        os.fchown(file.fileno(), found.st_uid, found.st_gid)
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:

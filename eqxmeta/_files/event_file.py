@@ -11,6 +11,8 @@ from typing import Any
 
 from .paths import make_folder, sync_folder, write_at
 
+_LONGEST = 1 << 30  # bytes of a record, of which the longest are pictures
+
 
 class EventFile:
     """A new event file, which TensorBoard reads after all that are in `folder` already. What `add`
@@ -25,9 +27,9 @@ class EventFile:
         make_folder(folder)
         # TensorBoard reads files in the order of their names, and never goes back. So a name is
         # later than all others, also if the clock has been set back.
-        stamps = (re.search(r"tfevents\.(\d+)", name) for name in event_files(folder))
-        stamp = max([int(time.time()), *(int(x[1]) + 1 for x in stamps if x)])
-        self.path = folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
+        stamps = (re.search(r"tfevents\.([0-9]{1,150})", name) for name in event_files(folder))
+        stamp = max([f"{int(time.time()):010d}", *(_after(x[1]) for x in stamps if x)])
+        self.path = folder / f"events.out.tfevents.{stamp}.{socket.gethostname()}"
         self.path.touch(exist_ok=False)
         sync_folder(folder)  # what is synced into the file is not lost with its entry
         self._size = 0
@@ -61,9 +63,33 @@ class EventFile:
             self._pending += [part, struct.pack("<I", masked_crc32c(part))]
 
 
+def _after(digits: str) -> str:
+    """The next number that is later than `digits` as text, where 10 comes before 9."""
+    following = str(int(digits) + 1).zfill(len(digits))
+    return following if len(following) == len(digits) else f"{digits}0"
+
+
 def event_files(folder: Path) -> list[str]:
     """The names of all files in `folder` that TensorBoard reads."""
     return [path.name for path in folder.glob("*tfevents*")]
+
+
+def unreadable(path: Path) -> str | None:
+    """Why TensorBoard reads no more of the folder that holds `path`: that is no event file, or not
+    as it was written. A record that is torn off at the end is no reason."""
+    parse = proto("event").Event.FromString
+    try:
+        with open(path, "rb") as file:
+            while len(head := file.read(12)) == 12:
+                (length,) = struct.unpack_from("<Q", head)
+                if length > _LONGEST:
+                    return f"a record of {length:,} bytes"
+                event = file.read(length + 4)
+                if len(event) == length + 4:
+                    parse(event[:length])
+    except Exception as error:  # of the system, or of the parser
+        return str(error)
+    return None
 
 
 def proto(name: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from .._errors import CheckpointInUse, explain, warn
-from .paths import make_folder, remove_empty
+from .paths import make_folder, open_shared, remove_empty
 
 _files = WeakSet[FileIO]()  # closed in every fork: it would hold the locks beyond its parent's end
 os.register_at_fork(after_in_child=lambda: [file.close() for file in _files])
@@ -43,7 +43,7 @@ def file_locked(path: Path) -> AbstractContextManager[None]:
 
 
 def _lock(path: Path) -> FileIO:
-    _files.add(file := FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+"))
+    _files.add(file := FileIO(open_shared(path), "r+"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samefile(path, file.fileno()):

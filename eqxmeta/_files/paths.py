@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from .._errors import explain
+from .patience import sync_file
+
 
 def make_folder(folder: Path) -> list[Path]:
     """Make `folder`, and those above it that do not exist; returns the new ones, the innermost
@@ -44,7 +47,7 @@ def sync_folder(folder: Path) -> None:
     except PermissionError:  # one that may be written to and not read: there is no way
         return
     try:
-        os.fsync(descriptor)
+        sync_file(descriptor)
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
@@ -57,8 +60,28 @@ def drop_cached(path: Path) -> None:
     it keeps in memory is what was written, and says nothing of what arrived. Best effort: some
     systems do not know this request, and some file systems live in memory."""
     if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # for a pipe nobody waits
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
+def open_shared(path: Path) -> int:
+    """A descriptor of `path`, which is made if it does not exist. For reading alone if it is
+    another user's, which is enough to lock it. Raises `PermissionError` if there is no way."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except PermissionError as refused:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # it is the folder that does not let us
+            raise refused from None
+        except OSError as error:
+            message, received = f"{path.parent} cannot be locked.", f"{path}: {error.strerror}"
+            expected = "a file that can be opened. If the run that made it has ended, remove it"
+            raise PermissionError(explain(message, received, expected)) from error
 
 
 def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:
@@ -79,7 +102,7 @@ def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> Non
             raise
         file.truncate()
         if sync:
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
 
 
 def set_aside(path: Path) -> Path:

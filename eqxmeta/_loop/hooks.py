@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from .._callback.callback import Callback, name_of
-from .._callback.published import Published, check_logged
+from .._callback.published import AT_END, Published, check_logged
 from .._callback.run import Run
 from .._strategy.metrics import SKIPPED
+from .signals import Overdue, Signals
+from .speaker import say
 
 
 class Hooks:
@@ -16,6 +18,7 @@ class Hooks:
 
     - `everys`: by the name of a callback, the steps at whose multiples `on_step_end` is called.
     - `metrics`: the names of the training metrics, under which nothing else may be logged.
+    - `signals`: which see to it that none takes too long, once the run is to end.
     """
 
     def __init__(
@@ -23,15 +26,21 @@ class Hooks:
         callbacks: tuple[Callback, ...],
         everys: Mapping[str, int],
         metrics: Collection[str],
+        signals: Signals,
     ):
+        self._signals = signals
         self._callbacks = callbacks
         self._everys = everys
-        self._reserved = {*metrics, "step", SKIPPED}
-        self._begun: list[Callback] = []  # whose `on_fit_start` was called
+        self._reserved = {*metrics, "step", SKIPPED, AT_END}
+        self._begun: list[Callback] = []  # whose `on_fit_start` has come to its end
         self._held_back: list[Mapping[str, Published]] | None = None
 
     def states(self) -> dict[str, dict[str, Any]]:
-        return {name_of(callback): callback.state_dict() for callback in self._callbacks}
+        states = {}
+        for callback in self._callbacks:
+            with self._signals.within(callback.grace):
+                states[name_of(callback)] = callback.state_dict()
+        return states
 
     def load_states(self, states: Mapping[str, dict[str, Any]]) -> None:
         for callback in self._callbacks:
@@ -44,25 +53,15 @@ class Hooks:
 
     def begin(self, run: Run) -> None:
         def begin(callback: Callback) -> None:
-            self._begun.append(callback)
-            callback.on_fit_start(run)
+            # One that fails has nothing yet to put in order, and would fail over that again.
+            if self._call(run, callback, "on_fit_start"):
+                self._begun.append(callback)
 
-        interrupt = self._call_all(begin)
-        if interrupt is not None:
-            raise interrupt
+        self._tell_all(run, begin)
 
     def notify_rows(self, run: Run, rows: Mapping[str, np.ndarray]) -> None:
         """The metrics of a chunk, a row for each of its outer steps."""
-        self._held_back = []
-        try:
-            interrupt = self._call_all(lambda callback: callback.on_chunk_end(run, rows))
-        finally:
-            # What one logs at this step reaches the others after the rows up to this step.
-            published, self._held_back = self._held_back, None
-        for scalars in published:
-            self.log(run, scalars)
-        if interrupt is not None:
-            raise interrupt
+        self._tell_all(run, lambda callback: self._call(run, callback, "on_chunk_end", rows))
 
     def log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         check_logged(scalars, self._reserved)
@@ -70,26 +69,28 @@ class Hooks:
             self._held_back.append(scalars)
             return
         for callback in self._callbacks:
-            callback.on_log(run, scalars)
+            self._call(run, callback, "on_log", scalars)
 
     def step_end(self, run: Run) -> None:
         for callback in self._callbacks:
             every = self._everys.get(name_of(callback))
             if every is not None and run.step % every == 0:
-                callback.on_step_end(run)
+                self._call(run, callback, "on_step_end")
 
     def end(self, run: Run) -> None:
         """Every callback hears of the end, for `Checkpoint` is the last; then the first error is
         raised."""
+        run.ended = True
         first = None
-        for callback in self._callbacks:
-            try:
-                callback.on_fit_end(run)
-            except Exception as error:
-                if first is None:
-                    first = error
-                else:
-                    first.add_note(f"{name_of(callback)}.on_fit_end failed as well: {error!r}")
+        for hook in ("secure", "on_fit_end"):
+            for callback in self._callbacks:
+                try:
+                    self._call(run, callback, hook)
+                except Exception as error:
+                    if first is None:
+                        first = error
+                    elif error is not first:
+                        first.add_note(f"{name_of(callback)}.{hook} failed as well: {error!r}")
         if first is not None:
             raise first
 
@@ -99,7 +100,7 @@ class Hooks:
         interrupt = None
         for callback in self._begun:
             try:
-                callback.on_exception(run, error)
+                self._call(run, callback, "on_exception", error)
             except BaseException as second:
                 error.add_note(f"{name_of(callback)}.on_exception failed as well: {second!r}")
                 if not isinstance(second, Exception):
@@ -107,12 +108,32 @@ class Hooks:
         if interrupt is not None:
             raise interrupt from error
 
-    def _call_all(self, hook: Callable[[Callback], None]) -> KeyboardInterrupt | None:
-        """Calls `hook` of every callback, also after Ctrl-C in one of them, which is returned."""
+    def _call(self, run: Run, callback: Callback, hook: str, *arguments: object) -> bool:
+        """Calls a hook; whether it came to its end: one that takes too long, once the run is to
+        end, is left, so that the others can save what there is."""
+        where = f"{name_of(callback)}.{hook}"
+        try:
+            with run.doing(where, tell=False), self._signals.within(callback.grace):
+                getattr(callback, hook)(run, *arguments)
+        except Overdue:
+            say(f"{where} was left: it took longer than `grace` allows once the run was to end.")
+            return False
+        return True
+
+    def _tell_all(self, run: Run, hook: Callable[[Callback], object]) -> None:
+        """Calls `hook` of every callback, also after Ctrl-C in one of them, which is then raised.
+        What one logs meanwhile reaches the others when they have been told as much."""
         interrupt = None
-        for callback in self._callbacks:
-            try:
-                hook(callback)
-            except KeyboardInterrupt as error:
-                interrupt = error
-        return interrupt
+        self._held_back = []
+        try:
+            for callback in self._callbacks:
+                try:
+                    hook(callback)
+                except KeyboardInterrupt as error:
+                    interrupt = error
+        finally:
+            published, self._held_back = self._held_back, None
+        for scalars in published:
+            self.log(run, scalars)
+        if interrupt is not None:
+            raise interrupt

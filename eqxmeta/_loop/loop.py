@@ -1,5 +1,6 @@
 """The loop of a run: dispatches chunks of outer steps, and a chunk behind calls the hooks."""
 
+import math
 import time
 from collections.abc import Collection
 
@@ -14,15 +15,15 @@ from .dispatch import Chunk, Dispatcher
 from .hooks import Hooks
 from .non_finite import Watch
 from .pace import Pace, next_stop
-from .signals import on_interrupt, on_termination
+from .signals import INTERRUPTED, Signals
 
-INTERRUPTED = "interrupted"
-TERMINATED = "terminated"
+# For so long the tasks of a whole chunk are waited for, before those that are there are taken.
+_SOURCE_SECONDS = 0.25
 
 
 class Loop:
-    """One run. `run` is what the callbacks see of it; `termination` knows whether the process is
-    to end. `metrics`: the names of the training metrics."""
+    """One run. `run` is what the callbacks see of it. `metrics`: the names of the training metrics;
+    `signals`: those that may end it, once `train` is called."""
 
     def __init__(
         self,
@@ -31,9 +32,12 @@ class Loop:
         source: Source,
         callbacks: tuple[Callback, ...],
         metrics: Collection[str],
+        signals: Signals,
     ):
         self._settings = settings
-        self._hooks = Hooks(callbacks, settings.everys, metrics)
+        self._signals = signals
+        self._source = source
+        self._hooks = Hooks(callbacks, settings.everys, metrics, signals)
         self._device = Dispatcher(settings, source, origin.state)
         self.run = Run(
             settings,
@@ -46,7 +50,7 @@ class Loop:
         self._pace = Pace(settings.steps_per_execution, source.capacity)
         self._ready = 0.0  # when the newest metrics came
         self._interrupted = False
-        self.termination = on_termination(lambda: self.run.request_stop(TERMINATED))
+        self._deadline = math.inf
 
     def refuse(self) -> None:
         """Before `train`, and not part of what is reported to callbacks: whoever is refused has
@@ -56,23 +60,18 @@ class Loop:
     def train(self) -> TrainState:
         # Not before: a run that is refused leaves the callbacks as they were.
         self._hooks.load_states(self.run.resumed_meta.get("callbacks", {}))
+        signals = self._signals
+        signals.stop, signals.show = self._stop, lambda: self.run.show
+        signals.activity = lambda: self.run.activity
         try:
-            with on_interrupt(self._interrupt), self.termination:
-                return self._train_with_hooks()
-        except BaseException as error:
-            self.termination.pass_on(error)
-            raise
-
-    def _train_with_hooks(self) -> TrainState:
-        try:
+            self._begin()
             try:
-                self._hooks.begin(self.run)
                 self._train()
             except KeyboardInterrupt:
                 # From a hook. The state is whole, so that this ends the run like Ctrl-C does.
                 if self._interrupted:
                     raise
-                self._interrupt()
+                self._stop(INTERRUPTED)
             # The chunk in flight is dropped, if the run has been asked to end before it.
             state = self._device.rewind(self.run.step)
             self._hooks.end(self.run)
@@ -81,37 +80,65 @@ class Loop:
             raise
         return state
 
-    def _interrupt(self) -> None:
-        self._interrupted = True
-        self.run.request_stop(INTERRUPTED)
+    def _stop(self, reason: str) -> None:
+        self._interrupted |= reason == INTERRUPTED
+        self.run.request_stop(reason)
+
+    def _begin(self) -> None:
+        """All that comes before the first step."""
+        run, device = self.run, self._device
+        self._hooks.begin(run)
+        self._signals.end_if_nothing_has_begun()
+        if device.ahead < run.steps and run.stop_reason is None:
+            # No step at all: compiles, so that neither the pace nor the clock is misled.
+            with run.doing("compiling"):
+                jax.block_until_ready(device.dispatch(device.ahead).report)
+        self._signals.begin()
+        self._deadline = time.monotonic() + self._settings.max_time
 
     def _train(self) -> None:
         run, device = self.run, self._device
-        if device.ahead < run.steps and run.stop_reason is None:
-            # No step at all: compiles, so that the pace is not misled.
-            jax.block_until_ready(device.dispatch(device.ahead).report)
         # The device is a chunk ahead of the hooks, also of those that save and evaluate: what they
         # do costs no time unless it takes longer than a chunk.
         pending = None
         while run.stop_reason is None and (pending or device.ahead < run.steps):
             before, pending = pending, None
-            if device.ahead < run.steps:
+            stop = self._next_stop(wait=before is None)
+            if stop > device.ahead:
                 try:
-                    pending = device.dispatch(self._next_stop())
+                    pending = device.dispatch(stop)
                 except Exception:
                     self._complete(before)  # the steps before the error were taken, and are told
                     if run.stop_reason is None:  # else what failed is not needed
                         raise
                     break
             self._complete(before)
-            if run.step < run.steps and time.monotonic() > self._settings.deadline:
-                run.request_stop("time limit")
+            if before:
+                self._is_late()
 
-    def _next_stop(self) -> int:
-        """Where the next chunk ends."""
-        ahead = self._device.ahead
-        stop = next_stop(ahead, self.run.steps, self._settings.everys.values())
-        return min(stop, ahead + self._pace.limit)
+    def _is_late(self) -> bool:
+        """Whether the run's time is over; then it has been told to end."""
+        late = self.run.step < self.run.steps and time.monotonic() > self._deadline
+        if late:
+            self.run.request_stop("time limit")
+        return late
+
+    def _next_stop(self, *, wait: bool) -> int:
+        """Where the next chunk ends. If the source has no tasks for it yet that is where the last
+        one ended; with `wait`, only if the run is to end before there are any."""
+        run, ahead = self.run, self._device.ahead
+        stop = next_stop(ahead, run.steps, self._settings.everys.values())
+        wanted = min(stop, ahead + self._pace.limit) - ahead
+        there = self._source.available(wanted, 0.0)
+        if there == wanted or not wait:
+            return ahead + there if there == wanted else ahead
+        with run.doing(f"waiting for `tasks[{ahead + there}]`"):
+            while run.stop_reason is None:
+                there = self._source.available(wanted, _SOURCE_SECONDS)
+                if there:
+                    return ahead + there
+                self._is_late()
+        return ahead
 
     def _complete(self, chunk: Chunk | None) -> None:
         """Wait for a chunk, tell of its steps, and call whoever needs the host after them."""

@@ -15,7 +15,9 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from .._errors import NonFiniteError, explain
+from .._meta_gradient.inner_loop import InnerLoop
 from .._model.state import TrainState, copied
+from .._strategy.jit import strategy_jit
 from .._strategy.metrics import SKIPPED
 from .._task.task import Task, label_ranges
 from .chunk import Job, Report, key_of_step, train_chunk
@@ -23,6 +25,9 @@ from .dispatch import Chunk
 
 # So many skipped steps in a row are no accident: nothing more will be learnt.
 MOST_SKIPS = 100
+
+# A loss that has become so many times what it was diverges.
+_GROWN = 10
 
 
 class Watch:
@@ -38,6 +43,7 @@ class Watch:
         self._meant = [np.array([np.sum(~np.isfinite(x)), np.sum(np.isnan(x))]) for x in arrays]
         self.skipped = skipped
         self.in_a_row = in_a_row
+        self._losses = np.zeros(0)  # of the first step and the last one that were looked at
 
     def look(
         self, chunk: Chunk, report: Report, rows: dict[str, np.ndarray]
@@ -45,22 +51,26 @@ class Watch:
         """The error of a chunk that went wrong, whose `state` is the one to go back to. The chunk's
         `report`, and the metrics `rows` of the steps that were taken, are on the host."""
         start, stop, job, before = chunk.start, chunk.stop, chunk.job, chunk.before
+        losses = np.concatenate([self._losses, rows.get("loss", ())])
+        self._losses = losses[[0, -1]] if losses.size else losses
         if job.skip:
             step = self._count(start, rows[SKIPPED])
             return None if step is None else _too_many(chunk, rows, step)
         first = first_bad(rows)
         if first is None and self._first_nonfinite_leaf(report) is None:
             return None
+        if first is not None:
+            losses = losses[: len(losses) - (stop - start) + first[0] + 1]
         # The last step whose metrics are finite. The state after it need not be.
         end = stop if first is None else start + first[0]
         state, again = _replay(job, before, end)
         leaf = self._first_nonfinite_leaf(again)
         if leaf is not None:
-            return self._bisect(job, before, start, end, leaf)
+            return self._bisect(job, before, start, end, leaf, losses)
         if first is None:  # a device that does not compute the same twice
-            return _state_error(job, state, stop, self._first_nonfinite_leaf(report) or "")
+            return _state_error(job, state, stop, self._first_nonfinite_leaf(report) or "", losses)
         row, name = first
-        return _metric_error(job, state, end + 1, name, rows[name][row])
+        return _metric_error(job, state, end + 1, name, rows[name][row], losses)
 
     def _count(self, start: int, skipped: np.ndarray) -> int | None:
         """The step that was the one too many of a row of skips, if there was."""
@@ -81,7 +91,13 @@ class Watch:
         return None
 
     def _bisect(
-        self, job: Job, state: TrainState, low: int, high: int, name: str
+        self,
+        job: Job,
+        state: TrainState,
+        low: int,
+        high: int,
+        name: str,
+        losses: np.ndarray,
     ) -> NonFiniteError:
         """By halves: `state`, that after step `low`, is sound; `name` is not after step `high`."""
         before = state
@@ -93,7 +109,7 @@ class Watch:
                 low, state = middle, new
             else:
                 high, name = middle, leaf
-        return _state_error(job, state, high, name)
+        return _state_error(job, state, high, name, losses)
 
 
 def first_bad(rows: dict[str, np.ndarray]) -> tuple[int, str] | None:
@@ -109,40 +125,47 @@ def _replay(job: Job, before: TrainState, stop: int) -> tuple[TrainState, Report
     return state, jax.device_get(report)
 
 
-@eqx.filter_jit
+@strategy_jit()
 def _tasks_of(job: Job, step: Int[Array, ""]) -> Task:
     """The tasks of outer step `step` (1 is the first)."""
-    shapes = jax.eval_shape(job.source.first, job.root)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    others = job.source.first(job.root)  # of the same shapes and dtypes, keys among them
 
     def body(index: Any, tasks: Task, key: Any, carry: Task) -> Task:
         return tasks
 
-    return job.source.for_each_step(job.start, step, key_of_step(job.root), body, nothing)
+    return job.source.for_each_step(job.start, step, key_of_step(job.root), body, others)
 
 
-def _metric_error(job: Job, state: TrainState, step: int, name: str, value: Any) -> NonFiniteError:
+def _metric_error(
+    job: Job, state: TrainState, step: int, name: str, value: Any, losses: np.ndarray
+) -> NonFiniteError:
     message = f"The metric {name!r} is not finite at step {step}."
     received = f"{float(value)}. {_about_tasks(job, step)}"
-    text = explain(message, received, f"finite metrics. {_remedy(job, step)}")
+    expected = f"finite metrics{_remedy(job, state, step, name, losses)}"
+    text = explain(message, received, expected)
     return NonFiniteError(text, step=step, name=name, state=state)
 
 
-def _state_error(job: Job, state: TrainState, step: int, name: str) -> NonFiniteError:
+def _state_error(
+    job: Job, state: TrainState, step: int, name: str, losses: np.ndarray
+) -> NonFiniteError:
     message = f"The state's `{name}` is not finite after step {step}."
     received = f"NaN or infinity. {_about_tasks(job, step)}"
-    text = explain(message, received, "finite parameters and a finite optimizer state")
+    expected = "finite parameters and a finite optimizer state"
+    text = explain(message, received, expected + _remedy(job, state, step, name, losses))
     return NonFiniteError(text, step=step, name=name, state=state)
 
 
 def _too_many(chunk: Chunk, rows: dict[str, np.ndarray], step: int) -> NonFiniteError:
     row, job = step - chunk.start - 1, chunk.job
+    state, _ = _replay(job, chunk.before, step)
     _, name = first_bad({name: values[row : row + 1] for name, values in rows.items()}) or (0, "")
+    losses = rows.get("loss", np.zeros(0))[: row + 1]
     what = f"{name!r} = {float(rows[name][row])}" if name else "a state that was not finite"
     message = f"{MOST_SKIPS} outer steps in a row were skipped, the last of them step {step}."
     received = f"{what} at step {step}. {_about_tasks(job, step)}"
-    text = explain(message, received, f"fewer than {MOST_SKIPS} in a row. {_remedy(job, step)}")
-    state, _ = _replay(job, chunk.before, step)
+    expected = f"fewer than {MOST_SKIPS} in a row{_remedy(job, state, step, name, losses)}"
+    text = explain(message, received, expected)
     return NonFiniteError(text, step=step, name=name, state=state)
 
 
@@ -157,10 +180,28 @@ def _about_tasks(job: Job, step: int) -> str:
     return f"The data of that step is finite{labels}"
 
 
-def _remedy(job: Job, step: int) -> str:
+def _remedy(job: Job, state: TrainState, step: int, name: str, losses: np.ndarray) -> str:
+    """What may help, where a reason for it has been seen: in the tasks of that step, in the state
+    before it, or in the losses until then."""
     if _not_finite(_tasks_of(job, jnp.int32(step))):
-        return "So must the data be, before anything else helps"
-    return "A smaller learning rate or gradient clipping may help"
+        return ". So must the data be, before anything else helps"
+    leaves = jax.tree.leaves(state.model)
+    if any(eqx.is_array(x) and x.dtype == jnp.float16 for x in leaves):
+        return (
+            ". In float16 numbers below 6e-8 are zero, an optimizer's usual `eps=1e-8` among them, "
+            "and those above 65,504 infinite: `optax.adam(..., eps=1e-4)`, or a model in bfloat16, "
+            "which has the range of float32"
+        )
+    known = losses[np.isfinite(losses)]
+    if known.size and known[-1] > _GROWN * abs(known[0]):
+        return (
+            f". The loss had grown from {known[0]:.3g} to {known[-1]:.3g}: a smaller learning rate "
+            "or gradient clipping may help"
+        )
+    differentiated = isinstance(getattr(job.strategy, "inner", None), InnerLoop)
+    if differentiated and name == "grad_norm" and losses.size and np.isfinite(losses[-1]):
+        return ". The loss is finite: `eqxmeta.check_meta_gradient` tells whether its gradient is"
+    return ""
 
 
 def _not_finite(tasks: Task) -> list[str]:

@@ -1,39 +1,103 @@
-"""Ctrl-C and SIGTERM during a run."""
+"""Ctrl-C and SIGTERM during a run: what they end, and how soon."""
 
+import contextlib
+import math
+import os
 import signal
+import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
+
+from .._callback.run import TERMINATED
+from .._files.patience import asked, hurried, hurry
+from .announce import Activity, Clock, Show, announcement
+from .leave import leave, leave_at_once
+from .speaker import Speaker, say
+
+INTERRUPTED = "interrupted"
+_REASONS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+
+# By which the speaker's thread wakes the main thread: ignored by default, and nobody's word for
+# anything else (the runtime of Go uses it for the same purpose).
+_WAKE = signal.SIGURG
+
+# The main thread is inside a library, and nothing has begun: whom SIGTERM would have ended at once.
+_UNRESPONSIVE = 2.0
 
 
-class OnSignal:
-    """While active, the first signal `number` calls `stop` instead of doing what it would do at
-    whatever line it hits: between a dispatch, which consumes the state, and the assignment of its
-    result there is no state to return. From then on the signal has the handler `then`.
+class Overdue(KeyboardInterrupt):
+    """Raised where the main thread is, in what has taken too long since the run was to end."""
 
-    Python allows handlers in the main thread only; elsewhere this does nothing.
+
+class NothingBegun(SystemExit, KeyboardInterrupt):
+    """Ctrl-C before the first step: a script that does not catch it ends with 130, in silence."""
+
+
+class _Stretch(NamedTuple):
+    """What the main thread does now, and how many seconds of it are left to it once the run is to
+    end. 0: it ends with the signal. Infinitely many: nothing is raised in it."""
+
+    limit: float = math.inf
+    began: float = 0.0
+
+    def due(self) -> float:
+        # What begins late is given a little as well.
+        return max(asked() + self.limit, self.began + self.limit / 4)
+
+
+class Signals:
+    """While active, the first of each signal calls `stop(reason)` instead of doing what it would do
+    at whatever line it hits: between a dispatch, which consumes the state, and the assignment of
+    its result there is no state to return. A second Ctrl-C raises `KeyboardInterrupt`; of SIGTERM
+    there may be several, for those who send it have SIGKILL for whoever takes too long.
+
+    What happens is said at once, on stderr. After the block SIGTERM does what it would have done: a
+    handler of the user's is called; the default, which is to die, is `SystemExit(143)`, so that
+    everybody up to the interpreter can clean up, and the shell reads of it what it would have read.
+
+    Python allows handlers in the main thread only; elsewhere this says what takes long, no more.
+
+    - `stop`: to be assigned, once there is something to stop.
+    - `begun`: whether there is something to lose. Until `begin` is called, nothing is put off: what
+      ends the process is raised at once.
+    - `activity`: what the main thread does that may take its time: see `Run`.
+    - `show`: shows a text, or `None`, in a bar, if there is one.
+    - `talk`: tell of what takes long where no bar shows it.
     """
 
-    def __init__(self, number: int, stop: Callable[[], None], *, then: Callable[..., Any]):
-        self._number = number
-        self._stop = stop
-        self._then = then
-        self._previous: Callable[[int, FrameType | None], object] | int | None = None
-        self._active = False
-        self._received = False
+    def __init__(self, *numbers: signal.Signals, talk: bool):
+        self._numbers = numbers
+        self._clock = Clock(talk=talk)
+        self.stop: Callable[[str], None] = lambda reason: None
+        self.begun = False
+        self.activity: Callable[[], Activity] = lambda: None
+        self.show: Callable[[], Show] = lambda: None
+        self._previous: dict[int, Any] = {}
+        self._received: list[int] = []
+        self._late: list[int] = []
+        self._leaving = False
+        self._stretch = _Stretch(0.0)
+        self._heard: list[tuple[int, float]] = []
 
-    def __enter__(self) -> "OnSignal":
-        self._received = False
-        self._active = threading.current_thread() is threading.main_thread()
-        if self._active:
-            self._previous = signal.getsignal(self._number)
-            # A job under `nohup` ignores Ctrl-C, and goes on doing so; a handler that
-            # is not Python's (None) could not be put back.
-            self._active = self._previous not in (signal.SIG_IGN, None)
-        if self._active:
-            signal.signal(self._number, self._handle)
+    def __enter__(self) -> "Signals":
+        self._speaker = Speaker(self._hear, self._tick)
+        self._speaker.start()
+        if threading.current_thread() is threading.main_thread():
+            for number in self._numbers:
+                previous = signal.getsignal(number)
+                # A job under `nohup` ignores Ctrl-C, and goes on doing so; a handler that is not
+                # Python's (None) could not be put back.
+                if previous not in (signal.SIG_IGN, None):
+                    self._previous[number] = previous
+                    signal.signal(number, self._handle)
+            if (previous := signal.getsignal(_WAKE)) is not None:
+                self._previous[_WAKE] = previous
+                signal.signal(_WAKE, self._wake)
+            _active.append(self)
         return self
 
     def __exit__(
@@ -42,38 +106,140 @@ class OnSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._active:
-            signal.signal(self._number, self._previous)
+        self._leaving = True
+        self._speaker.stop()
+        self._restore()
+        if self._received and not self._nested:
+            hurry(math.inf)
+        for number in self._received:
             # A run within a hook of a run: whoever pressed Ctrl-C meant both.
-            outer = getattr(self._previous, "__self__", None)
-            if self._received and isinstance(outer, OnSignal):
-                self._received = False
-                signal.raise_signal(self._number)
+            if self._nested:
+                signal.raise_signal(number)
+            elif number == signal.SIGTERM:
+                self._terminate(error)
+        for number in self._late:
+            signal.raise_signal(number)
 
-    def pass_on(self, error: BaseException | None = None) -> None:
-        """After the block: do what the signal would have done. A handler of the user's is called;
-        the default, which is to die, is `SystemExit(128 + number)`, so that everybody up to the
-        interpreter can clean up, and the shell reads of it what it would have read. An `error` that
-        ended the block, which nobody would see then, is printed."""
-        if self._received and self._previous == signal.SIG_DFL:
-            if error is not None:
-                traceback.print_exception(error)
-            raise SystemExit(128 + self._number) from error
-        if self._received:
-            signal.raise_signal(self._number)
+    def within(self, limit: float | None) -> contextlib.AbstractContextManager[None]:
+        """`Overdue` leaves the block so many seconds after the run was asked to end, if it takes so
+        long. `None`: never."""
+        return self._within(math.inf if limit is None else limit)
+
+    @contextlib.contextmanager
+    def _within(self, limit: float) -> Iterator[None]:
+        before, self._stretch = self._stretch, _Stretch(limit, time.monotonic())
+        try:
+            yield
+        finally:
+            self._stretch = before
+
+    def begin(self) -> None:
+        """From here on there is something to lose."""
+        self.end_if_nothing_has_begun()
+        self.begun = True
+        self._stretch = _Stretch()
+
+    def end_if_nothing_has_begun(self) -> None:
+        """Raise what ends the process, if it was asked to, and nobody else decides that."""
+        asked_to = [number for number in self._received if not self._is_users(number)]
+        if asked_to and not self._nested and not self.begun:
+            self._raise(asked_to[0])
+
+    @property
+    def _nested(self) -> bool:
+        return any(isinstance(_owner(handler), Signals) for handler in self._previous.values())
+
+    def _restore(self) -> None:
+        if self in _active:
+            _active.remove(self)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+    def _terminate(self, error: BaseException | None) -> None:
+        if self._previous[signal.SIGTERM] != signal.SIG_DFL:
+            signal.raise_signal(signal.SIGTERM)
+            return
+        if error is not None and not isinstance(error, SystemExit):
+            traceback.print_exception(error)  # nobody would see it
+        leave(128 + signal.SIGTERM)
+        raise SystemExit(128 + signal.SIGTERM) from error
+
+    def _raise(self, number: int) -> None:
+        # At a prompt nothing but the command is to end.
+        interactive = number == signal.SIGINT and hasattr(sys, "ps1")
+        if number == signal.SIGTERM:
+            raise SystemExit(128 + number)
+        raise KeyboardInterrupt if interactive else NothingBegun(128 + number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
-        signal.signal(number, self._then)
-        self._stop()
+        if self._leaving:  # meant for whoever comes next
+            self._late.append(number)
+            return
+        before = self._stretch.limit == 0 and not self._nested
+        if before and self._is_users(number):
+            self._previous[number](number, frame)
+        elif number not in self._received:
+            self._received.append(number)
+            if not hurried():
+                hurry(time.monotonic())
+            self.stop(_REASONS[signal.Signals(number)])
+            if before:
+                self._raise(number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def _wake(self, number: int, frame: FrameType | None) -> None:
+        # Not where a stretch is about to end: it would stay.
+        ours = frame is not None and frame.f_code.co_filename in (__file__, contextlib.__file__)
+        if self._is_overdue() and not ours:
+            # Again, if what it is in waits on the way out too, as a pool of threads does.
+            self._stretch = self._stretch._replace(began=time.monotonic())
+            raise Overdue
+
+    def _is_overdue(self) -> bool:
+        stretch = self._stretch
+        return bool(self._received) and stretch.limit > 0 and time.monotonic() > stretch.due()
+
+    def _is_users(self, number: int) -> bool:
+        return self._previous[number] not in (signal.SIG_DFL, signal.default_int_handler)
+
+    # What follows runs on the speaker's thread.
+
+    def _hear(self, number: int) -> None:
+        nested = _active and _active[-1] is not self  # the inner run has told it
+        if number not in self._previous or number not in self._numbers or nested:
+            return
+        again = number in [heard for heard, _ in self._heard]
+        self._heard.append((number, time.monotonic()))
+        told = again and number == signal.SIGTERM  # which changes nothing
+        if not told and (self.begun or not self._is_users(number)):
+            say(announcement(number, self.activity(), again=again, begun=self.begun))
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if self._is_overdue() and _WAKE in self._previous:
+            # Again and again: it may come just before the main thread waits.
+            signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
+        for number, when in self._heard:
+            ignored = number not in self._received and now > when + _UNRESPONSIVE
+            if ignored and not self.begun and self._previous[number] == signal.SIG_DFL:
+                leave_at_once(128 + number)
+        self._clock.tick(now, self.activity(), self.show())
 
 
-def on_interrupt(stop: Callable[[], None]) -> OnSignal:
-    """The first Ctrl-C calls `stop`, the second one raises `KeyboardInterrupt`."""
-    return OnSignal(signal.SIGINT, stop, then=signal.default_int_handler)
+def _owner(handler: object) -> object:
+    return getattr(handler, "__self__", None)
 
 
-def on_termination(stop: Callable[[], None]) -> OnSignal:
-    """`kill` and schedulers: SIGTERM calls `stop`. Those who send it may do so several times, and
-    have SIGKILL for whoever takes too long."""
-    return OnSignal(signal.SIGTERM, stop, then=lambda number, frame: None)
+_active: list[Signals] = []  # of the main thread, the innermost last
+
+
+def _forget_in_fork() -> None:
+    """A fork, such as a worker that reads data, is no part of the run: it has its own signals."""
+    if _active:
+        signal.set_wakeup_fd(-1)
+    while _active:
+        _active[-1]._restore()
+
+
+os.register_at_fork(after_in_child=_forget_in_fork)

@@ -10,17 +10,21 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_argument, check_choice, check_int, check_optimizer
+from .._arguments import check_argument, check_choice, check_int, check_optimizer, used_again
+from .._errors import explain
+from .._jaxpr.finite_slopes import with_finite_slopes
 from .._jaxpr.hoist import hoist
-from .._jaxpr.safe_sqrt import with_safe_sqrt
-from .._model.state import update_of, without_weak_types
+from .._model.check import check_stateless
+from .._model.holder import HoldsModel
+from .._model.state import STATE_EXPECTED, changes, update_of, without_weak_types
 from .._model.support_statistics import without_statistics
+from .._task.task import take_examples
 from .._types import Loss
 from .modes import GRADIENT_MODES, GradientMode, conjugate_complex, value_and_grad
 from .select import select
 
 
-class Adaptation(eqx.Module):
+class Adaptation(HoldsModel):
     """What an inner loop of K steps did.
 
     - `model`: after K steps.
@@ -38,6 +42,10 @@ class Adaptation(eqx.Module):
 class InnerLoop(eqx.Module):
     """Gradient descent on one task: `steps` steps of an optax `optimizer`.
 
+    - `optimizer`: any of optax and optax.contrib that needs gradients, parameters and the loss at
+      most. Not `lbfgs` (a line search) and `dpsgd` (the gradient of each example). Where a
+      derivative of its arithmetic is infinite or NaN, as that of a root or a norm at zero, it
+      counts as zero, so that a gradient of exactly zero does no harm.
     - `gradient` says how the loop is differentiated by the outer loop: `"mixed"` (exact, least
       memory), `"reverse"` (what JAX does by itself; for losses in which a `jax.custom_vjp` or
       `jax.custom_jvp` has a rule that is not the derivative, as of a straight-through estimator;
@@ -60,7 +68,8 @@ class InnerLoop(eqx.Module):
       loop.
 
     Raises `TypeError` or `ValueError` for an argument that is not as above, and `ValueError` when
-    called with a model of which `adapt` chooses no inexact array.
+    called with a model of which `adapt` chooses no inexact array, or with an optimizer whose steps
+    change what is no array in its state.
     """
 
     optimizer: optax.GradientTransformation
@@ -122,7 +131,7 @@ class InnerLoop(eqx.Module):
         gradient: GradientMode | None = None,
         start: int = 0,
     ) -> Adaptation:
-        """Adapt `model` to `data`, whose leaves lead with the example axis.
+        """Adapt `model` to `data`, one set of a `Task`.
 
         - `key`: for dropout; step `i` uses `fold_in(key, start + i)`. `None`: no randomness.
         - `steps`: overrides `self.steps`; may be 0.
@@ -141,46 +150,68 @@ class InnerLoop(eqx.Module):
         optimizer = self.optimizer if optimizer is None else optimizer
         mode = self.gradient if gradient is None else gradient
         mode = "reverse" if mode == "mixed" and steps == 1 else mode
+        check_stateless(model, "inner_adapt(model, ...)")
         # Those of a model that has adapted to other examples.
         model = without_statistics(model)
         fast, others = self.partition(model)
         opt_state = without_weak_types(optimizer.init(fast)) if opt_state is None else opt_state
-        update = with_safe_sqrt(update_of(optimizer, "`InnerLoop(optimizer=...)`"))
-        dtypes = jax.tree.map(lambda x: x.dtype, (fast, opt_state))
-        xs = (start + jnp.arange(steps), minibatches)
+        arrays, static = eqx.partition(opt_state, eqx.is_array)
+        update = with_finite_slopes(_update_arrays(optimizer, static))
+        dtypes = jax.tree.map(lambda x: x.dtype, (fast, arrays))
+        index = start + jnp.arange(steps)
+        # Before the loop, for `jax_debug_key_reuse` lets no loop use a key that is from outside.
+        keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        xs = (index, minibatches, keys)
 
         def support_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
-            (fast, (index, rows)), (others, data, key) = varying, fixed
-            step_key = None if key is None else jax.random.fold_in(key, index)
-            batch = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
+            (fast, (_, rows, step_key)), (others, data) = varying, fixed
+            batch = data if rows is None else take_examples(data, rows)
             return loss(eqx.combine(fast, others), batch, step_key)[0]
 
         def observed_of(fast: PyTree, others: PyTree) -> PyTree:
             return None if observe is None else observe(eqx.combine(fast, others))
 
-        inner_loss, fixed = support_loss, (others, data, key)
+        inner_loss, fixed = support_loss, (others, data)
         view, viewed = observed_of, others
         if self.adapt is not None and steps > 0:
-            first = jax.tree.map(lambda x: x[0], xs)
+            first = jax.tree.map(lambda x: x[0], used_again(xs))
             inner_loss, fixed = hoist(support_loss, (fast, first), fixed)
             view, viewed = hoist(observed_of, fast, others)
 
-        def step(carry: tuple[PyTree, PyTree], x: tuple[Array, Any]):
-            fast, opt_state = carry
+        def step(carry: tuple[PyTree, PyTree], x: PyTree):
+            fast, arrays = carry
             before = view(fast, viewed)
             value, grads = value_and_grad(
                 lambda fast, rest: inner_loss((fast, rest[0]), rest[1]), mode, fast, (x, fixed)
             )
-            updates, opt_state = update(conjugate_complex(grads), opt_state, fast, value)
-            new = (optax.apply_updates(fast, updates), opt_state)
+            updates, arrays = update(conjugate_complex(grads), arrays, fast, value)
+            new = (optax.apply_updates(fast, updates), arrays)
             # Optimizers may compute in a wider type (a schedule's float32 rate on bfloat16
             # parameters); the model's dtypes are the user's and stay.
             return jax.tree.map(lambda x, dtype: x.astype(dtype), new, dtypes), (value, before)
 
-        (fast, opt_state), (losses, path) = _scan(step, (fast, opt_state), xs, steps, self.remat)
+        (fast, arrays), (losses, path) = _scan(step, (fast, arrays), xs, steps, self.remat)
         end = view(fast, viewed)
         observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), path, end)
-        return Adaptation(eqx.combine(fast, others), losses, observed, opt_state)
+        return Adaptation(eqx.combine(fast, others), losses, observed, eqx.combine(arrays, static))
+
+
+def _update_arrays(optimizer: optax.GradientTransformation, static: PyTree) -> Callable[..., Any]:
+    """`optimizer.update` of the arrays in its state; the leaves that are no arrays, `static`, are
+    the same at every step of a compiled loop. Raises `ValueError`, naming it, for one that is not.
+    """
+    name = "`InnerLoop(optimizer=...)`"
+    update = update_of(optimizer, name)
+
+    def of_arrays(grads: PyTree, arrays: PyTree, params: PyTree, value: Array):
+        old = eqx.combine(arrays, static)
+        updates, new = update(grads, old, params, value)
+        if changed := changes(old, new, cast=True):
+            message = f"A step of {name} changed a shape in its state, or what is no array."
+            raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
+        return updates, eqx.filter(new, eqx.is_array)
+
+    return of_arrays
 
 
 def _scan(
@@ -198,7 +229,7 @@ def _scan(
     """
     if steps == 0:
         return jax.lax.scan(step, carry, xs, length=0)
-    carry, first = step(carry, jax.tree.map(lambda x: x[0], xs))
+    carry, first = step(carry, jax.tree.map(lambda x: x[0], used_again(xs)))
     parts = [jax.tree.map(lambda y: y[None], first)]
     rest = steps - 1
     length = rest if remat is False else math.isqrt(rest) if remat is True else min(remat, rest)
@@ -208,13 +239,14 @@ def _scan(
         return jax.lax.scan(step, carry, xs)
 
     if length < rest:
-        blocks = jax.tree.map(lambda x: x[1 : 1 + whole].reshape(-1, length, *x.shape[1:]), xs)
+        part = jax.tree.map(lambda x: x[1 : 1 + whole], used_again(xs))
+        blocks = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), part)
         # Inside of a loop there is nothing that XLA could merge the second evaluation with.
         remembered = jax.checkpoint(block, prevent_cse=False)  # pyright: ignore
         carry, ys = jax.lax.scan(remembered, carry, blocks)
         parts.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys))
         rest -= whole
     if rest:
-        carry, ys = block(carry, jax.tree.map(lambda x: x[steps - rest :], xs))
+        carry, ys = block(carry, jax.tree.map(lambda x: x[steps - rest :], used_again(xs)))
         parts.append(ys)
     return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._arguments import check_argument
-from .._errors import annotate_errors
+from .._arguments import check_argument, used_again
+from .._errors import annotate_errors, succeeds
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.modes import refuses_mixed
-from .._model.check import check_model
+from .._model.check import check_held, check_model
 from .._model.support_statistics import with_support_statistics
 from .._strategy.gradient_strategy import GradientStrategy
 from .._strategy.strategy import Strategy, partition_learnt
@@ -36,11 +36,12 @@ _OWN_STEP = (
 class MetaGradientCheck:
     """Relative errors between three ways to the same meta-gradient, in float64.
 
-    - `mixed_vs_reverse`: `"mixed"` against `"reverse"`, over the whole gradient; infinite if the
-      loss cannot be differentiated in mixed mode at all.
+    - `mixed_vs_reverse`: `"mixed"` against `"reverse"`, over the whole gradient; infinite if one
+      of them is not finite, or the loss cannot be differentiated in mixed mode at all.
     - `mixed_vs_finite_differences`, `reverse_vs_finite_differences`: the largest over some random
       directions. These also fail where the loss hides a dependence (`stop_gradient`) on purpose,
       or has a kink at the very parameters.
+    - `not_finite`: what has NaN or infinities: `"mixed"`, `"reverse"`, `"finite differences"`.
     """
 
     mixed_vs_reverse: float
@@ -48,6 +49,7 @@ class MetaGradientCheck:
     reverse_vs_finite_differences: float
     tolerance: float
     caution: str = ""
+    not_finite: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -55,12 +57,27 @@ class MetaGradientCheck:
         return self.mixed_vs_reverse <= self.tolerance
 
     def __str__(self) -> str:
-        verdict = (
-            "use gradient='mixed'"
-            if self.ok
-            else "use gradient='reverse': a derivative rule in the inner loss is not the derivative"
-        )
-        if min(self.mixed_vs_finite_differences, self.reverse_vs_finite_differences) > _FAR_OFF:
+        modes = [mode for mode in ("mixed", "reverse") if mode in self.not_finite]
+        if self.not_finite:
+            verdict = f"Not finite: {' and '.join(self.not_finite)}"
+            if len(modes) == 2 and "finite differences" not in self.not_finite:
+                verdict += (
+                    "\nWhat is evaluated has finite slopes here, the derivative that JAX takes of "
+                    "it has not: in the inner loss, the inner optimizer or the query loss"
+                )
+            elif modes == ["mixed"]:
+                verdict += ": use gradient='reverse'"
+        elif self.ok:
+            verdict = "use gradient='mixed'"
+        elif np.isinf(self.mixed_vs_reverse):
+            verdict = "use gradient='reverse': mixed mode cannot differentiate this inner loss"
+        else:
+            verdict = (
+                "use gradient='reverse': the modes differ, as they do where a derivative rule in "
+                "the inner loss is not the derivative"
+            )
+        far = min(self.mixed_vs_finite_differences, self.reverse_vs_finite_differences) > _FAR_OFF
+        if far and not self.not_finite:
             verdict += (
                 "\nNeither mode is the derivative of what is evaluated: something in it is hidden "
                 "(`stop_gradient`), has a derivative rule of its own, or jumps"
@@ -95,16 +112,17 @@ def check_meta_gradient(
     expected = "a strategy with an `InnerLoop` in its field `inner`"
     argument = "check_meta_gradient(strategy=...)"
     check_argument(sound, strategy, argument, expected, TypeError, fault)
-    _check_task(strategy, model, task)
+    _check_task(strategy, model, task, key)
     with jax.enable_x64(True):
         model, task = _to_float64((model, task))
         params, static = partition_learnt(strategy, model)
 
         def objective(params: PyTree, mode: str):
             chosen: Any = eqx.tree_at(lambda s: s.inner.gradient, strategy, mode)
-            adapted = chosen.inner_adapt(eqx.combine(params, static), task.support, key=key)
-            adapted = with_support_statistics(chosen.loss, adapted, task.support, key=key)
-            return chosen.loss(adapted, task.query, key)[0]
+            keys = [used_again(key) for _ in range(3)]
+            adapted = chosen.inner_adapt(eqx.combine(params, static), task.support, key=keys[0])
+            adapted = with_support_statistics(chosen.loss, adapted, task.support, key=keys[1])
+            return chosen.loss(adapted, task.query, keys[2])[0]
 
         flat, unravel = jax.flatten_util.ravel_pytree(params)
         value = jax.jit(lambda x: objective(unravel(x), "reverse"))
@@ -116,46 +134,61 @@ def check_meta_gradient(
             except TypeError as error:
                 if not refuses_mixed(error):
                     raise
-                gradients[mode] = np.full(flat.shape, np.inf)
+                gradients[mode] = None
         directions = np.random.default_rng(0).standard_normal((_DIRECTIONS, flat.size))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         slopes = np.array(
             [(value(flat + _EPS * d) - value(flat - _EPS * d)) / (2 * _EPS) for d in directions]
         )
-        with np.errstate(invalid="ignore"):  # infinite where there is no gradient
-            # Of complex parameters the real part: JAX's gradient is that of a real function of two.
-            along = {mode: np.real(directions @ g) for mode, g in gradients.items()}
+    computed = {**gradients, "finite differences": slopes}
+    not_finite = [n for n, x in computed.items() if x is not None and not np.isfinite(x).all()]
+    # Infinitely wrong where there is no gradient.
+    gradients = {m: np.full(flat.shape, np.inf) if g is None else g for m, g in gradients.items()}
+    with np.errstate(invalid="ignore"):
+        # Of complex parameters the real part: JAX's gradient is that of a real function of two.
+        along = {mode: np.real(directions @ g) for mode, g in gradients.items()}
     return MetaGradientCheck(
         _relative(gradients["mixed"], gradients["reverse"]),
         _relative(along["mixed"], slopes),
         _relative(along["reverse"], slopes),
         tolerance,
         "" if isinstance(strategy, GradientStrategy) else _OWN_STEP.format(type(strategy).__name__),
+        tuple(not_finite),
     )
 
 
-def _check_task(strategy: Any, model: PyTree, task: Any) -> None:
+def _check_task(strategy: Any, model: PyTree, task: Any, key: PRNGKeyArray | None) -> None:
     """That the objective can be traced for `task`, one and not a batch. Compiles nothing."""
     argument = "check_meta_gradient(task=...)"
-    check_model(model, "check_meta_gradient(model=...)")
+    of_model = "check_meta_gradient(model=...)"
+    check_model(model, of_model, trained=True)
+    check_held(model, strategy.unadapted(model), of_model)
     expected = "an `eqxmeta.Task`; of a source `tasks.sample(key)`"
     fault = "is not a task"
     check_argument(isinstance(task, Task), task, argument, expected, TypeError, fault)
     received = f"support {shapes_of(task.support)}, query {shapes_of(task.query)}"
     expected = "one task, `x: [examples, ...]`; of a batch `jax.tree.map(lambda x: x[0], tasks)`"
-    with annotate_errors(f"`inner_adapt` and `loss`, for `{argument}`", received, expected):
-        eqx.filter_eval_shape(
-            lambda m, t: strategy.loss(strategy.inner_adapt(m, t.support), t.query, None),
-            model,
-            task,
-        )
+
+    def trace(task: Task) -> Any:
+        def objective(m: PyTree, t: Task) -> Any:
+            adapted = strategy.inner_adapt(m, t.support, key=used_again(key))
+            return strategy.loss(adapted, t.query, used_again(key))
+
+        return eqx.filter_eval_shape(objective, model, task)
+
+    def is_batch(error: Exception) -> bool:
+        return succeeds(lambda: trace(jax.tree.map(lambda x: x[0], task)))
+
+    whose = f"`inner_adapt` and `loss`, for `{argument}`"
+    with annotate_errors(whose, received, expected, seen=is_batch):
+        trace(task)
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:
     difference, size = np.linalg.norm(a - b), np.linalg.norm(b)
     if difference == 0:  # also where both are zero
         return 0.0
-    return float(difference / size) if size > 0 else np.inf
+    return float(difference / size) if size > 0 and np.isfinite(difference) else np.inf
 
 
 def _to_float64(tree: PyTree) -> PyTree:

@@ -5,11 +5,12 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from .._callback.published import AT_END
 from .._errors import annotate_errors, explain
-from .._model.state import TrainState
+from .._model.state import STATE_EXPECTED, TrainState, changes
 from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
-from .._task.task import Task, layout_of, shapes_of
+from .._task.task import Task, shapes_of
 from .held import check_held
 from .loss import check_loss, without_first_axis
 from .slow_layers import warn_slow_convolutions
@@ -27,9 +28,10 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
         except Exception as error:  # raised below, so that what the loss says is not chained to it
             traced = error
         if isinstance(traced, Exception):
-            check_loss(strategy, state.model, without_first_axis(tasks.support))
+            check_loss(strategy, state.model, without_first_axis(tasks))
             raise traced
-    closed, out, _ = traced
+    closed, shapes, others = traced
+    out = eqx.combine(shapes, others)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[0], TrainState)):
         message = f"{what} returned something else than a pair."
         raise TypeError(explain(message, show(out), "(TrainState, metrics)"))
@@ -38,17 +40,14 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
         message = f"The metrics of {what} are invalid."
         raise TypeError(explain(message, show(metrics), "a dict of scalars"))
     check_scalars(metrics, f"The metrics of {what}")
-    for name in {"step", SKIPPED} & metrics.keys():
+    for name in {"step", SKIPPED, AT_END} & metrics.keys():
         message = f"The metrics of {what} use a reserved name."
         raise ValueError(explain(message, repr(name), "another name"))
-    before, after = layout_of(state), layout_of(new)
-    paths = (before.keys() | after.keys()) - {".step"}  # which is the trainer's
-    changed = sorted(path for path in paths if before.get(path) != after.get(path))
-    if changed:
-        message = f"{what} changed the structure, a shape or a dtype of the state."
-        received = "; ".join(f"{p[1:]}: {before.get(p)} -> {after.get(p)}" for p in changed)
-        expected = "every leaf of the new state as in the old one"
-        raise ValueError(explain(message, received, expected))
+    if changed := changes(state, TrainState(state.step, new.model, new.opt_state)):
+        message = (
+            f"{what} changed the structure of the state, a shape, a dtype, or what is no array."
+        )
+        raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
     check_held(strategy, state, closed)
     warn_slow_convolutions(closed)
     return set(metrics)

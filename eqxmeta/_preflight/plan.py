@@ -37,8 +37,8 @@ class PlanRow:
     """One way to compute the same outer step.
 
     - `gradient`, `remat`: of the `InnerLoop`; `task_chunk`: of the strategy. `None` where the
-      strategy has no such knob or its outer step makes no use of it (or, for `task_chunk`, all
-      tasks at once).
+      strategy has no such knob (or, for `task_chunk`, all tasks at once). There is no row for
+      another one that makes no difference.
     - `temp_bytes`: memory that the compiled step needs beside its arguments and results.
     - `flops`: operations, with every iteration of every loop counted.
     - `compile_seconds`: what tracing and compiling took here and now.

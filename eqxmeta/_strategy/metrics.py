@@ -17,6 +17,7 @@ RESERVED = ("loss", "loss_before", "pooled_loss", "objective", "grad_norm", "ste
 # The metric of a run that skips steps: 1 for a step that was not taken, 0 for others.
 SKIPPED = "skipped"
 
+_LOGGED = jnp.bool_, jnp.integer, jnp.floating
 
 LOSS = "`loss(model, batch, key)`"
 
@@ -51,7 +52,7 @@ def check_task_loss_output(out: Any, strategy: str) -> None:
 
 def _check_value_and_metrics(out: Any, what: str) -> None:
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
-        expected = "(scalar, dict of metrics)"
+        expected = "(scalar, dict of scalar metrics)"
         message = f"{what} returned something else than a pair."
         raise TypeError(explain(message, show(out), expected))
     value, _ = out
@@ -62,9 +63,13 @@ def _check_value_and_metrics(out: Any, what: str) -> None:
 
 
 def check_scalars(metrics: Mapping[Any, Any], what: str, *, max_ndim: int = 0) -> None:
+    """Raises `ValueError` unless they are real numbers, or booleans, that can be logged."""
     for name, value in metrics.items():
-        if not isinstance(name, str) or getattr(value, "ndim", max_ndim + 1) > max_ndim:
-            expected = "scalar arrays under string names" + ", or vectors" * max_ndim
+        sound = isinstance(name, str) and getattr(value, "ndim", max_ndim + 1) <= max_ndim
+        if not sound or not any(jnp.issubdtype(value.dtype, kind) for kind in _LOGGED):
+            expected = (
+                "scalar arrays of real numbers under string names" + ", or vectors" * max_ndim
+            )
             raise ValueError(explain(f"{what} are invalid.", f"{name!r}: {show(value)}", expected))
 
 

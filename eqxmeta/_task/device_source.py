@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._arguments import check_argument
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, takes
 from .._jaxpr.flops import flops_of
 from .task import Task
 
@@ -102,7 +102,12 @@ def check_device_source(tasks: Any, argument: str) -> Task:
     sound = isinstance(tasks, eqx.Module) and is_device_source(tasks)
     expected = "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`"
     check_argument(sound, tasks, argument, expected, TypeError, "is not a task source")
-    with annotate_errors(f"`{argument}.sample(key)`", f"a key, and {repr(tasks)[:200]}"):
+    with annotate_errors(
+        f"`{argument}.sample(key)`",
+        f"a key, and {repr(tasks)[:200]}",
+        "`sample(key) -> Task`",
+        seen=lambda error: not takes(tasks.sample, "key"),  # pyright: ignore
+    ):
         task = eqx.filter_eval_shape(sample, tasks, jax.random.key(0))
     check_task(task, f"{argument}.sample(key)")
     return task
@@ -117,9 +122,14 @@ def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
         if not leaves:
             message = f"`{argument}` has no {name} set."
             raise ValueError(explain(message, repr(field), "a pytree of arrays, such as (x, y)"))
-        sizes = {getattr(leaf, "shape", ())[:1] for leaf in leaves}
-        if len(sizes) != 1 or () in sizes or (0,) in sizes:
+        # Of examples there may be arrays beside that have no example axis, of tasks not.
+        shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+        empty = any(shape is None or shape[:1] == (0,) for shape in shapes)
+        sizes = {shape[:1] for shape in shapes if shape is not None}
+        if empty or (leading == "task" and (len(sizes) != 1 or () in sizes)):
             message = f"`{argument}.{name}` does not lead with one {leading} axis."
-            received = f"shapes {[tuple(getattr(leaf, 'shape', ())) for leaf in leaves]}"
-            expected = f"the same leading {leading} axis, 1 or longer, in every array"
+            received = f"shapes {shapes}" + ", None of what is no array" * (None in shapes)
+            expected = f"arrays, and in each that has it a leading {leading} axis of 1 or longer"
+            if leading == "task":
+                expected = "the same leading task axis, 1 or longer, in every array"
             raise ValueError(explain(message, received, expected))

@@ -1,14 +1,14 @@
 """Task batches that the host reads ahead of the device."""
 
-import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
 from typing import Any
 
 import jax
 import numpy as np
 
 from .._errors import add_note, explain
+from .._files.patience import hurried
 from .device_source import Loaded, check_task
 from .task import Task, layout_of
 
@@ -16,6 +16,9 @@ from .task import Task, layout_of
 # dispatch, which stops mattering long before they fill the memory.
 _MAX_STEPS = 64
 _MAX_BYTES = 64 * 2**20
+
+# For how many seconds the end of a run waits for the batch that is being read.
+_LAST_READ = 1.0
 
 
 class HostSource:
@@ -33,11 +36,10 @@ class HostSource:
             message = "`tasks` is too short."
             expected = f"`tasks[step]` for steps 0 to {steps - 1}"
             raise ValueError(explain(message, f"{length} batches", expected))
-        self._first = self._read(start, None)
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._first))
-        self.capacity = max(1, min(_MAX_STEPS, _MAX_BYTES // max(size, 1)))
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=2 * self.capacity)
-        self._stop = threading.Event()
+        self._batches: deque[Any] = deque()  # an error in the place of the batch it stands for
+        self._changed = threading.Condition()  # for `_batches` and `_stop`
+        self._stop = False
+        self.capacity = 1  # until the size of a batch is known
         self._thread = threading.Thread(
             target=self._work, args=(start, steps), name="eqxmeta-host-source", daemon=True
         )
@@ -53,46 +55,79 @@ class HostSource:
 
     def __enter__(self) -> "HostSource":
         self._thread.start()
+        try:
+            # On the thread, as all others: it may hang, and whoever waits can be interrupted.
+            while not self.available(1, 0.1):
+                pass
+            self._first = self._peek()
+        except BaseException:
+            self.__exit__()
+            raise
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self._first))
+        with self._changed:
+            self.capacity = max(1, min(_MAX_STEPS, _MAX_BYTES // max(size, 1)))
+            self._changed.notify_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        while not self._queue.empty():
-            self._queue.get_nowait()
-        self._thread.join()
+        """The thread may be in the source, which may hang: it is a daemon, and left to itself."""
+        with self._changed:
+            self._stop = True
+            self._batches.clear()
+            self._changed.notify_all()
+        self._thread.join(_LAST_READ if not hurried() else _LAST_READ / 10)
+
+    def available(self, steps: int, seconds: float) -> int:
+        """The number of batches that `take` has at once, `steps` at most, when that many are there
+        or so many seconds have passed. The error of one counts as one, behind no other."""
+
+        def there() -> int:
+            whole = [x for x in self._batches if not isinstance(x, BaseException)]
+            return min(steps, len(whole) or len(self._batches))
+
+        def enough() -> bool:
+            last = self._batches[-1] if self._batches else None
+            return len(self._batches) >= steps or isinstance(last, BaseException)
+
+        with self._changed:
+            self._changed.wait_for(enough, seconds)
+            return there()
 
     def take(self, steps: int) -> Loaded:
-        """The batches of the next `steps` outer steps, padded to the one compiled size."""
+        """The batches of the next `steps` outer steps, padded to the one compiled size. They are
+        `available`."""
         batches = []
         for _ in range(steps):
-            item = self._queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            batches.append(item)
+            batches.append(self._peek())
+            with self._changed:
+                self._batches.popleft()
+                self._changed.notify_all()
         padding = [self._first] * (self.capacity - steps)
         return Loaded(jax.device_put(jax.tree.map(lambda *xs: np.stack(xs), *batches, *padding)))
 
-    def _work(self, start: int, steps: int) -> None:
-        for item in self._items(start, steps):
-            while not self._stop.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if self._stop.is_set() or isinstance(item, BaseException):
-                return
+    def _peek(self) -> Task:
+        batch = self._batches[0]
+        if isinstance(batch, BaseException):
+            raise batch
+        return batch
 
-    def _items(self, start: int, steps: int) -> Iterator[Any]:
-        # An error goes to the main thread in the place of the batch that it stands for.
-        try:
-            yield self._first
-            for step in range(start + 1, steps):
-                yield self._read(step, self._first)
-        except GeneratorExit:
-            return
-        except BaseException as error:
-            yield error
+    def _work(self, start: int, steps: int) -> None:
+        first = None
+        for step in range(start, steps):
+            batch: Any = None
+            try:
+                batch = self._read(step, first)
+                first = batch if first is None else first
+            except BaseException as error:  # it goes to the main thread
+                batch = error
+            with self._changed:
+                self._changed.wait_for(lambda: self._stop or len(self._batches) < 2 * self.capacity)
+                if self._stop:
+                    return
+                self._batches.append(batch)
+                self._changed.notify_all()
+            if isinstance(batch, BaseException):
+                return
 
     def _read(self, step: int, like: Task | None) -> Task:
         expected = "a batch of tasks for every outer step"

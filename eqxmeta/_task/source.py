@@ -14,11 +14,14 @@ class Source(NamedTuple):
     """Tasks for the outer steps of a run, in order.
 
     - `take(steps)`: what a dispatch of the next `steps` outer steps reads.
+    - `available(steps, seconds)`: for how many of the next `steps` outer steps `take` would not
+      wait; it is all of them, or so many seconds have passed.
     - `example`: the shapes of a batch.
     - `capacity`: the most steps that `take` can serve; `None`: any number.
     """
 
     take: Callable[[int], Sampled | Loaded]
+    available: Callable[[int, float], int]
     example: Task
     capacity: int | None
 
@@ -34,11 +37,11 @@ def open_source(
     if is_device_source(tasks):
         check_device_source(tasks, argument)
         sampled = Sampled(tasks, meta_batch_size)
-        yield Source(lambda steps: sampled, sampled.example, None)
+        yield Source(lambda steps: sampled, lambda steps, seconds: steps, sampled.example, None)
     else:
         sound, fault = hasattr(tasks, "__getitem__"), "is not a task source"
         expected = "an `eqx.Module` with `sample(key) -> Task`, or `tasks[step] -> batch`"
         check_argument(sound, tasks, argument, expected, TypeError, fault)
         start = min(start, steps - 1)
         with HostSource(tasks, start=start, steps=steps, meta_batch_size=meta_batch_size) as host:
-            yield Source(host.take, host.example, host.capacity)
+            yield Source(host.take, host.available, host.example, host.capacity)

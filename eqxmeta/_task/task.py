@@ -16,6 +16,10 @@ class Task(eqx.Module):
     Each field is a pytree of arrays that lead with the example axis: `(x, y)` for the built-in
     losses, with `x: [examples, ...]` and `y: [examples, ...]`. A batch of tasks has one more
     leading axis, the task axis: `x: [tasks, examples, ...]`.
+
+    For a loss of your own a field may be anything that it takes: examples without labels, or beside
+    them arrays of the task as a whole, without an example axis (a goal, a key). How many examples
+    there are, the first array says that has an axis; arrays whose first axis is another have none.
     """
 
     support: PyTree
@@ -23,13 +27,31 @@ class Task(eqx.Module):
 
     @property
     def pooled(self) -> PyTree:
-        """Support and query examples together, for algorithms that do not split a task."""
+        """Support and query examples together, for algorithms that do not split a task. Arrays
+        without an example axis are those of the support set."""
         support, query = jax.tree.structure(self.support), jax.tree.structure(self.query)
         if support != query:
             message = "`task.support` and `task.query` cannot be pooled."
             expected = "the same pytree structure in both"
             raise ValueError(explain(message, f"support {support}, query {query}", expected))
-        return jax.tree.map(lambda s, q: jnp.concatenate([s, q]), self.support, self.query)
+        counts = count_examples(self.support), count_examples(self.query)
+
+        def pool(*arrays: Any) -> Any:
+            lead = all(x.shape[:1] == (n,) for x, n in zip(arrays, counts, strict=True))
+            return jnp.concatenate(arrays) if lead else arrays[0]
+
+        return jax.tree.map(pool, self.support, self.query)
+
+
+def count_examples(examples: PyTree) -> int | None:
+    """How many examples there are in a support or query set; `None` if no array has an axis."""
+    return next((x.shape[0] for x in jax.tree.leaves(examples) if x.ndim > 0), None)
+
+
+def take_examples(examples: PyTree, rows: Any) -> PyTree:
+    """Those at `rows`, with the arrays that have no example axis."""
+    total = count_examples(examples)
+    return jax.tree.map(lambda x: x[rows] if x.shape[:1] == (total,) else x, examples)
 
 
 def shapes_of(tree: PyTree) -> str:
@@ -63,18 +85,14 @@ def label_ranges(tasks: Task, name: str, *, ndim: int) -> str:
 def check_batch(tasks: Any, argument: str) -> None:
     """Raises `TypeError` or `ValueError` if `tasks` are not a batch of tasks."""
     expected = (
-        "an `eqxmeta.Task` whose arrays have a leading task axis and then the example axis, "
-        "`x: [tasks, examples, ...]`"
+        "an `eqxmeta.Task` whose arrays have a leading task axis and then, if of examples, the "
+        "example axis, `x: [tasks, examples, ...]`"
     )
     message = f"`{argument}` is not a batch of tasks."
     if not isinstance(tasks, Task):
         raise TypeError(explain(message, type(tasks).__name__, expected))
-    leading = [
-        {x.shape[:2] for x in jax.tree.leaves(field)} for field in (tasks.support, tasks.query)
-    ]
-    sizes = {shape[0] for shapes in leading for shape in shapes if len(shape) == 2}
-    if len(sizes) != 1 or any(len(shapes) != 1 or () in shapes for shapes in leading):
-        shapes = [x.shape for x in jax.tree.leaves(tasks)]
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(tasks)]
+    if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
         raise ValueError(explain(message, f"arrays of shapes {shapes}", expected))
 
 

@@ -1,35 +1,22 @@
-"""What `fit(resume=...)` stands for: which checkpoint, and whether it is of this run."""
+"""What `fit(resume=...)` stands for: which checkpoint, or state."""
 
-import errno
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from .._arguments import check_argument
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._arguments import check_argument, check_path
 from .._callback.callback import Callback, name_of
 from .._callback.log_owner import LOG
 from .._callback.run import Origin
-from .._checkpoint.fingerprint import agree
-from .._checkpoint.save_load import library_versions, load_state, read_manifest
-from .._errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, explain, warn
+from .._checkpoint.run_files import check_types, load_run, read_run
+from .._errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, explain, warn
 from .._model.state import TrainState
-
-# A checkpoint of a run in which one of these differs is of another run.
-_IDENTITY = (
-    "strategy",
-    "options",
-    "inner_steps",
-    "gradient",
-    "adapts",
-    "learns",
-    "meta_batch_size",
-    "seed",
-    "model",
-)
-
-# More differences than these are not worth reading.
-_TOLD = 5
+from .identity import as_asked, refuse_another, tell_of_other_bits
 
 
 def can_resume(callback: Callback) -> bool:
@@ -37,32 +24,58 @@ def can_resume(callback: Callback) -> bool:
     return type(callback).resume_paths is not Callback.resume_paths
 
 
+# A checkpoint, and its manifest or why that cannot be read.
+Found: TypeAlias = tuple[Path, dict[str, Any] | CheckpointError]
+
+
+def find(
+    resume: Literal["auto"] | str | Path | TrainState | None, callbacks: tuple[Callback, ...]
+) -> list[Found]:
+    """The checkpoints that `fit(resume=...)` may go on from, the newest first.
+
+    Raises `CheckpointError` if there is no such file, or if it is damaged; `TypeError` or
+    `ValueError` for another `resume`, and an `OSError` that says nothing of the file.
+    """
+    if isinstance(resume, TrainState | None):
+        return []
+    sound = isinstance(resume, str | os.PathLike)
+    expected = "'auto', a path, a `TrainState`, or None"
+    check_argument(sound, resume, "fit(resume=...)", expected, TypeError)
+    if resume != "auto":
+        path = check_path(resume, "fit(resume=...)").absolute()
+        if isinstance(resume, str) and not os.path.exists(path):
+            message = f"There is no checkpoint at `fit(resume={resume!r})`."
+            expected = "'auto', the path of a checkpoint, or None"
+            raise CheckpointNotFound(explain(message, "no such file", expected))
+        return [(path, read_run(path))]
+    if not any(map(can_resume, callbacks)):
+        message = "`fit(resume='auto')` has nothing to resume from."
+        expected = "a `Checkpoint` among the callbacks"
+        raise ValueError(explain(message, "no callback that saves", expected))
+    paths = [path for callback in callbacks for path in callback.resume_paths()]
+    found = [(path, _read(path)) for path in paths]
+    return sorted(found, key=lambda entry: _step_of(entry[1]), reverse=True)
+
+
 def restore(
-    resume: Literal["auto"] | str | Path | None,
+    resume: Literal["auto"] | str | Path | TrainState | None,
+    found: list[Found],
     like: TrainState,
     callbacks: tuple[Callback, ...],
     config: dict[str, Any],
 ) -> Origin:
-    """Where the run begins that `fit(resume=...)` asks for.
+    """Where the run begins that `fit(resume=...)` asks for, and for which `find` has `found` these.
 
-    `like` is a state of the run that asks, `config` what `describe` says of it.
+    `like` is a state of the run that asks, of which shapes are enough if anything was found;
+    `config` what `describe` says of it.
 
-    Raises `CheckpointError` if there is no such file, none that is sound, or if it is of
-    another run; `TypeError` or `ValueError` for another `resume`, or `steps` before the file's.
+    Raises `CheckpointError` if nothing of what was found is sound, or it is of another run;
+    `ValueError` for `steps` before the file's.
     """
-    if resume is None:
-        return Origin(like)
-    sound = isinstance(resume, str | os.PathLike)
-    check_argument(sound, resume, "fit(resume=...)", "'auto', a path, or None", TypeError)
-    if isinstance(resume, str) and resume != "auto" and not Path(resume).exists():
-        message = f"There is no checkpoint at `fit(resume={resume!r})`."
-        expected = "'auto', the path of a checkpoint, or None"
-        raise CheckpointNotFound(explain(message, "no such file", expected))
-    if resume == "auto":
-        origin = _newest(like, callbacks, config)
+    if isinstance(resume, TrainState):
+        origin = Origin(_with_arrays(like, resume))
     else:
-        path = Path(resume)
-        origin = _load(path, read_manifest(path), like, callbacks, config)
+        origin = _first_sound(resume, found, like, callbacks, config)
     start = int(origin.state.step)
     if start > config["steps"]:
         message = "`fit(steps=...)` is before the checkpoint."
@@ -70,34 +83,59 @@ def restore(
     return origin
 
 
-def _newest(like: TrainState, callbacks: tuple[Callback, ...], config: dict[str, Any]) -> Origin:
-    """The newest sound file of all callbacks, or a start if there is no file."""
-    if not any(map(can_resume, callbacks)):
-        message = "`fit(resume='auto')` has nothing to resume from."
-        expected = "a `Checkpoint` among the callbacks"
-        raise ValueError(explain(message, "no callback that saves", expected))
-    paths = [path for callback in callbacks for path in callback.resume_paths()]
-    found = [(path, _read(path)) for path in paths]
-    for path, manifest in sorted(found, key=lambda entry: _step_of(entry[1]), reverse=True):
+def _with_arrays(like: TrainState, state: TrainState) -> TrainState:
+    """`like`, with the arrays of `state`. Raises `ValueError` if it has not the same ones."""
+    old, new = (
+        {
+            jax.tree_util.keystr(path): x
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+            if eqx.is_array(x)
+        }
+        for tree in (like, state)
+    )
+    for name in {**old, **new}:
+        received, expected = (
+            f"{name} {x[name].dtype}{list(x[name].shape)}" if name in x else f"no array {name}"
+            for x in (new, old)
+        )
+        if received != expected:
+            message = "`fit(resume=...)` is not a state of this strategy and model."
+            raise ValueError(explain(message, received, expected))
+
+    def choose(path: Any, x: Any) -> Any:
+        return jnp.asarray(new[jax.tree_util.keystr(path)], x.dtype) if eqx.is_array(x) else x
+
+    return jax.tree_util.tree_map_with_path(choose, like)
+
+
+def _first_sound(
+    resume: Literal["auto"] | str | Path | None,
+    found: list[Found],
+    like: TrainState,
+    callbacks: tuple[Callback, ...],
+    config: dict[str, Any],
+) -> Origin:
+    if not found:
+        return Origin(like, resuming=resume is not None)
+    for path, manifest in found:
         try:
-            if isinstance(manifest, Exception):
+            if isinstance(manifest, CheckpointError):
                 raise manifest
             return _load(path, manifest, like, callbacks, config)
-        except (CheckpointCorrupt, OSError) as error:
-            if isinstance(error, OSError) and error.errno != errno.EIO:
+        except (CheckpointCorrupt, CheckpointNotFound) as error:
+            if resume != "auto":
                 raise
             warn(f"Skipping a damaged checkpoint, {path}. {error}")
-    if paths:
-        received, expected = ", ".join(map(str, paths)), "one or more. Move them away to start anew"
-        raise CheckpointCorrupt(explain("No checkpoint is sound.", received, expected))
-    return Origin(like, resuming=True)
+    received = ", ".join(str(path) for path, _ in found)
+    expected = "one or more. Move them away to start anew"
+    raise CheckpointCorrupt(explain("No checkpoint is sound.", received, expected))
 
 
-def _read(path: Path) -> dict[str, Any] | CheckpointCorrupt | OSError:
+def _read(path: Path) -> dict[str, Any] | CheckpointError:
     """The manifest of a run's own file, or why it cannot be read."""
     try:
-        manifest = read_manifest(path)
-    except (CheckpointCorrupt, OSError) as error:
+        manifest = read_run(path)
+    except (CheckpointCorrupt, CheckpointNotFound) as error:
         return error
     saved = manifest["meta"].get("file", path.name)
     if saved == path.name:
@@ -108,10 +146,9 @@ def _read(path: Path) -> dict[str, Any] | CheckpointCorrupt | OSError:
     return CheckpointCorrupt(explain(message, f"the file that was saved as {saved}", expected))
 
 
-def _step_of(manifest: dict[str, Any] | Exception) -> int | float:
+def _step_of(manifest: dict[str, Any] | CheckpointError) -> int | float:
     """Before all others what is damaged or no run's, so that it is told of."""
-    step = None if isinstance(manifest, Exception) else manifest["meta"].get("step")
-    return step if isinstance(step, int) else math.inf
+    return math.inf if isinstance(manifest, Exception) else manifest["meta"].get("step", math.inf)
 
 
 def _load(
@@ -123,47 +160,17 @@ def _load(
 ) -> Origin:
     meta = manifest["meta"]
     saved = meta.get("config", {})
-    _refuse(path, _other_settings(saved, config))
-    state = load_state(path, like)  # of another model it lists the arrays, which says most
-    same_libraries = manifest.get("versions") == library_versions()
-    _refuse(path, _other_parts(saved, config, same_libraries=same_libraries))
-    attached = {name_of(callback) for callback in callbacks}
+    versions = manifest["versions"]
+    refuse_another(path, versions, saved, config, ("jax_", "strategy"))
     states = meta.get("callbacks", {})
+    for callback in callbacks:
+        check_types(path, states.get(name_of(callback), {}), callback.state_types)
+    state = load_run(path, manifest, like)  # of another model it lists the arrays, which says most
+    refuse_another(path, versions, saved, config, ("model", "tasks"))
+    state = as_asked(path, state, like, saved, config)
+    tell_of_other_bits(path, versions, saved, config)
+    attached = {name_of(callback) for callback in callbacks}
     forgotten = [n for n, value in states.items() if value.keys() - {LOG} and n not in attached]
     if forgotten:
         warn(f"`{path}` holds the state of callbacks that are not attached: {forgotten}")
     return Origin(state, resuming=True, path=path, meta=meta)
-
-
-def _refuse(path: Path, differ: dict[str, tuple[str, str]]) -> None:
-    """`differ`: what makes them two runs, by name, as it is in the file and in this run."""
-    if not differ:
-        return
-    there = ", ".join(f"{name}={old}" for name, (old, _) in differ.items())
-    here = ", ".join(f"{name}={new}" for name, (_, new) in differ.items())
-    expected = (
-        f"{here}, as this run has. Continue with what was saved, or save this run to another "
-        f"folder. Its weights alone start a new run: `model = eqxmeta.load_model('{path}', model)`"
-    )
-    received = f"a checkpoint with {there}"
-    raise CheckpointMismatch(explain(f"`{path}` is of another run.", received, expected))
-
-
-def _other_settings(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    old = {name: saved.get(name) for name in _IDENTITY}
-    return {n: (repr(old[n]), repr(config[n])) for n in _IDENTITY if old[n] != config[n]}
-
-
-def _other_parts(
-    saved: dict[str, Any], config: dict[str, Any], *, same_libraries: bool
-) -> dict[str, tuple[str, str]]:
-    """Of the model and the tasks, by key path. `same_libraries`: else their layers may have other
-    fields by now, and only those are compared that both have."""
-    differ = {}
-    for what, old in saved.get("fingerprint", {}).items():
-        new = config["fingerprint"][what]
-        for path in {**old, **new}:
-            both = path in old and path in new
-            if not agree(old[path], new[path]) if both else same_libraries:
-                differ[f"{what}{path}"] = (old.get(path, "nothing"), new.get(path, "nothing"))
-    return dict(list(differ.items())[:_TOLD])

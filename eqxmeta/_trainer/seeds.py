@@ -1,5 +1,7 @@
 """Several seeds of a run as one compiled program."""
 
+import math
+import signal
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +13,13 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int
-from .._errors import explain, warn
+from .._errors import explain, tell, warn, warnings_end_nothing
 from .._loop.chunk import Job, Report, count_non_finite, outer_steps
 from .._loop.pace import Pace
-from .._loop.signals import on_interrupt
+from .._loop.signals import Signals
 from .._model.state import TrainState
 from .._preflight.outer_update import check_outer_update
+from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.device_source import Sampled
 from .seed_arguments import check_alike, check_models, check_seeds, check_source
@@ -65,7 +68,6 @@ def fit_seeds(
     models = check_models(model, len(chosen))
     check_source(tasks)
     steps = min(steps, trainer.fast_dev_run or steps)
-    deadline = time.monotonic() + trainer.max_time
 
     strategy = trainer.strategy
     inits = [initial_state(strategy, m, "fit_seeds(model=...)") for m in models]
@@ -73,7 +75,7 @@ def fit_seeds(
     source = Sampled(tasks, trainer.meta_batch_size)
     check_outer_update(strategy, inits[0], source.example)
     states = _stack(inits * len(chosen) if len(inits) == 1 else inits)
-    return _run(trainer, source, states, chosen, steps, deadline)
+    return _run(trainer, source, states, chosen, steps)
 
 
 def _run(
@@ -82,7 +84,6 @@ def _run(
     states: TrainState,
     seeds: tuple[int, ...],
     steps: int,
-    deadline: float,
 ) -> SeedRuns:
     roots = jnp.stack([jax.random.key(seed) for seed in seeds])
     # What was not finite to begin with, such as a mask of -inf, is meant to be so.
@@ -92,7 +93,11 @@ def _run(
     bad: dict[int, int] = {}  # the first bad step of a run, by its index
     rows: list[dict[str, np.ndarray]] = []
     step, stop = 0, 0  # the first dispatch takes no step: compiles, so that the pace is not misled
-    with on_interrupt(lambda: stopped.append("interrupted")):
+    deadline = math.inf
+    with Signals(signal.SIGINT, talk=trainer.summary) as signals:
+        signals.stop = stopped.append
+        activity = "compiling", time.monotonic(), True
+        signals.activity = lambda: None if signals.begun else activity
         while True:
             began = time.monotonic()
             states, report = train_seeds(
@@ -101,25 +106,29 @@ def _run(
             report = jax.device_get(report)
             taken = stop - step
             rows.append(report.metrics.rows(taken))
-            if taken:
+            if not taken:
+                signals.begin()
+                deadline = time.monotonic() + trainer.max_time
+            else:
                 pace.measured(taken, time.monotonic() - began)
                 for index, first in _non_finite(rows[-1], report.non_finite, meant).items():
                     bad.setdefault(index, step + first)
             step = stop
-            if time.monotonic() > deadline:
+            if taken and time.monotonic() > deadline:
                 stopped.append("time limit")
             if stopped or step == steps:
                 break
             stop = min(steps, step + pace.limit)
     stop_reason = stopped[0] if stopped and step < steps else None
     if stop_reason is not None and trainer.summary:
-        print(f"stopped at step {step:,} of {steps:,}: {stop_reason}", flush=True)
+        tell(f"stopped at step {step:,} of {steps:,}: {stop_reason}")
     if bad:
         which = ", ".join(f"seed {seeds[i]} at step {bad[i]:,}" for i in sorted(bad))
         message = "Runs of `fit_seeds` became NaN or infinite."
         received = f"{which} ({len(bad)} of {len(seeds)} runs)"
         expected = "finite metrics and parameters; see `SeedRuns.finite`. The other runs go on"
-        warn(explain(message, received, expected))
+        with warnings_end_nothing():
+            warn(explain(message, received, expected))
     metrics = {name: np.concatenate([row[name] for row in rows], axis=1) for name in rows[0]}
     finite = np.array([index not in bad for index in range(len(seeds))])
     return SeedRuns(seeds, states, metrics, finite, steps, stop_reason)
@@ -135,7 +144,7 @@ class Batch(eqx.Module):
     stop: Int[Array, ""]
 
 
-@eqx.filter_jit(donate="all-except-first")
+@strategy_jit(donate=True)
 def train_seeds(batch: Batch, states: TrainState) -> tuple[TrainState, Report]:
     """`outer_steps` of every seed: `states` and the report lead with the axis of seeds."""
     dynamic, static = eqx.partition(states, eqx.is_array)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._errors import annotate_errors
-from .._model.check import check_no_nan
+from .._model.check import check_no_nan, warn_duplicates
 from .._model.state import TrainState, without_weak_types
 from .._preflight.outer_update import check_init
 from .._strategy.strategy import Strategy
@@ -13,6 +13,7 @@ from .._strategy.strategy import Strategy
 def initial_state(strategy: Strategy, model: PyTree, argument: str) -> TrainState:
     """The state before the first step; `argument` is where `model` was given."""
     check_no_nan(model, argument)
+    warn_duplicates(model, argument)
     with annotate_errors(f"`{type(strategy).__name__}.init(model)`", type(model).__name__):
         state = strategy.init(model)
     check_init(strategy, state)

@@ -1,6 +1,8 @@
 """What a run is, in plain values and in a few lines for the terminal."""
 
+import contextlib
 import dataclasses
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +12,7 @@ import jax
 from jaxtyping import PyTree
 
 from .._callback.callback import Callback, name_of
+from .._checkpoint.array_facts import array_fact
 from .._checkpoint.fingerprint import fingerprint
 from .._meta_gradient.inner_loop import InnerLoop
 from .._model.check import count_parameters
@@ -17,6 +20,18 @@ from .._model.state import TrainState
 from .._preflight.slow_layers import linear_layers
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy, partition_learnt
+
+# Fields of a strategy that say how something is laid out in memory, and not what is computed.
+_LAYOUT = (".task_chunk", ".remat")
+
+# Of `jax.config`, on what the numbers of a run depend.
+_SETTINGS = (
+    "enable_x64",
+    "default_matmul_precision",
+    "default_prng_impl",
+    "threefry_partitionable",
+    "random_seed_offset",
+)
 
 
 def describe(
@@ -32,7 +47,7 @@ def describe(
 ) -> dict[str, Any]:
     """The run as plain values: for hyper-parameters, and for a checkpoint to be compared with.
 
-    `saves`: with the fingerprints of the model and the tasks, for which all data is read."""
+    `saves`: with the fingerprints by which a resumed run is known, for which all data is read."""
     inner = strategy.inner if isinstance(strategy, RolloutStrategy) else None
     params, rest = partition_learnt(strategy, state.model)
     return {
@@ -40,7 +55,7 @@ def describe(
         "options": _options(strategy),
         "inner_steps": strategy.num_inner_steps(),
         "gradient": getattr(inner, "gradient", None),
-        "adapts": _adapts(inner, model),
+        "adapts": _adapts(inner, model, state.model),
         "learns": _learns(params, rest),
         "meta_batch_size": meta_batch_size,
         "seed": seed,
@@ -49,7 +64,7 @@ def describe(
         "parameters": count_parameters(model),
         "meta_parameters": count_parameters(params),
         "tasks": _name(tasks),
-        **({"fingerprint": _fingerprints(model, tasks)} if saves else {}),
+        **({"fingerprint": _fingerprints(strategy, model, state, tasks)} if saves else {}),
     }
 
 
@@ -94,11 +109,16 @@ def _options(strategy: Strategy) -> str:
     return ", ".join(f"{name}={x!r}" for name, x in plain if name != "task_chunk")
 
 
-def _adapts(inner: InnerLoop | None, model: PyTree) -> str | None:
-    """The key paths of what `InnerLoop(adapt=...)` chooses; `None` if everything adapts."""
+def _adapts(inner: InnerLoop | None, *models: PyTree) -> str | None:
+    """The key paths of what `InnerLoop(adapt=...)` chooses of the first of the `models` that has
+    it: the user's, or what the strategy learns. `None` if everything adapts."""
     if inner is None or inner.adapt is None:
         return None
-    return _key_paths(inner.partition(model)[0])
+    for model in models:
+        # It may be of another model; if of none, the check of the outer step tells.
+        with contextlib.suppress(Exception):
+            return _key_paths(inner.partition(model)[0])
+    return "a part that the strategy makes"
 
 
 def _learns(params: PyTree, rest: PyTree) -> str | None:
@@ -115,11 +135,45 @@ def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _fingerprints(model: PyTree, tasks: Any) -> dict[str, dict[str, str]]:
+def _fingerprints(
+    strategy: Strategy, model: PyTree, state: TrainState, tasks: Any
+) -> dict[str, dict[str, str]]:
     # Of a source on the host, which may be larger than any memory, the class.
     module = isinstance(tasks, eqx.Module)
-    told = fingerprint(tasks, values=True) if module else {"": type(tasks).__name__}
-    return {"model": fingerprint(model, values=False), "tasks": told}
+    told = fingerprint(strategy, values=True)
+    return {
+        "strategy": {path: fact for path, fact in told.items() if not path.endswith(_LAYOUT)},
+        "jax_": {name: str(getattr(jax.config, f"jax_{name}", None)) for name in _SETTINGS},
+        "model": fingerprint(model, values=False),
+        "tasks": fingerprint(tasks, values=True) if module else {"": type(tasks).__name__},
+        "asked": _asked_of_the_optimizer(state),
+        "computed": _computed_on(),
+    }
+
+
+def _asked_of_the_optimizer(state: TrainState) -> dict[str, str]:
+    """The numbers that `optax.inject_hyperparams` keeps in the state, as the run asks for them; not
+    those that a schedule makes anew at every step."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves if eqx.is_array(leaf)}
+
+    def scheduled(name: str) -> bool:
+        its_state = name.replace(".hyperparams[", ".hyperparams_states[")
+        return any(other.startswith(its_state) for other in arrays)
+
+    injected = [name for name in arrays if ".hyperparams[" in name and not scheduled(name)]
+    return {name: array_fact(arrays[name]) for name in injected}
+
+
+def _computed_on() -> dict[str, str]:
+    """On what the last bits of a run depend, beside what it is."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return {"device": device.device_kind}
+    # Among which a sum is divided; of those of the machine the process may use some.
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = os.cpu_count() if affinity is None else len(affinity(0))
+    return {"device": device.device_kind, "cores": str(cores)}
 
 
 def _name(tasks: Any) -> str:

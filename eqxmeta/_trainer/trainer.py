@@ -1,11 +1,11 @@
 """The trainer."""
 
 import contextlib
-import time
+import signal
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from jaxtyping import PyTree
 
@@ -13,18 +13,40 @@ from .._arguments import check_argument, check_choice, check_int, check_seed
 from .._callback.callback import Callback, attach, name_of
 from .._callback.monitor import check_monitors
 from .._callback.run import OnNonFinite, Run, Settings
-from .._errors import warn
+from .._errors import explain, tell, warn, warnings_end_nothing
 from .._loop.loop import Loop
+from .._loop.signals import Signals
 from .._model.check import check_model
-from .._model.state import TrainState
+from .._model.state import TrainState, without_values
 from .._preflight.outer_update import check_outer_update
 from .._preflight.plan import Plan, make_plan
 from .._strategy.metrics import SKIPPED
 from .._strategy.strategy import Strategy
 from .._task.source import open_source
-from .resume import can_resume, restore
+from .resume import can_resume, find, restore
 from .start import initial_state
 from .summary import describe, render
+
+_EVALUATE = "`eqxmeta.evaluate(strategy, state.model, tasks)`"
+_LOAD = "`eqxmeta.load_best(folder, strategy, model)`, or `eqxmeta.load_model(path, model)`"
+# What users of other trainers call, and what does that here.
+_ELSEWHERE = {
+    "evaluate": _EVALUATE,
+    "test": _EVALUATE,
+    "validate": f"{_EVALUATE}; during a run the callback `Evaluate(tasks, every=...)`",
+    "predict": "`strategy.inner_adapt(state.model, support)`: a model, which takes an example",
+    "train": "`trainer.fit(model, tasks, steps)`",
+    "resume": "`trainer.fit(model, tasks, steps, resume='auto')`",
+    "load_checkpoint": _LOAD,
+    "load_from_checkpoint": _LOAD,
+    "save": "`eqxmeta.save(path, state)`; during a run the callback `Checkpoint`",
+    "save_checkpoint": "`eqxmeta.save(path, state)`; during a run the callback `Checkpoint`",
+    "model": "the `model` of the state that `fit` returns",
+    "state": "what `fit` returns",
+    "global_step": "`int(state.step)`, of what `fit` returns",
+    "logged_metrics": "the file of the callback `JSONL`; `result` of the callback `Evaluate`",
+    "callback_metrics": "the file of the callback `JSONL`; `result` of the callback `Evaluate`",
+}
 
 
 class Trainer:
@@ -36,7 +58,8 @@ class Trainer:
     - `callbacks`: see `eqxmeta.callbacks`. The result of a run does not depend on them.
     - `steps_per_execution`: the most outer steps per dispatch of the compiled loop, at most 1024;
       `"auto"` aims at half a second. The result does not depend on it.
-    - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to.
+    - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to. They
+      count from the first step on, after compiling, and one chunk of steps is always taken.
     - `on_non_finite`: what to do at an outer step of which a metric (such as the loss or the
       gradient's norm), a parameter or a number of the optimizer's state is NaN or infinite. The
       step is never part of the result, whatever the policy, nor of a checkpoint.
@@ -90,13 +113,21 @@ class Trainer:
         self.summary = summary
         self.stop_reason: str | None = None
 
+    if not TYPE_CHECKING:  # to a type checker an attribute that is not there stays an error
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"`Trainer` has no attribute {name!r}."
+            if name in _ELSEWHERE:
+                message = explain(message, f"`trainer.{name}`", _ELSEWHERE[name])
+            raise AttributeError(message, name=name, obj=self)
+
     def fit(
         self,
         model: PyTree,
         tasks: Any,
         steps: int,
         *,
-        resume: Literal["auto"] | str | Path | None = None,
+        resume: Literal["auto"] | str | Path | TrainState | None = None,
     ) -> TrainState:
         """Train until outer step `steps`, and return the state reached.
 
@@ -106,37 +137,61 @@ class Trainer:
         - `steps`: counted from the very first, also when resuming.
         - `resume`: `"auto"` continues from the newest sound checkpoint of an attached
           `Checkpoint`, or starts if there is none; a path continues from that file; `None` starts.
+          A `TrainState` (such as `strategy.init(model)`, or what an earlier `fit` returned, with
+          other numbers in it) is taken as it is, in the place of the one that `model` would give:
+          a new run, with files of its own, that begins at `state.step`.
+
+        To change the learning rate of a run that is resumed, give the outer optimizer the new one,
+        `optax.adam(1e-4)` or `optax.inject_hyperparams(optax.adam)(1e-4)`: all numbers of the outer
+        optimizer are those of the run that asks, the rest of the state is the checkpoint's. (What
+        `inject_hyperparams` has in the state is then told with both values, as a
+        `RuntimeWarning`.) Anything else in the strategy that differs makes it another run, which is
+        refused. Where it was computed with another number of cores, device or library, a
+        `RuntimeWarning` says that the same bits cannot be expected.
 
         The first Ctrl-C ends the run after the current chunk, with the hooks of a run's end (so
         that `Checkpoint` saves), and the state is returned; a second one raises. The attribute
         `stop_reason` is then "interrupted": a script may `sys.exit(130)`, as the shell expects.
         SIGTERM ends the run in the same way, and after it the process: `SystemExit(143)`, or the
-        handler that was there before.
+        handler that was there before. Neither waits for a source, a hook (see `Callback.grace`) or
+        a disk that takes longer than a second or two; nor does `max_time` for a source. What
+        happens is said at once, on stderr. Before the first step there is nothing to save, and
+        Ctrl-C raises a `KeyboardInterrupt` (with which a script ends with 130).
 
         Raises `NonFiniteError` if a metric or parameter becomes NaN or infinite, `CheckpointError`
         if a run cannot be resumed, `TypeError` or `ValueError` for invalid arguments.
         """
         steps = check_int(steps, "fit(steps=...)", minimum=1, what="outer steps")
         check_model(model, "fit(model=...)")
+        with Signals(signal.SIGINT, signal.SIGTERM, talk=self.summary) as signals:
+            return self._fit(model, tasks, steps, resume, signals)
+
+    def _fit(
+        self,
+        model: PyTree,
+        tasks: Any,
+        steps: int,
+        resume: Literal["auto"] | str | Path | TrainState | None,
+        signals: Signals,
+    ) -> TrainState:
         callbacks = self.callbacks
         if self.fast_dev_run:
             steps, resume = min(steps, self.fast_dev_run), None
             callbacks = tuple(callback for callback in callbacks if not callback.writes)
-        deadline = time.monotonic() + self.max_time
         self.stop_reason = None
 
         state = initial_state(self.strategy, model, "fit(model=...)")
         config = describe(
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
-            saves=resume is not None or any(map(can_resume, callbacks)),
+            saves=not isinstance(resume, TrainState | None) or any(map(can_resume, callbacks)),
         )  # fmt: skip
         settings = Settings(
             self.strategy,
             steps,
             self.seed,
             everys=self._everys(callbacks, steps),
-            deadline=deadline,
+            max_time=self.max_time,
             steps_per_execution=self.steps_per_execution,
             on_non_finite=self.on_non_finite,
             config=config,
@@ -144,26 +199,30 @@ class Trainer:
         with contextlib.ExitStack() as held:
             for callback in callbacks:
                 held.enter_context(callback.exclusive())
-            origin = restore(resume, state, callbacks, config)
-            start = int(origin.state.step)
+            found = find(resume, callbacks)
+            if found:  # shapes are enough, and the arrays would be in the way of those to come
+                state = without_values(state)
+            origin = restore(resume, found, state, callbacks, config)
+            start, state = int(origin.state.step), origin.state
             opened = open_source(
                 tasks, self.meta_batch_size, "fit(tasks=...)", start=start, steps=steps
             )
             source = held.enter_context(opened)
             metrics = check_outer_update(self.strategy, state, source.example)
-            loop = Loop(settings, origin, source, callbacks, metrics)
+            loop = Loop(settings, origin, source, callbacks, metrics, signals)
             loop.refuse()
             # Of those too that a trial run leaves out.
             skipped = {SKIPPED} if self.on_non_finite == "skip" else set()
-            check_monitors(self.callbacks, metrics | skipped)
+            check_monitors(self.callbacks, metrics | skipped, self.strategy)
             if self.summary:
                 left_out = [callback for callback in self.callbacks if callback not in callbacks]
-                print(render(config, callbacks, left_out, start=start, model=model), flush=True)
+                tell(render(config, callbacks, left_out, start=start, model=model))
                 if self.fast_dev_run:
-                    print(make_plan(self.strategy, state, source.example, alone=True), flush=True)
+                    tell(make_plan(self.strategy, state, source.example, alone=True))
+            held.enter_context(warnings_end_nothing())
+            del origin, state  # the loop has a copy, and the run may be long
             state = loop.train()
-        self._say_how_it_ended(loop.run)
-        loop.termination.pass_on()
+            self._say_how_it_ended(loop.run)
         return state
 
     def _everys(self, callbacks: Iterable[Callback], steps: int) -> dict[str, int]:
@@ -179,13 +238,13 @@ class Trainer:
         self.stop_reason = run.stop_reason
         if self.summary and run.stop_reason is not None:
             reached = f"{run.step:,} of {run.steps:,}"
-            print(f"stopped at step {reached}: {run.stop_reason}", flush=True)
+            tell(f"stopped at step {reached}: {run.stop_reason}")
         if run.skipped:
-            told = f"skipped {run.skipped:,} steps that were not finite"
+            skipped = f"skipped {run.skipped:,} steps that were not finite"
             if self.summary:
-                print(told, flush=True)
+                tell(skipped)
             else:
-                warn(f"The run {told}.")
+                warn(f"The run {skipped}.")
 
     def plan(self, model: PyTree, tasks: Any) -> Plan:
         """What an outer step will cost: memory, operations and compile time, as it is and with

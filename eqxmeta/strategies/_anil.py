@@ -1,5 +1,7 @@
 """ANIL: the inner loop adapts the head only."""
 
+from typing import TYPE_CHECKING
+
 from .._strategy.head import AdaptsByHead, Head
 
 
@@ -21,6 +23,9 @@ class ANIL(AdaptsByHead):
     Raises `TypeError` or `ValueError` for arguments that are not as above, and `ValueError` when
     used with a model that has no such head.
     """
+
+    if TYPE_CHECKING:  # else a checker takes the fields for the arguments
+        __init__ = AdaptsByHead.__init__
 
     @staticmethod
     def chosen(head: Head) -> Head:

@@ -1,5 +1,7 @@
 """BOIL: the inner loop adapts the body only."""
 
+from typing import TYPE_CHECKING
+
 from .._strategy.head import AdaptsByHead, Body, Head
 
 
@@ -12,6 +14,9 @@ class BOIL(AdaptsByHead):
 
     Arguments as for `ANIL`.
     """
+
+    if TYPE_CHECKING:  # else a checker takes the fields for the arguments
+        __init__ = AdaptsByHead.__init__
 
     @staticmethod
     def chosen(head: Head) -> Body:

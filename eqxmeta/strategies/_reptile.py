@@ -23,7 +23,7 @@ from .._strategy.outer_step import (
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Where, partition_learnt
 from .._task.layout import OverTasks, TaskChunk, check_task_chunk
-from .._task.task import Task
+from .._task.task import Task, count_examples
 from .._types import Loss, Metrics
 
 
@@ -130,6 +130,7 @@ class Reptile(RolloutStrategy):
             loss, metrics = query_loss(self.loss, state.model, end.model, task, query_key)
             adapted, _ = partition_learnt(self, end.model)
             carried = end.opt_state if self.inner_state == "carry" else None
+            carried = eqx.filter(carried, eqx.is_array)
             return adapted, carried, {"loss": loss, "support_loss": end.losses, **metrics}
 
         def mean(over: OverTasks) -> PyTree:
@@ -146,13 +147,14 @@ class Reptile(RolloutStrategy):
         outer = TrainState(state.step, state.model, state.opt_state.outer)
         outer = apply_gradient(self, self.optimizer, outer, towards, value=metrics["loss"])
         metrics = by_step(metrics) | {"grad_norm": optax.tree.norm(towards)}
+        inner = eqx.combine(inner, state.opt_state.inner)  # with what is no array in it
         opt_state = ReptileOptState(outer.opt_state, inner)
         return TrainState(outer.step, outer.model, opt_state), metrics
 
     def _minibatches(
         self, data: PyTree, steps: int, key: PRNGKeyArray | None
     ) -> Int[Array, "steps size"] | None:
-        examples = jax.tree.leaves(data)[0].shape[0]
+        examples = count_examples(data) or 0
         if self.batch_size is None or self.batch_size >= examples or steps == 0:
             return None
         # Without a key, for `inner_adapt` on its own, the order is arbitrary but fixed.

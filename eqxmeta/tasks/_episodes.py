@@ -1,7 +1,7 @@
 """Few-shot classification episodes from labelled arrays."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import equinox as eqx
 import jax
@@ -66,6 +66,33 @@ class Episodes(eqx.Module):
     queries: int = eqx.field(static=True)
     rotations: bool = eqx.field(static=True)
     augment: tuple[Callable, ...]
+
+    # For type checkers: of `*data` they do not know that it is two.
+    @overload
+    def __init__(
+        self,
+        images: Any,
+        labels: Any,
+        *,
+        ways: int,
+        shots: int,
+        queries: int,
+        rotations: bool = False,
+        augment: Callable | Sequence[Callable] | None = (),
+    ): ...
+
+    @overload
+    def __init__(
+        self,
+        images: Any,
+        labels: Any,
+        ways: int,
+        shots: int,
+        queries: int,
+        *,
+        rotations: bool = False,
+        augment: Callable | Sequence[Callable] | None = (),
+    ): ...
 
     def __init__(
         self,

@@ -45,8 +45,8 @@ class MoreOfEvaluate(Evaluate):
 
 @pytest.mark.parametrize("own", [Publishes(), MoreOfEvaluate(BoringTasks(), every=10, num_tasks=2)])
 def test_what_is_published_later_is_not_refused(own, tmp_path):
-    checkpoint = Checkpoint(tmp_path, every=2, keep=1, monitor="late")
-    boring_fit(12, callbacks=[own, checkpoint, EarlyStopping("late", patience=9)])
+    checkpoint = Checkpoint(tmp_path, every=2, keep=1, monitor="late", mode="min")
+    boring_fit(12, callbacks=[own, checkpoint, EarlyStopping("late", patience=9, mode="min")])
     assert checkpoint.best_path == tmp_path / "step-000000010.ckpt"
 
 
@@ -80,8 +80,8 @@ def test_beside_any_of_ours_a_misspelt_monitor_is_refused(tmp_path):
 def test_the_first_miss_is_told_at_the_users_line(what, tmp_path):
     steps = []
     monitoring = {
-        "Checkpoint": Checkpoint(tmp_path, every=2, keep=1, monitor="lat"),
-        "EarlyStopping": EarlyStopping("lat", patience=9),
+        "Checkpoint": Checkpoint(tmp_path, every=2, keep=1, monitor="lat", mode="min"),
+        "EarlyStopping": EarlyStopping("lat", patience=9, mode="min"),
     }[what]
     watch = Lambda(on_chunk_end=lambda run, metrics: steps.append((run.step, len(caught))))
     with pytest.warns(RuntimeWarning, match=rf"`{what}\(monitor=(.|\n)*'lat'(.|\n)*late") as caught:

@@ -105,7 +105,7 @@ def test_training_metric_is_observed_at_absolute_steps(cuts):
 
 
 def test_warns_if_there_was_nothing_to_observe():
-    callback = EarlyStopping("eval/los", patience=1)
+    callback = EarlyStopping("eval/los", patience=1, mode="min")
     run = fake_run(callback)
     observe(callback, [1.0], run=run)
     with pytest.warns(UserWarning, match=r"eval/los'.*\['eval/loss'\]"):
@@ -119,7 +119,7 @@ def test_wrong_arguments_and_names():
     for kwargs in ({"patience": 0}, {"mode": "up"}, {"min_delta": -1.0}, {"every": 0}):
         with pytest.raises(Exception, match=next(iter(kwargs))):
             EarlyStopping("loss", **{"patience": 1, **kwargs})
-    callback = EarlyStopping("los", patience=1, every=5)
+    callback = EarlyStopping("los", patience=1, mode="min", every=5)
     callback.on_fit_start(run := fake_run())
     with pytest.raises(KeyError, match="one of"):
         callback.on_chunk_end(run, {"step": np.arange(1), "loss": np.ones(1)})

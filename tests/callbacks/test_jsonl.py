@@ -1,5 +1,8 @@
+import errno
 import json
 import math
+import os
+import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -132,7 +135,8 @@ def train(callback, run, last, *, sizes, save=None):
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
-@pytest.mark.parametrize("tear", [None, b'{"step": 20, "lo', b"\xff\x00\n", b"{}\n3\n"])
+@pytest.mark.parametrize("tear", [b"", b'{"step": 20, "lo', b"\xff\x00\n", b"{}\n3\n"])
+@pytest.mark.filterwarnings("ignore:(?s).*is damaged:RuntimeWarning")
 def test_resumed_run_leaves_the_same_file(tmp_path, every, tear):
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     callback, run = start(whole, every=every)
@@ -141,12 +145,14 @@ def test_resumed_run_leaves_the_same_file(tmp_path, every, tear):
 
     callback, run = start(broken, every=every)
     train(callback, run, 19, sizes=[2] * 20, save=10)  # killed at step 19
-    if tear is not None:
-        broken.write_bytes(broken.read_bytes() + tear)
+    broken.write_bytes(found := broken.read_bytes() + tear)
     callback, run = start(broken, every=every, start=10, resuming=True)
     train(callback, run, 24, sizes=[3] * 20)
     callback.on_fit_end(run)
     assert broken.read_bytes() == whole.read_bytes()
+    # A line that was torn off is nobody's; what has an end is kept.
+    copies = [path.read_bytes() for path in tmp_path.glob("*.stale")]
+    assert copies == [found] * tear.endswith(b"\n")
 
 
 def test_resuming_at_a_row_that_hears_more(path):
@@ -192,6 +198,61 @@ def test_damage_in_the_middle_and_a_lost_end_are_told_of(path, every):
     newest = steps_of(path)[-1]
     with pytest.warns(RuntimeWarning, match=f"(?s)is short.*step {newest} as the newest"):
         start(path, start=20, every=every, resuming=True)
+
+
+DAMAGE = {
+    "brackets": b"[" * 100_000,
+    "objects": b'{"a":' * 100_000,
+    "deep": b'{"step": 3, "x": ' + b"[" * 300 + b"NaN" + b"]" * 300 + b"}",
+    "true": b'{"step": true}',
+    "digits": b'{"step": ' + b"9" * 5000 + b"}",
+    "utf-16": '{"step": 3}'.encode("utf-16"),
+    "bytes": b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.parametrize("line", [0, 2, 4, 5])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_line_that_breaks_the_parser_is_damage(path, damage, line):
+    callback, run = start(path)
+    chunk(run, callback, 1, 5)
+    callback.on_fit_end(run)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines.insert(line, DAMAGE[damage] + b"\n")
+    path.write_bytes(damaged := b"".join(lines))
+    with pytest.warns(RuntimeWarning, match=r"(?s)damaged.*run\.jsonl\.stale"):
+        callback, run = start(path, start=5, resuming=True)
+    chunk(run, callback, 6, 7)
+    callback.on_fit_end(run)
+    assert steps_of(path) == [1, 2, 3, 4, 5, 6, 7]
+    assert path.with_name("run.jsonl.stale").read_bytes() == damaged
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EUCLEAN, errno.EACCES])
+def test_a_log_that_the_disk_cannot_read(path, monkeypatch, code):
+    callback, run = start(path)
+    chunk(run, callback, 1, 5)
+    callback.on_fit_end(run)
+    before = path.read_bytes()
+
+    def fail(self):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "read_bytes", fail)
+        if code == errno.EACCES:  # says nothing of the file
+            with pytest.raises(OSError, match="Permission"):
+                start(path, start=5, resuming=True)
+        else:
+            with pytest.warns(RuntimeWarning, match=r"(?s)damaged.*run\.jsonl\.stale"):
+                callback, run = start(path, start=5, resuming=True)
+    if code == errno.EACCES:
+        assert path.read_bytes() == before
+        return
+    chunk(run, callback, 6, 7)
+    callback.on_fit_end(run)
+    assert steps_of(path) == [6, 7]
+    assert path.with_name("run.jsonl.stale").read_bytes() == before
 
 
 def test_what_a_killed_run_left_is_removed(path):

@@ -1,5 +1,10 @@
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
+import termios
 
 import numpy as np
 import pytest
@@ -60,6 +65,32 @@ def test_resumed_run_starts_where_it_starts(monkeypatch):
     assert "75%" in last_frame(stderr) and "30/40" in last_frame(stderr)
 
 
+def test_what_takes_long_is_shown_with_its_clock(monkeypatch):
+    stderr = use(monkeypatch, Terminal())
+    callback = ProgressBar()
+    run = fake_run(callback, steps=40)
+    callback.on_fit_start(run)
+    run.show("compiling 0:12")
+    assert "compiling 0:12" in last_frame(stderr)
+    run.show(None)
+    assert "compiling" not in last_frame(stderr)
+    finish(callback, run)
+    run.show("Evaluate 0:02")
+    callback.on_fit_end(run)
+    assert "loss 0.025" in last_frame(stderr) and "Evaluate" not in last_frame(stderr)
+    drawn = stderr.getvalue()
+    run.show("Evaluate 0:03")  # late
+    assert stderr.getvalue() == drawn
+
+
+def test_without_a_bar_nothing_is_shown(monkeypatch):
+    use(monkeypatch, io.StringIO())
+    callback = ProgressBar()
+    run = fake_run(callback, steps=40)
+    callback.on_fit_start(run)
+    assert run.show is None
+
+
 def test_speed_comes_from_the_clock(monkeypatch):
     stderr = use(monkeypatch, Terminal())
     callback = ProgressBar()
@@ -100,3 +131,68 @@ def test_quiet(monkeypatch, terminal, disable):
     run.log({"x": 1.0})
     callback.on_fit_end(run)
     assert stderr.getvalue() == ""
+
+
+class Gone(Terminal):
+    """A terminal that was closed, a pipe whose reader has ended, an alphabet that lacks letters."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+    def flush(self):
+        raise self.error
+
+    def isatty(self):
+        raise self.error
+
+
+GONE = {
+    "none": None,
+    "pipe": Gone(BrokenPipeError(32, "Broken pipe")),
+    "closed": Gone(ValueError("I/O operation on closed file.")),
+    "disk": Gone(OSError(28, "No space left on device")),
+    "letters": io.TextIOWrapper(io.BytesIO(), "ascii"),
+    "object": object(),
+}
+
+
+@pytest.mark.parametrize("disable", [None, False])
+@pytest.mark.parametrize("gone", GONE)
+def test_nobody_there_to_be_told(monkeypatch, gone, disable):
+    use(monkeypatch, GONE[gone])
+    callback = ProgressBar(disable=disable)
+    run = fake_run(callback)
+    callback.on_fit_start(run)
+    finish(callback, run)
+    run.log({"eval/größe": 1.0})
+    callback.on_fit_end(run)
+    assert not tqdm._instances
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(0, 0), (0, 24), (80, 0)])
+def test_a_pseudo_terminal_without_a_size(monkeypatch, columns, rows):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    with os.fdopen(theirs, "w") as terminal:
+        use(monkeypatch, terminal)
+        callback = ProgressBar()
+        run = fake_run(callback)
+        callback.on_fit_start(run)
+        finish(callback, run)
+        callback.on_fit_end(run)
+        shown = os.read(ours, 10_000).decode().rstrip().split("\r")[-1]
+    os.close(ours)
+    assert "100%|" in shown and "40/40" in shown and "loss 0.025" in shown and len(shown) < 80
+
+
+def test_a_line_of_the_users_goes_above_the_bar(monkeypatch):
+    stderr = use(monkeypatch, Terminal())
+    callback = ProgressBar()
+    run = fake_run(callback)
+    callback.on_fit_start(run)
+    tqdm.write("a line", file=stderr)
+    callback.on_fit_end(run)
+    assert re.search(r"\r +\ra line\n", stderr.getvalue())

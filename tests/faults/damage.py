@@ -9,9 +9,11 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 import eqxmeta as em
 from eqxmeta._checkpoint import container as _container
@@ -19,6 +21,7 @@ from eqxmeta._checkpoint.save_load import read_manifest, verify
 from eqxmeta.callbacks import Checkpoint
 
 from ..boring import BoringModel, boring_fit, same_bits
+from ..checkpoint.test_container import rewrite
 from .inject import Tally
 
 LIKE = {
@@ -44,26 +47,26 @@ def damage(folder: Path, times: int, rng: random.Random, *, every: int = 1000) -
         flipped = bytearray(data)
         flipped[position] ^= 1 << rng.randrange(8)
         bad.write_bytes(flipped)
-        tally.add("flipped bits", _accepted(bad, harmless=True))
+        tally.add("flipped bits", accepted(bad, harmless=True))
     for length in range(0, len(data), every):
         bad.write_bytes(data[:length])
-        tally.add("truncations", _accepted(bad))
+        tally.add("truncations", accepted(bad))
     for name, forge in forgeries(good):
         forge(bad)
-        tally.add("forgeries", _accepted(bad) and f"{name} was accepted")
+        tally.add("forgeries", accepted(bad) and f"{name} was accepted")
     for name, spoil in _SPOILERS.items():
         tally.add("runs resumed", _resumed(folder / name.replace(" ", "-"), spoil))
     return tally
 
 
-def _accepted(path: Path, *, harmless: bool = False) -> str | None:
+def accepted(path: Path, like: PyTree = LIKE, *, harmless: bool = False) -> str | None:
     """What `load`, `verify` or `inspect` took for sound, unless it is allowed to be and nothing
     changed; or that they do not agree about it."""
     found = {}
     for read in (em.load, verify, em.inspect):
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                loaded = read(path, LIKE) if read is em.load else read(path)
+                loaded = read(path, like) if read is em.load else read(path)
         except em.CheckpointCorrupt:
             found[read.__name__] = True
             continue
@@ -72,7 +75,7 @@ def _accepted(path: Path, *, harmless: bool = False) -> str | None:
         found[read.__name__] = False
         if not harmless:
             return f"damage was accepted by {read.__name__}"
-        if read is em.load and not same_bits(loaded, LIKE):
+        if read is em.load and not same_bits(loaded, like):
             return "other values were loaded"
         if read_manifest(path)["meta"] != META:
             return "another `meta` was read"
@@ -122,6 +125,21 @@ def forgeries(good: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
     for leaf in huge["leaves"]:
         leaf["bytes"] = 10**15
     yield "sizes beyond the file", forged(manifest=json.dumps(huge).encode())
+    for changes in (
+        {"dtype": "U2"}, {"dtype": "i4,f4"}, {"dtype": "O"}, {"dtype": "key<"}, {"path": "['b']"},
+        {"shape": [2**62] * 100_000}, {"shape": [0, 2**62]}, {"shape": {}}, {"shape": [True]},
+    ):  # fmt: skip
+        other = json.loads(text)
+        other["leaves"][0] |= changes
+        told = f"a leaf described by {str(changes)[:40]}"
+        yield told, forged(manifest=json.dumps(other).encode())
+    for where, value in {
+        "meta": {"a": json.loads("[" * 300 + "]" * 300)},
+        "versions": [1],
+        "more": "x" * 10**7,
+    }.items():
+        other = {**json.loads(text), where: value}
+        yield f"other {where}", forged(manifest=json.dumps(other).encode())
 
 
 def _digest(data: bytes) -> bytes:
@@ -158,7 +176,31 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09}.ckpt"
 
 
-_SPOILERS = {"a flipped bit": _flip, "cut": _cut, "empty": _empty, "two swapped": _swap}
+def _folder(folder: Path) -> None:
+    _path(folder, 30).unlink()
+    _path(folder, 30).mkdir()
+
+
+def _foreign(*names: str, value: Any) -> Callable[[Path], None]:
+    def change(manifest: dict[str, Any]) -> dict[str, Any]:
+        part = manifest["meta"]
+        for name in names[:-1]:
+            part = part[name]
+        part[names[-1]] = value
+        return manifest
+
+    return lambda folder: rewrite(_path(folder, 30), change)
+
+
+_SPOILERS = {
+    "a flipped bit": _flip,
+    "cut": _cut,
+    "empty": _empty,
+    "two swapped": _swap,
+    "a folder": _folder,
+    "config": _foreign("config", value=[]),
+    "best step": _foreign("callbacks", "Checkpoint", "best_step", value=[1]),
+}
 
 
 def _resumed(folder: Path, spoil: Callable[[Path], None]) -> str | None:

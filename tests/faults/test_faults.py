@@ -15,6 +15,7 @@ from eqxmeta.callbacks import Checkpoint
 
 from ..boring import Recorder, at, boring_fit, same_bits
 from .damage import damage
+from .fuzz import fuzz
 from .writes import writes
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,14 @@ def test_damaged_files_are_refused(tmp_path):
     tally = damage(tmp_path, 60, random.Random(0), every=10_000)
     assert not tally.lost, tally
     assert sum(tally.tried.values()) > 80
+
+
+@pytest.mark.parametrize("examples", [4, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_whatever_becomes_of_files_is_found_out_or_does_no_harm(tmp_path, examples):
+    tally = fuzz(tmp_path, random.Random(0), examples=examples)
+    assert not tally.lost, tally
+    assert sum(tally.tried.values()) > 2 * examples
 
 
 def test_two_checkpoints_that_were_swapped_are_passed_over(tmp_path):

@@ -80,11 +80,11 @@ def test_a_file_is_verified_on_the_disk_rather_than_in_memory(tmp_path, monkeypa
         calls.append((os.fstat(descriptor).st_ino, *advice))
         raise OSError(95, "Operation not supported")  # no reason not to read the file
 
-    read = _container.Reader.read
+    check = _container.Reader.check
 
-    def reads(self, entry):
+    def checks(self, entry):
         calls.append(entry["path"])
-        return read(self, entry)
+        return check(self, entry)
 
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("needs posix_fadvise")
@@ -93,7 +93,7 @@ def test_a_file_is_verified_on_the_disk_rather_than_in_memory(tmp_path, monkeypa
         monkeypatch.setattr(os, "posix_fadvise", advised)
     else:
         monkeypatch.delattr(os, "posix_fadvise")
-    monkeypatch.setattr(_container.Reader, "read", reads)
+    monkeypatch.setattr(_container.Reader, "check", checks)
     verify(tmp_path / "x")
     advice = [((tmp_path / "x").stat().st_ino, 0, 0, os.POSIX_FADV_DONTNEED)]
     assert calls == advice * known + [".weight", ".bias"]

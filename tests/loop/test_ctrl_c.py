@@ -18,7 +18,7 @@ from eqxmeta.callbacks import Checkpoint, Lambda
 from ..boring import BoringStrategy, Recorder, at, boring_fit, same_bits
 
 ROOT = Path(__file__).parents[2]
-HOOKS_OF_A_RUN = ("on_fit_start", "on_chunk_end", "on_step_end", "on_fit_end")
+HOOKS_OF_A_RUN = ("on_chunk_end", "on_step_end", "on_fit_end")
 
 
 @pytest.fixture
@@ -35,19 +35,45 @@ def interrupt(run=None):
 
 @pytest.mark.parametrize("hook", HOOKS_OF_A_RUN)
 def test_ctrl_c_ends_the_run_with_everything_saved(hook, tmp_path, sigint):
-    recorder = Recorder(every=10, act=at(hook, 0 if hook == "on_fit_start" else 20, interrupt))
+    recorder = Recorder(every=10, act=at(hook, 20, interrupt))
     callbacks = [recorder, Checkpoint(tmp_path, every=1000)]
     state = boring_fit(40, callbacks=callbacks, steps_per_execution=5)
     end = int(state.step)
-    assert end == {"on_fit_start": 0, "on_fit_end": 40}.get(hook, 20)
+    assert end == {"on_fit_end": 40}.get(hook, 20)
     assert recorder.steps_of("on_fit_end") == [end]
     assert recorder.errors == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if end:
-        (path,) = tmp_path.iterdir()
-        assert path.name == f"step-{end:09}.ckpt"
-        assert same_bits(em.load(path, state), state)
-        assert recorder.metrics["step"].tolist() == list(range(1, end + 1))
+    (path,) = tmp_path.iterdir()
+    assert path.name == f"step-{end:09}.ckpt"
+    assert same_bits(em.load(path, state), state)
+    assert recorder.metrics["step"].tolist() == list(range(1, end + 1))
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_before_the_first_step_there_is_nothing_to_end(interactive, tmp_path, sigint, monkeypatch):
+    if interactive:  # at a prompt only the command ends
+        monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    recorder = Recorder(every=10, act=at("on_fit_start", 0, interrupt))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        boring_fit(40, callbacks=[recorder, Checkpoint(tmp_path, every=10)])
+    assert isinstance(caught.value, SystemExit) is not interactive
+    assert interactive or caught.value.code == 130
+    assert [hook for _, hook, _ in recorder.events] == ["on_fit_start", "on_exception"]
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_while_the_user_s_code_is_traced_it_ends_at_once(sigint):
+    reached = []
+
+    class Pressed(BoringStrategy):
+        def init(self, model):
+            interrupt()
+            reached.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        boring_fit(40, strategy=Pressed())
+    assert reached == []
 
 
 def test_ctrl_c_while_the_device_works(tmp_path, sigint):
@@ -63,23 +89,21 @@ def test_ctrl_c_while_the_device_works(tmp_path, sigint):
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(state.model))
 
 
-@pytest.mark.parametrize("hook", HOOKS_OF_A_RUN[:3])
+@pytest.mark.parametrize("hook", HOOKS_OF_A_RUN[:2])
 def test_keyboard_interrupt_raised_in_a_hook(hook, tmp_path):
     def interrupted(run):
         raise KeyboardInterrupt
 
-    first = Recorder(
-        "first", every=10, act=at(hook, 0 if hook == "on_fit_start" else 20, interrupted)
-    )
+    first = Recorder("first", every=10, act=at(hook, 20, interrupted))
     second = Recorder("second", every=10)
     callbacks = [first, second, Checkpoint(tmp_path, every=1000)]
     state = boring_fit(40, callbacks=callbacks, steps_per_execution=5)
     end = int(state.step)
-    assert end == (0 if hook == "on_fit_start" else 20)
+    assert end == 20
     assert first.steps_of("on_fit_end") == second.steps_of("on_fit_end") == [end]
     assert first.errors == second.errors == []
     assert first.stop_reason == "interrupted"
-    assert len(list(tmp_path.iterdir())) == (1 if end else 0)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("step", [10, 13])
@@ -163,7 +187,7 @@ def test_a_real_ctrl_c_from_outside(tmp_path, again):
         assert "returned" not in out
         return
     assert process.returncode == 0, err
-    assert err == ""
+    assert err.startswith("Ctrl-C: the run ends after what is under way") and err.count("\n") == 1
     found = re.search(
         r"stopped at step ([\d,]+) of 1,000,000,000: interrupted\nreturned (\d+) True$",
         out.rstrip(),

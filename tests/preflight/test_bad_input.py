@@ -108,6 +108,11 @@ class Model(eqx.Module):
 X, Y = jnp.ones((4, 3)), jnp.ones((4, 1))
 
 
+class Keyless(eqx.Module):
+    def sample(self):
+        return em.Task((X, Y), (X, Y))
+
+
 def tasks(support, query=(X, Y)):
     return Source(lambda key: em.Task(support, query))
 
@@ -145,6 +150,14 @@ class DropsOptimizer(BoringStrategy):
     def outer_update(self, state, tasks, *, key):
         new, metrics = BoringStrategy.outer_update(self, state, tasks, key=key)
         return em.TrainState(new.step, new.model, None), metrics
+
+
+class Reports(BoringStrategy):
+    metric: object = None
+
+    def outer_update(self, state, tasks, *, key):
+        new, metrics = BoringStrategy.outer_update(self, state, tasks, key=key)
+        return new, metrics | {"index": self.metric}
 
 
 class NoLoss(em.Strategy):
@@ -202,16 +215,9 @@ def resumed(folder, *, first=None, path=None, **second):
 
 def best(folder):
     """A folder in which the first checkpoint is the best one."""
-    watched = Checkpoint(folder / "old", every=2, monitor="index")
+    watched = Checkpoint(folder / "old", every=2, monitor="index", mode="min")
     boring_fit(4, callbacks=[watched])
     return folder / "old"
-
-
-def alone(folder):
-    """The file of a model that was saved by itself."""
-    folder.mkdir()
-    em.save(folder / "model", LINEAR)
-    return folder / "model"
 
 
 def damaged(folder):
@@ -229,6 +235,7 @@ IMAGES, LABELS = np.zeros((12, 2), np.float32), np.arange(12) // 4
 NOT_A_MODEL = "an instance of an Equinox module|at least one floating-point array"
 A_SOURCE = r"`eqx\.Module` with `sample\(key\) -> Task`"
 TRACED = "that JAX can trace"
+ONE_EXAMPLE = "a model that takes one such example"
 
 # fmt: off
 MISTAKES = {
@@ -239,8 +246,8 @@ MISTAKES = {
     "a model is a function": Mistake(
         lambda f: fit(f, model=lambda x: x), ValueError, r"fit\(model=", "<lambda>", NOT_A_MODEL),
     "a model is a list of layers": Mistake(
-        lambda f: fit(f, model=[LINEAR, LINEAR]),
-        TypeError, r"`loss\(model, batch, key\)`", "list", TRACED),
+        lambda f: fit(f, model=[LINEAR, eqx.nn.Linear(1, 1, key=KEY)]),
+        TypeError, r"`loss\(model, batch, key\)`", "list", ONE_EXAMPLE),
     "a model under vmap": Mistake(
         lambda f: fit(f, model=jax.vmap(LINEAR)),
         ValueError, r"fit\(model=", "function", "no batch axis.*model itself"),
@@ -264,7 +271,12 @@ MISTAKES = {
     "a model for other inputs": Mistake(
         lambda f: fit(f, model=eqx.nn.Linear(2, 1, key=KEY)),
         TypeError, r"refused one example.*`loss\(model, batch, key\)`",
-        r"Linear, and an example of shape float32\[3\], of a batch of \(float32\[4,3\]", TRACED),
+        r"Linear, and an example of shape float32\[3\], of a batch of \(float32\[4,3\]",
+        ONE_EXAMPLE),
+    "a model that branches": Mistake(
+        lambda f: fit(f, model=Model(jnp.ones(3), lambda w, x: w * x if x[0] > 0 else w)),
+        jax.errors.TracerBoolConversionError, r"refused one example.*`loss\(model, batch, key\)`",
+        r"Model, and an example of shape float32\[3\]", TRACED),
     "a model that wants a batch": Mistake(
         lambda f: fit(f, model=Model(jnp.ones(3),
                                      lambda w, x: jax.vmap(lambda r: w * r)(x))),
@@ -298,8 +310,8 @@ MISTAKES = {
         lambda f: fit(f, tasks=BoringTasks().sample),
         TypeError, r"fit\(tasks=", "sample", A_SOURCE),
     "sample takes no key": Mistake(
-        lambda f: fit(f, tasks=Source(lambda: None)),
-        TypeError, r"`fit\(tasks=\.\.\.\)\.sample\(key\)`", "lambda", TRACED),
+        lambda f: fit(f, tasks=Keyless()),
+        TypeError, r"`fit\(tasks=\.\.\.\)\.sample\(key\)`", "Keyless", r"`sample\(key\) -> Task`"),
     "sample needs numbers where JAX has tracers": Mistake(
         lambda f: fit(f, tasks=Source(numpy_in_sample)),
         jax.errors.TracerArrayConversionError, r"`fit\(tasks=\.\.\.\)\.sample\(key\)`", "key",
@@ -312,7 +324,10 @@ MISTAKES = {
         ValueError, "support", r"\(0, 3\)", "1 or longer"),
     "x and y differ in length": Mistake(
         lambda f: fit(f, tasks=tasks((X, Y[:3]))),
-        ValueError, "support", r"\(4, 3\), \(3, 1\)", "same leading example axis"),
+        ValueError, "differ in shape", r"predictions \(4, 1\), targets \(3, 1\)", "same shape"),
+    "a task has a number of Python": Mistake(
+        lambda f: fit(f, tasks=tasks((X, Y, 0.5))),
+        ValueError, "support", "None of what is no array", "arrays"),
     "y has lost its last axis": Mistake(
         lambda f: fit(f, tasks=tasks((X, Y[:, 0]), (X, Y[:, 0]))),
         ValueError, "differ in shape", r"targets \(4,\)", "same shape"),
@@ -321,11 +336,12 @@ MISTAKES = {
         ValueError, "differ in shape", r"targets \(4,\)", "same shape"),
     "labels are floats": Mistake(
         lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
-                      model=eqx.nn.Linear(3, 2, key=KEY), tasks=tasks((X, Y[:, 0]))),
+                      model=eqx.nn.Linear(3, 2, key=KEY), tasks=tasks(*2 * [(X, Y[:, 0])])),
         TypeError, "Labels are not integers", "float32", "class numbers"),
     "labels are one-hot": Mistake(
         lambda f: fit(f, strategy=maml(em.losses.cross_entropy),
-                      model=eqx.nn.Linear(3, 2, key=KEY), tasks=tasks((X, jnp.ones((4, 2), int)))),
+                      model=eqx.nn.Linear(3, 2, key=KEY),
+                      tasks=tasks(*2 * [(X, jnp.ones((4, 2), int))])),
         ValueError, "Logits and labels", r"labels \(4, 2\)", r"labels \[n\]"),
     "a batch is a dict": Mistake(
         lambda f: fit(f, tasks=tasks({"x": X, "y": Y})),
@@ -385,7 +401,8 @@ MISTAKES = {
         ValueError, "not a loss", r"float32\[4\]", "scalar"),
     "a loss of two arguments": Mistake(
         lambda f: fit(f, strategy=maml(lambda m, b: (jnp.ones(()), {}))),
-        TypeError, r"`loss\(model, batch, key\)`", r"float32\[4,3\]", TRACED),
+        TypeError, r"`loss\(model, batch, key\)`", r"float32\[4,3\]",
+        r"`loss\(model, batch, key\)` -> \(scalar"),
     "a loss that needs a number": Mistake(
         lambda f: fit(f, strategy=maml(host_loss)),
         jax.errors.ConcretizationTypeError, r"`loss\(model, batch, key\)`", "batch", TRACED),
@@ -401,6 +418,23 @@ MISTAKES = {
     "a metric of the loss is not a scalar": Mistake(
         lambda f: fit(f, strategy=maml(reporting("errors", jnp.ones(4)))),
         ValueError, "metrics of `loss", r"'errors': float32\[4\]", "scalar arrays"),
+    "a metric of the loss is complex": Mistake(
+        lambda f: fit(f, strategy=maml(reporting("phase", jnp.ones((), jnp.complex64)))),
+        ValueError, "metrics of `loss", r"'phase': complex64\[\]", "real numbers"),
+    "a metric of the loss is a key": Mistake(
+        lambda f: fit(f, strategy=maml(reporting("key", KEY))),
+        ValueError, "metrics of `loss", r"'key': key<fry>\[\]", "real numbers"),
+    "a metric of outer_update is complex": Mistake(
+        lambda f: fit(f, strategy=Reports(metric=jnp.complex64(1j))),
+        ValueError, r"metrics of `Reports\.outer_update`", r"'index': complex64\[\]",
+        "real numbers"),
+    "a metric of outer_update is a number of Python": Mistake(
+        lambda f: fit(f, strategy=Reports(metric=0.5)),
+        ValueError, r"metrics of `Reports\.outer_update`", r"'index': float 0\.5", "scalar arrays"),
+    "an evaluation of a complex metric": Mistake(
+        lambda f: em.evaluate(maml(reporting("phase", jnp.ones((), jnp.complex64))), LINEAR,
+                              BoringTasks(), num_tasks=2),
+        ValueError, "metrics of `loss", r"'phase': complex64\[\]", "real numbers"),
     "a loss that returns a number alone": Mistake(
         lambda f: fit(f, strategy=maml(lambda m, b, k: em.losses.mse(m, b, k)[0])),
         TypeError, "something else than a pair", r"float32\[\]", "dict of scalar metrics"),
@@ -412,7 +446,7 @@ MISTAKES = {
         ValueError, "structure", r"opt_state\.bias: float32\[1\] -> None", "as in the old one"),
     "outer_update of one task": Mistake(
         lambda f: maml().outer_update(state_of(), BoringTasks().sample(KEY), key=KEY),
-        ValueError, "batch of tasks", r"\(4, 3\)", "leading task axis"),
+        ValueError, "outer_update", r"4 tasks, of support \(float32\[4,3\]", "a leading task axis"),
     "outer_update of arrays": Mistake(
         lambda f: maml().outer_update(state_of(), (X, Y), key=KEY),
         TypeError, "batch of tasks", "tuple", "eqxmeta.Task"),
@@ -420,8 +454,9 @@ MISTAKES = {
         lambda f: maml().outer_update(LINEAR, host_batch(0), key=KEY),
         TypeError, "outer_update.*state", "Linear", "init"),
     "outer_update of what looks like a batch": Mistake(
-        lambda f: maml().outer_update(state_of(), em.Task((X, X), (X, X)), key=KEY),
-        ValueError, "outer_update", r"4 tasks, of support \(float32\[4,3\]", "a leading task axis"),
+        lambda f: maml().outer_update(state_of(eqx.nn.Linear(1, 1, key=KEY)),
+                                      em.Task((Y, Y), (Y, Y)), key=KEY),
+        ValueError, "outer_update", r"4 tasks, of support \(float32\[4,1\]", "a leading task axis"),
     "inner_adapt of a task": Mistake(
         lambda f: maml().inner_adapt(LINEAR, em.Task((X, Y), (X, Y))),
         TypeError, "not a pair", "Task", r"\(x, y\).*task\.support"),
@@ -539,14 +574,14 @@ MISTAKES = {
         lambda f: em.nn.fast(3), TypeError, r"fast\(model\)", "3", "Equinox module"),
     "evaluation of tasks of another shape": Mistake(
         lambda f: fit(f, Evaluate(em.tasks.Sinusoid(2, 2), every=5), model=LINEAR),
-        TypeError, "the evaluation", r"query \(float32\[2,1\]", TRACED),
+        TypeError, "the evaluation", r"query \(float32\[2,1\]", "a result; why"),
     "evaluation after steps that cannot be counted": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=5, inner_steps=3),
                       strategy=BoringStrategy()),
         ValueError, r"Evaluate\(inner_steps=.*has no effect", "BoringStrategy", "left out"),
     "evaluation without a loss": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=5), strategy=NoLoss()),
-        TypeError, "loss", "NoLoss", "loss(model, batch, key)"),
+        TypeError, "NoLoss", "None", "loss(model, batch, key)"),
     "text is logged": Mistake(
         lambda f: fit(f, logging({"note": "good"})),
         TypeError, r"run\.log", "'note': 'good'", "number", late=True),
@@ -615,9 +650,6 @@ MISTAKES = {
     "resume is misspelt": Mistake(
         lambda f: fit(f, resume="atuo"), em.CheckpointNotFound, "resume='atuo'", "no such file",
         "'auto', the path"),
-    "load_model of what save stored": Mistake(
-        lambda f: em.load_model(alone(f / "old"), LINEAR), em.CheckpointMismatch, "not of a run",
-        r"eqxmeta\.save\(path, model\)", r"eqxmeta\.load\(path, like\)"),
     "resume from nothing": Mistake(
         lambda f: resumed(f, path=f / "none.ckpt"),
         em.CheckpointNotFound, "none.ckpt", "no such file", "file"),

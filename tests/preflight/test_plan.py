@@ -77,11 +77,12 @@ def test_it_recommends_another_way_only_where_that_matters(plan):
 
 
 @pytest.mark.parametrize("cls", [em.Joint, em.Reptile])
-def test_what_the_outer_step_does_not_differentiate_has_no_mode(cls):
+def test_what_the_outer_step_does_not_differentiate_has_no_other_mode(cls):
     strategy = cls(em.losses.mse, em.InnerLoop(optax.sgd(0.01), 5), optax.adam(1e-3))
     plan = em.Trainer(strategy, meta_batch_size=2).plan(tiny_mlp(), em.tasks.Sinusoid(2, 2))
     knobs = [(r.gradient, r.remat, r.task_chunk) for r in plan.rows]
-    assert knobs == [(None, None, "auto"), (None, None, 1)]
+    modes = ("mixed", False) if cls is em.Joint else (None, None)
+    assert knobs == [(*modes, "auto"), (*modes, 1)]
 
 
 @jax.custom_vjp

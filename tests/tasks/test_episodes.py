@@ -1,3 +1,5 @@
+import ast
+import inspect
 from pathlib import Path
 
 import equinox as eqx
@@ -342,3 +344,17 @@ def test_pixel_centroid_floor_of_omniglot(ways, shots, floor, ci95):
     own_ci95 = 1.96 * np.std(accuracy) / np.sqrt(len(keys))
     # Two estimates of the same quantity: their difference is wider than either.
     assert abs(np.mean(accuracy) - floor) < 1.3 * np.hypot(ci95, own_ci95)
+
+
+def test_the_signatures_for_type_checkers_are_those_of_the_call():
+    """Of `Episodes(*data, ways=5, ...)` mypy does not know how many arguments `*data` is."""
+    tree = ast.parse(Path(inspect.getfile(Episodes)).read_text())
+    found = [x for x in ast.walk(tree) if getattr(x, "name", "") == "__init__"]
+    *overloads, real = [x.args for x in found if isinstance(x, ast.FunctionDef)]
+    by_position = [[arg.arg for arg in arguments.args] for arguments in overloads]
+    assert by_position == [["self", "images", "labels"], [arg.arg for arg in real.args]]
+    names = [arg.arg for arg in real.args + real.kwonlyargs]
+    for arguments in overloads:
+        assert [arg.arg for arg in arguments.args + arguments.kwonlyargs] == names
+        given = [ast.unparse(x) for x in arguments.kw_defaults if x is not None]
+        assert given == [ast.unparse(x) for x in real.kw_defaults if x is not None]

@@ -138,9 +138,9 @@ def test_fast_dev_run_and_max_time(capsys):
     assert (runs.seeds, runs.steps, runs.stop_reason) == ((0, 1), 3, None)
     trainer = boring(max_time=1e-6, summary=True)
     runs = fit_seeds(trainer, BoringModel(), BoringTasks(), 50, seeds=2)
-    assert runs.metrics["loss"].shape == (2, 0)
+    assert runs.metrics["loss"].shape == (2, 1)
     assert (runs.steps, runs.stop_reason) == (50, "time limit")
-    assert "stopped at step 0 of 50: time limit" in capsys.readouterr().out
+    assert "stopped at step 1 of 50: time limit" in capsys.readouterr().out
 
 
 # A run that diverges.

@@ -1,5 +1,6 @@
 """What ends a run, and what a run says: limits, stops, errors of others, the summary."""
 
+import copy
 import signal
 import time
 from datetime import timedelta
@@ -198,9 +199,9 @@ def test_an_error_in_a_hook_reaches_everybody(hook):
         boring_fit(30, callbacks=[before, failing, after])
     assert caught.value is error
     for recorder in before, failing, after:
-        # The error is not told to whoever has not begun.
-        if recorder is after and hook == "on_fit_start":
-            assert recorder.events == []
+        # The error is not told to whoever has not begun, nor to whoever failed to begin.
+        if recorder is not before and hook == "on_fit_start":
+            assert recorder.steps_of("on_exception") == []
             continue
         assert recorder.errors == [error]
         assert recorder.events[-1][1] == "on_exception"
@@ -385,3 +386,31 @@ def test_stop_by_early_stopping_and_host_source_at_once():
     tasks = [host_batch(step) for step in range(100)]
     stop = EarlyStopping("loss", patience=3, every=10)
     assert int(boring_fit(100, strategy=Never(), tasks=tasks, callbacks=[stop]).step) == 40
+
+
+CALLS = {
+    "evaluate": "eqxmeta.evaluate(strategy, state.model, tasks)",
+    "test": "eqxmeta.evaluate(strategy, state.model, tasks)",
+    "validate": "eqxmeta.evaluate(strategy, state.model, tasks)",
+    "predict": "strategy.inner_adapt(state.model, support)",
+    "load_from_checkpoint": "eqxmeta.load_best(folder, strategy, model)",
+    "save_checkpoint": "eqxmeta.save(path, state)",
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_users_of_other_trainers_call_names_the_right_call(name):
+    trainer = em.Trainer(BoringStrategy(), meta_batch_size=2)
+    with pytest.raises(AttributeError) as caught:
+        getattr(trainer, name)(BoringModel(), BoringTasks())
+    lines = str(caught.value).split("\n")
+    assert lines[1] == f"Received: `trainer.{name}`"
+    assert lines[2].startswith("Expected: ") and f"`{CALLS[name]}`" in lines[2]
+    assert not hasattr(trainer, name)
+
+
+def test_an_attribute_that_nobody_has_and_copies_of_a_trainer():
+    trainer = em.Trainer(BoringStrategy(), meta_batch_size=2)
+    with pytest.raises(AttributeError, match=r"^`Trainer` has no attribute 'fitt'\.$"):
+        trainer.fitt  # noqa: B018
+    assert copy.copy(trainer).meta_batch_size == copy.deepcopy(trainer).meta_batch_size == 2
