@@ -174,8 +174,8 @@ def rates_held(optimizer):
     return optax.multi_transform({"learnt": optimizer, "held": optax.set_to_zero()}, labels)
 
 
-def test_switched_off_it_is_maml():
-    """To the bit, dropout too."""
+def test_switched_off_it_is_maml(x64):
+    """Dropout too. To rounding: the gradient in the rates makes XLA fuse the rest otherwise."""
     inner, tasks, adam = em.InnerLoop(optax.sgd(0.1), 2), sine_tasks(), optax.adam(0.1)
 
     def train(strategy):
@@ -188,8 +188,8 @@ def test_switched_off_it_is_maml():
     maml, expected = train(em.MAML(noisy, inner, adam))
     held = rates_held(adam)
     off, metrics = train(em.MAMLPlusPlus(noisy, inner, held, anneal=0))
-    assert tree_allclose(off.model, maml, rtol=0, atol=0)
-    assert tree_allclose(metrics, expected, rtol=0, atol=0)
+    assert tree_allclose(off.model, maml, rtol=1e-11, atol=0)
+    assert tree_allclose(metrics, expected, rtol=1e-11, atol=0)
 
 
 def test_one_phase_is_computed_of_many_seeds():
