@@ -19,8 +19,8 @@ class TrainState(HoldsModel):
     """Everything that a run learns.
 
     - `step`: outer steps taken so far, int32 scalar. The trainer owns it.
-    - `model`: what is meta-learnt. The user's own model, or an `eqx.Module` with a field
-      `.model` for strategies that learn more than an initialisation.
+    - `model`: what is meta-learnt. The user's own model, or a `MetaParameters` of it for
+      strategies that learn more than an initialisation.
     - `opt_state`: state of the outer optimizer.
 
     What changes from step to step is an array. Other leaves, such as a number of Python or a

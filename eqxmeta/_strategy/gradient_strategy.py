@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._arguments import check_argument, check_optimizer
 from .._errors import explain
 from .._meta_gradient.estimator import Estimator, ReverseMode
-from .._model.state import TrainState
+from .._model.state import MetaParameters, TrainState
 from .._task.layout import OverTasks, TaskChunk, check_task_chunk
 from .._task.task import Task
 from .._types import Metrics
@@ -73,7 +73,14 @@ class GradientStrategy(Strategy):
         check_argument(sound, self.estimator, f"{name}(estimator=...)", expected, TypeError)
 
     def init(self, model: PyTree) -> TrainState:
-        return init_state(self, self.meta_model(model), self.optimizer)
+        learnt = self.meta_model(model)
+        own = not isinstance(learnt, MetaParameters | type(model)) and hasattr(learnt, "model")
+        if own and not callable(learnt):
+            message = f"`{type(self).__name__}.meta_model` returned a container of its own."
+            received = f"a `{type(learnt).__name__}`, with the model in its field `model`"
+            expected = "`eqxmeta.MetaParameters(model, extra)`, with all that is learnt in `extra`"
+            raise TypeError(explain(message, received, expected))
+        return init_state(self, learnt, self.optimizer)
 
     def meta_model(self, model: PyTree) -> PyTree:
         """What `TrainState.model` holds, made from the user's `model`: that model, or

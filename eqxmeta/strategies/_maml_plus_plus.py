@@ -126,10 +126,10 @@ def _times_by_step(rates: PyTree) -> optax.GradientTransformation:
     def init(params: PyTree) -> Int[Array, ""]:
         return jnp.zeros((), jnp.int32)
 
-    def update(updates: PyTree, count: Array, params: PyTree = None):
+    def update(updates: PyTree, state: Any, params: PyTree = None):
         def times(rates: Array, update: Array) -> Array:
-            return rates[jnp.minimum(count, rates.size - 1)] * update
+            return rates[jnp.minimum(state, rates.size - 1)] * update
 
-        return jax.tree.map(times, rates, updates), optax.safe_increment(count)
+        return jax.tree.map(times, rates, updates), optax.safe_increment(state)
 
     return optax.GradientTransformation(init, update)

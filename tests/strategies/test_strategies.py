@@ -451,6 +451,24 @@ def test_a_task_loss_of_another_signature_is_refused(task_loss):
     type(em.MAML)("Own", (em.MAML,), {"task_loss": lambda self, *tasks, **options: None})
 
 
+class Rated(eqx.Module):
+    model: eqx.Module
+    rate: Array
+
+
+def test_a_container_of_ones_own_is_refused():
+    class Own(em.MAML):
+        def meta_model(self, model):
+            return Rated(model, jnp.ones(()))
+
+    own = Own(MSE, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))
+    expected = r"Expected: `eqxmeta.MetaParameters\(model, extra\)`"
+    with pytest.raises(
+        TypeError, match=rf"`Own.meta_model`[^\n]+\nReceived: .*`Rated`.*\n{expected}"
+    ):
+        own.init(tiny_mlp())
+
+
 class Coordinates(eqx.Module):
     """Central differences along every coordinate: an estimator that does not differentiate."""
 
