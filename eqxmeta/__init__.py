@@ -50,6 +50,7 @@ from .strategies import BOIL as BOIL
 from .strategies import FOMAML as FOMAML
 from .strategies import MAML as MAML
 from .strategies import Joint as Joint
+from .strategies import MAMLPlusPlus as MAMLPlusPlus
 from .strategies import MetaSGD as MetaSGD
 from .strategies import ProtoNet as ProtoNet
 from .strategies import Reptile as Reptile

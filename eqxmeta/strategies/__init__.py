@@ -5,6 +5,7 @@ from ._boil import BOIL as BOIL
 from ._fomaml import FOMAML as FOMAML
 from ._joint import Joint as Joint
 from ._maml import MAML as MAML
+from ._maml_plus_plus import MAMLPlusPlus as MAMLPlusPlus
 from ._meta_sgd import MetaSGD as MetaSGD
 from ._proto_net import ProtoNet as ProtoNet
 from ._reptile import Reptile as Reptile

@@ -11,9 +11,8 @@ import optax
 from jaxtyping import PyTree
 
 from .._arguments import check_argument
-from .._errors import explain
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
-from .._model.state import MetaParameters
+from .._model.state import MetaParameters, meta_parameters
 from .._strategy.gradient_strategy import GradientStrategy
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._types import Loss
@@ -58,7 +57,7 @@ class MetaSGD(GradientStrategy, RolloutStrategy):
         return MetaParameters(model, jax.tree.map(lambda x: jnp.full_like(x, self.rate), fast))
 
     def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
-        learnt = _checked(model)
+        learnt = meta_parameters(model, "MetaSGD")
         rated = optax.chain(self.inner.optimizer, _times(learnt.extra))
         return self.inner(self.loss, learnt.model, support, optimizer=rated, **options)
 
@@ -71,11 +70,3 @@ def _times(rates: PyTree) -> optax.GradientTransformation:
         return jax.tree.map(lambda rate, update: rate * update, rates, updates), state
 
     return optax.GradientTransformation(init, update)
-
-
-def _checked(model: Any) -> MetaParameters:
-    if not isinstance(model, MetaParameters):
-        message, received = "`model` has no inner rates.", type(model).__name__
-        where = "`MetaSGD(...).init(model).model`, or a trained one"
-        raise TypeError(explain(message, received, f"what `TrainState.model` holds: {where}"))
-    return model

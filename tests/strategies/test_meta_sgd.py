@@ -120,8 +120,8 @@ def test_rates_are_trained_checkpointed_and_drawn(tmp_path):
 
     reader = EventAccumulator(str(tmp_path / "parts/tensorboard"), size_guidance={"histograms": 0})
     reader.Reload()
-    assert set(reader.Tags()["histograms"]) == {"parameters/rates", "parameters/model"}
-    events = reader.Histograms("parameters/rates")
+    assert set(reader.Tags()["histograms"]) == {"parameters/extra", "parameters/model"}
+    events = reader.Histograms("parameters/extra")
     assert [event.step for event in events] == [3, 6]
     drawn = events[-1].histogram_value
     assert drawn.num == len(rates) == 25
@@ -134,7 +134,7 @@ def test_rates_are_trained_checkpointed_and_drawn(tmp_path):
 
 
 def test_a_model_without_rates_is_refused():
-    with pytest.raises(TypeError, match="`model` has no inner rates" + THREE_PARTS):
+    with pytest.raises(TypeError, match="`model` is not all that `MetaSGD` learns" + THREE_PARTS):
         meta_sgd().inner_adapt(tiny_mlp(), em.tasks.Sinusoid(4, 6).sample(KEY).support)
 
 
