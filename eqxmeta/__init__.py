@@ -47,10 +47,13 @@ from ._trainer.trainer import Trainer as Trainer
 from ._types import Loss as Loss
 from .strategies import ANIL as ANIL
 from .strategies import BOIL as BOIL
+from .strategies import CAVIA as CAVIA
 from .strategies import FOMAML as FOMAML
+from .strategies import IMAML as IMAML
 from .strategies import MAML as MAML
 from .strategies import Joint as Joint
 from .strategies import MAMLPlusPlus as MAMLPlusPlus
 from .strategies import MetaSGD as MetaSGD
+from .strategies import ProtoMAML as ProtoMAML
 from .strategies import ProtoNet as ProtoNet
 from .strategies import Reptile as Reptile
