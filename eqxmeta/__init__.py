@@ -25,6 +25,7 @@ from ._evaluation.plot_confusion import plot_confusion as plot_confusion
 from ._evaluation.result import Evaluation as Evaluation
 from ._meta_gradient.estimator import Estimator as Estimator
 from ._meta_gradient.estimator import ReverseMode as ReverseMode
+from ._meta_gradient.evolution_strategies import EvolutionStrategies as EvolutionStrategies
 from ._meta_gradient.inner_loop import Adaptation as Adaptation
 from ._meta_gradient.inner_loop import InnerLoop as InnerLoop
 from ._model.features import features as features
