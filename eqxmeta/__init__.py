@@ -3,6 +3,7 @@
 from . import data as data
 from . import losses as losses
 from . import nn as nn
+from . import rules as rules
 from . import tasks as tasks
 from ._callback.published import Curve as Curve
 from ._callback.published import Histogram as Histogram
@@ -51,6 +52,8 @@ from .strategies import BOIL as BOIL
 from .strategies import FOMAML as FOMAML
 from .strategies import MAML as MAML
 from .strategies import Joint as Joint
+from .strategies import LearntUpdate as LearntUpdate
+from .strategies import MetaCurvature as MetaCurvature
 from .strategies import MetaSGD as MetaSGD
 from .strategies import ProtoNet as ProtoNet
 from .strategies import Reptile as Reptile

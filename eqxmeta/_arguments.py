@@ -1,5 +1,7 @@
 """Checks of arguments that many public names share. Each raises before anything is traced."""
 
+import math
+import numbers
 import os
 import re
 import sys
@@ -121,6 +123,14 @@ def check_file(path: Path, argument: str) -> None:
 def _is_virtual(folder: Path) -> bool:
     # Of a file system that the kernel makes up, the access rights of root say nothing.
     return folder.absolute().parts[1:2] in (("proc",), ("sys",))
+
+
+def check_number(value: Any, argument: str, *, positive: bool = False) -> float:
+    """`value` as Python's float. Raises `ValueError` unless it is a real, finite number."""
+    sound = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    sound = sound and (value > 0 or not positive)
+    check_argument(sound, value, argument, f"a {'positive, ' * positive}finite number")
+    return float(value)
 
 
 def check_optimizer(optimizer: object, argument: str) -> None:

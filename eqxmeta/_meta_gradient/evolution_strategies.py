@@ -1,7 +1,6 @@
 """Evolution strategies: the meta-gradient from values alone."""
 
 import math
-import numbers
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from .._arguments import check_argument, check_int
+from .._arguments import check_int, check_number
 from .._errors import explain
 from .estimator import Objective
 
@@ -49,12 +48,8 @@ class EvolutionStrategies(eqx.Module):
     pairs: int
 
     def __init__(self, sigma: float, pairs: int):
-        real = isinstance(sigma, numbers.Real) and not isinstance(sigma, bool)
-        sound = real and math.isfinite(sigma) and sigma > 0
-        argument = "EvolutionStrategies(sigma=...)"
-        check_argument(sound, sigma, argument, "a positive, finite number")
+        self.sigma = check_number(sigma, "EvolutionStrategies(sigma=...)", positive=True)
         argument = "EvolutionStrategies(pairs=...)"
-        self.sigma = float(sigma)
         self.pairs = check_int(pairs, argument, minimum=1, what="pairs of values an outer step")
 
     def __call__(self, objective: Objective, params: PyTree, *, key: PRNGKeyArray | None):

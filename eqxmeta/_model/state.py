@@ -54,6 +54,15 @@ def own_model(model: PyTree) -> PyTree:
     return model.model if isinstance(model, MetaParameters) else model
 
 
+def meta_parameters(model: Any, strategy: str) -> MetaParameters:
+    """`model`. Raises `TypeError` if it is not what a `strategy` that learns more than it has."""
+    if not isinstance(model, MetaParameters):
+        message = f"`model` is not all that `{strategy}` learns."
+        expected = f"what `TrainState.model` holds: `{strategy}(...).init(model).model`, or a "
+        raise TypeError(explain(message, type(model).__name__, expected + "trained one"))
+    return model
+
+
 def without_weak_types(tree: PyTree) -> PyTree:
     """Arrays of `tree` as JAX arrays without weak types, so that a loop may carry them."""
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype) if eqx.is_array(x) else x, tree)

@@ -4,7 +4,9 @@ from ._anil import ANIL as ANIL
 from ._boil import BOIL as BOIL
 from ._fomaml import FOMAML as FOMAML
 from ._joint import Joint as Joint
+from ._learnt_update import LearntUpdate as LearntUpdate
 from ._maml import MAML as MAML
+from ._meta_curvature import MetaCurvature as MetaCurvature
 from ._meta_sgd import MetaSGD as MetaSGD
 from ._proto_net import ProtoNet as ProtoNet
 from ._reptile import Reptile as Reptile

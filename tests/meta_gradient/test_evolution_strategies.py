@@ -112,8 +112,8 @@ def test_no_key_is_used_twice():
 
 
 def test_the_draws_are_not_those_of_the_tasks_keys():
-    """`fold_in(key, i)` is the i-th of `split(key)`: the parameters must not be moved by what a task
-    draws from its own key."""
+    """`fold_in(key, i)` is the i-th of `split(key)`: the parameters must not be moved by what a
+    task draws from its own key."""
     seen = []
 
     def objective(x):
