@@ -128,7 +128,7 @@ def _is_virtual(folder: Path) -> bool:
 def check_number(value: Any, argument: str, *, positive: bool = False) -> float:
     """`value` as Python's float. Raises `ValueError` unless it is a real, finite number."""
     sound = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    sound = sound and (value > 0 or not positive)
+    sound = sound and (float(value) > 0 or not positive)
     check_argument(sound, value, argument, f"a {'positive, ' * positive}finite number")
     return float(value)
 

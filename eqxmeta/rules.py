@@ -138,7 +138,7 @@ class UpdateNetwork(eqx.Module):
         mean = jax.tree.map(lambda m, u: 0.9 * m + 0.1 * u, mean, updates)
 
         def one(u: Array, m: Array, x: Array) -> Array:
-            m = m / (1 - 0.9 ** count.astype(m.dtype))
+            m = m / (1 - 0.9 ** jnp.asarray(count, m.dtype))
             features = jnp.stack([u / _rms(u), m / _rms(m), x], axis=-1)
             a, b = jnp.moveaxis(jax.vmap(self.network)(features.reshape(-1, 3)), -1, 0)
             return jnp.exp(a).reshape(u.shape) * u + b.reshape(u.shape) * m

@@ -4,7 +4,7 @@ import abc
 from typing import Any
 
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from .._arguments import check_argument
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
@@ -51,7 +51,8 @@ def _then(first: optax.GradientTransformation, rule: Any, name: str) -> Any:
     def init(params: PyTree) -> tuple[Any, Any]:
         return first.init(params), rule.init(params)
 
-    def update(updates: PyTree, state: tuple[Any, Any], params: PyTree = None, *, value: Array):
+    def update(updates: PyTree, state: Any, params: Any = None, **extra: Any):
+        value = extra["value"]
         updates, before = update_first(updates, state[0], params, value)
         updates, after = update_last(updates, state[1], params, value)
         return updates, (before, after)
