@@ -53,14 +53,16 @@ def test_one_step_against_the_formula(x64):
 
     strategy = meta_sgd(rate=rate)
     state = strategy.init(Line(jnp.asarray(w)))
-    assert np.array_equal(state.model.extra.w, np.full(3, rate))
+    assert np.array_equal(state.model.extra.rates.w, np.full(3, rate))
     ours = strategy.inner_adapt(state.model, task.support)
     assert isinstance(ours, Line)
     np.testing.assert_allclose(ours.w, adapted, rtol=1e-12)
     tasks = jax.tree.map(lambda x: x[None], task)
     new, metrics = strategy.outer_update(state, tasks, key=None)
     np.testing.assert_allclose(state.model.model.w - new.model.model.w, d_w, rtol=1e-10)
-    np.testing.assert_allclose(state.model.extra.w - new.model.extra.w, d_rates, rtol=1e-10)
+    np.testing.assert_allclose(
+        state.model.extra.rates.w - new.model.extra.rates.w, d_rates, rtol=1e-10
+    )
     np.testing.assert_allclose(metrics["loss_before"], np.mean((xq @ w - yq[:, 0]) ** 2))
     np.testing.assert_allclose(metrics["loss"], np.mean((xq @ adapted - yq[:, 0]) ** 2))
 
