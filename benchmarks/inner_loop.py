@@ -4,8 +4,6 @@ So does the training program, which beside it keeps the support loss of every in
 reported under a name of its own.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -41,8 +39,7 @@ def compile_training(strategy, model, tasks):
     """What `Trainer.fit` compiles: tasks sampled, outer steps and their metrics, in a loop."""
     source, zero = Sampled(notebook_tasks(), TASKS), jnp.int32(0)
     job = Job(strategy, source, jax.random.key(0), zero, zero)
-    program: Any = train_chunk
-    program.lower(job, strategy.init(model)).compile()
+    train_chunk.lower(job, strategy.init(model)).compile()
 
 
 def run(pairs, quick):

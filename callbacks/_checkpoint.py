@@ -20,6 +20,7 @@ from eqxmeta._arguments import (
     check_int_or_none,
     check_json,
     check_path,
+    place_of,
 )
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.monitor import Monitor
@@ -98,7 +99,7 @@ class Checkpoint(Callback):
         expected = "the name of a logged value, or None"
         check_argument(sound, monitor, "Checkpoint(monitor=...)", expected)
         check_choice(on_error, "Checkpoint(on_error=...)", ("raise", "warn"))
-        self.folder = check_path(folder, "Checkpoint(folder=...)")
+        self.folder = self._place = check_path(folder, "Checkpoint(folder=...)")
         self.every = check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
         self.keep = check_int_or_none(keep, "Checkpoint(keep=...)", minimum=1, what="files")
         self.monitor = monitor
@@ -125,7 +126,7 @@ class Checkpoint(Callback):
 
     @property
     def _files(self) -> CheckpointFiles:
-        return CheckpointFiles(self.folder)  # which may be assigned, from one run to the next
+        return CheckpointFiles(self._place)
 
     def resume_paths(self) -> Sequence[Path]:
         return [path for _, path in sorted(self._files.by_step().items(), reverse=True)]
@@ -141,9 +142,10 @@ class Checkpoint(Callback):
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        check_folder(self.folder, "Checkpoint(folder=...)")
+        self._place = place_of(self.folder, "Checkpoint(folder=...)")
+        check_folder(self._place, "Checkpoint(folder=...)")
         with ExitStack() as held:
-            held.enter_context(locked(self.folder))
+            held.enter_context(locked(self._place))
             try:
                 yield
             finally:

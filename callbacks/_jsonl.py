@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_file, check_int, check_json, check_path
+from eqxmeta._arguments import check_file, check_int, check_json, check_path, place_of
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
@@ -52,42 +52,43 @@ class JSONL(Callback):
     state_types = LOG_TYPES
 
     def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
-        self.path = check_path(path, "JSONL(path=...)")
+        self.path = self._place = check_path(path, "JSONL(path=...)")
         self.name = name
         self._thinning = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
         self._held: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
 
     def exclusive(self) -> AbstractContextManager[None]:
-        check_file(self.path, "JSONL(path=...)")
-        return file_locked(self.path)
+        self._place = place_of(self.path, "JSONL(path=...)")
+        check_file(self._place, "JSONL(path=...)")
+        return file_locked(self._place)
 
     def refuse(self, run: Run) -> None:
-        check_file(self.path, "JSONL(path=...)")
+        check_file(self._place, "JSONL(path=...)")
         if not run.resuming and self._occupied():
             message = "`JSONL(path=...)` already holds a run."
             expected = "a file that does not exist yet. Pass resume='auto' to continue the run, "
             expected += "or choose another path"
-            raise FileExistsError(explain(message, f"'{self.path}'", expected))
+            raise FileExistsError(explain(message, f"'{self._place}'", expected))
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
         restored, self._restored = self._restored, None
         # From step 0 nothing of that attempt can be continued: no checkpoint says whose it is.
         if self._occupied() and (run.start == 0 or self._is_foreign(run, restored)):
-            set_aside(self.path)
-        end, last, held = _resumed(self.path, run.start) if run.resuming else (0, b"", None)
-        make_folder(self.path.parent)
-        remove_leftovers(self.path.parent, glob.escape(self.path.name))
-        self.path.touch()
-        sync_folder(self.path.parent)  # rows that are synced are not lost with the file's entry
+            set_aside(self._place)
+        end, last, held = _resumed(self._place, run.start) if run.resuming else (0, b"", None)
+        make_folder(self._place.parent)
+        remove_leftovers(self._place.parent, glob.escape(self._place.name))
+        self._place.touch()
+        sync_folder(self._place.parent)  # rows that are synced are not lost with the file's entry
         # The newest row is held back, because more may be logged at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.
         self._held = held
         if held is not None and held["step"] < run.start - run.start % self._thinning:
             received = f"step {held['step']} as the newest"
             expected = f"a row up to step {run.start}, where the run goes on: later ones are lost"
-            warn(explain(f"The log {self.path} is short.", received, expected))
+            warn(explain(f"The log {self._place} is short.", received, expected))
         self._end = end
         self._last = last  # what the file holds from `_end` on
         self._pending: list[bytes] = []  # complete lines that are not in the file
@@ -119,17 +120,17 @@ class JSONL(Callback):
         # The checkpoint's step must have its line, with everything that was logged at it.
         self._flush()
         # Which log it is. Not while more may be logged at the step of its first line.
-        return {LOG: _first(self.path)} if self._end > 0 else {}
+        return {LOG: _first(self._place)} if self._end > 0 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
 
     def _occupied(self) -> bool:
-        return self.path.exists() and self.path.stat().st_size > 0
+        return self._place.exists() and self._place.stat().st_size > 0
 
     def _is_foreign(self, run: Run, restored: dict[str, Any] | None) -> bool:
-        found = [first] if (first := _first(self.path)) else []
-        return is_foreign(run, restored, found, log=self.path, fate="It is kept as *.stale")
+        found = [first] if (first := _first(self._place)) else []
+        return is_foreign(run, restored, found, log=self._place, fate="It is kept as *.stale")
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
         for row in rows:
@@ -159,11 +160,11 @@ class JSONL(Callback):
         a checkpoint may have been written since."""
         same = len(self._last) if data.startswith(self._last) else 0
         try:
-            write_at(self.path, self._end + same, data[same:], sync=sync)
+            write_at(self._place, self._end + same, data[same:], sync=sync)
         except OSError:
             if not same:
                 with suppress(OSError):
-                    write_at(self.path, self._end, self._last)
+                    write_at(self._place, self._end, self._last)
             raise
         self._last = data
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_argument, check_folder, check_int, check_path
+from eqxmeta._arguments import check_argument, check_folder, check_int, check_path, place_of
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
@@ -75,7 +75,7 @@ class TensorBoard(Callback):
         sound = isinstance(hparams, Mapping) and all(isinstance(key, str) for key in hparams)
         expected = "a mapping from names to values"
         check_argument(sound, hparams, "TensorBoard(hparams=...)", expected, TypeError)
-        self.logdir = check_path(logdir, "TensorBoard(logdir=...)")
+        self.logdir = self._place = check_path(logdir, "TensorBoard(logdir=...)")
         self.hparams = dict(hparams)
         self.name = name
         self._file: EventFile | None = None
@@ -84,32 +84,33 @@ class TensorBoard(Callback):
         self._restored: dict[str, Any] | None = None
 
     def exclusive(self) -> AbstractContextManager[None]:
-        check_folder(self.logdir, "TensorBoard(logdir=...)")
-        return locked(self.logdir, ".tensorboard.lock")
+        self._place = place_of(self.logdir, "TensorBoard(logdir=...)")
+        check_folder(self._place, "TensorBoard(logdir=...)")
+        return locked(self._place, ".tensorboard.lock")
 
     def refuse(self, run: Run) -> None:
-        check_folder(self.logdir, "TensorBoard(logdir=...)")
-        if not run.resuming and event_files(self.logdir):
+        check_folder(self._place, "TensorBoard(logdir=...)")
+        if not run.resuming and event_files(self._place):
             message = "`TensorBoard(logdir=...)` already holds a run."
             expected = "a folder without event files. Pass resume='auto' to continue the run, "
             expected += "or choose another folder"
-            raise FileExistsError(explain(message, f"'{self.logdir}'", expected))
+            raise FileExistsError(explain(message, f"'{self._place}'", expected))
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
         restored, self._restored = self._restored, None
-        earlier = event_files(self.logdir)
+        earlier = event_files(self._place)
         fate = "Its files stay, but TensorBoard does not show them any more"
         goes_on = bool(earlier and run.start) and not is_foreign(
-            run, restored, earlier, log=self.logdir, fate=fate
+            run, restored, earlier, log=self._place, fate=fate
         )
         for name in earlier:
-            if (reason := unreadable(self.logdir / name)) is not None:
-                message = f"TensorBoard cannot show {self.logdir} while {name} is in it."
+            if (reason := unreadable(self._place / name)) is not None:
+                message = f"TensorBoard cannot show {self._place} while {name} is in it."
                 warn(explain(message, reason, "an event file. It stays as it is: move it away"))
-        self._file = EventFile(self.logdir)
+        self._file = EventFile(self._place)
         self._inner = self._ending = None
-        self._ended_before = bool(event_files(self.logdir / AT_END))
+        self._ended_before = bool(event_files(self._place / AT_END))
         self._inner_step: int | None = None  # the outer step of the curves in `_inner`
         self._curves: set[str] = set()
         self._last_time = time.time()
@@ -122,7 +123,7 @@ class TensorBoard(Callback):
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         assert self._file is not None
         if self._ended_before:  # and goes on
-            self._ending, self._ended_before = EventFile(self.logdir / AT_END), False
+            self._ending, self._ended_before = EventFile(self._place / AT_END), False
             self._ending.forget(0)
             self._ending.flush()
         # A chunk arrives at once; its steps were taken since the one before.
@@ -145,7 +146,7 @@ class TensorBoard(Callback):
         assert self._file is not None
         file = self._file
         if run.ended:
-            file = self._ending = self._ending or EventFile(self.logdir / AT_END)
+            file = self._ending = self._ending or EventFile(self._place / AT_END)
         values, numbers, curves = [], {}, {}
         for name, value in scalars.items():
             if isinstance(value, Curve):
@@ -189,7 +190,7 @@ class TensorBoard(Callback):
         """The curves themselves, in a sub-run in which TensorBoard forgets those before. (One
         sub-run an evaluation is no way: beyond forty runs TensorBoard deselects them all.)"""
         if self._inner is None:
-            self._inner = EventFile(self.logdir / _INNER)
+            self._inner = EventFile(self._place / _INNER)
         if self._inner_step != step:
             self._inner.forget(0)
             self._inner_step = step
@@ -258,9 +259,9 @@ def _image(name: str, pixels: np.ndarray) -> list[Any]:
 
     try:
         return list(image(name, np.asarray(pixels), dataformats="HWC").value)
-    except ImportError:  # no reason to end a run that may have taken hours
+    except ImportError as error:  # no reason to end a run that may have taken hours
         expected = "Pillow, which encodes pictures: pip install pillow"
-        warn(explain(f"TensorBoard leaves out the picture {name!r}.", "no Pillow", expected))
+        warn(explain(f"TensorBoard leaves out the picture {name!r}.", repr(error), expected))
         return []
 
 

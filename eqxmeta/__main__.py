@@ -15,7 +15,7 @@ def main() -> int:
     command.add_argument("path", help="a file written by eqxmeta.save or by Checkpoint")
     try:
         inspect(parser.parse_args().path)
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, OSError, ValueError) as error:
         tell(error, sys.stderr)
         return 1
     return 0

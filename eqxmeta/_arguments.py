@@ -1,11 +1,15 @@
 """Checks of arguments that many public names share. Each raises before anything is traced."""
 
+import math
+import numbers
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -64,15 +68,36 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+# `gs://bucket/run`, which `Path` makes `gs:/bucket/run` of; not `C:/`.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
 def check_path(value: Any, argument: str) -> Path:
-    """`value` as a path. Raises `TypeError`, and `ValueError` for a character that no path has."""
+    """`value` as a path, with `~` as the home that it stands for: for every path that a user gives.
+
+    Raises `TypeError`, and `ValueError` for what would be another place than is meant: a URL, the
+    home of nobody, nothing; or a character that no path has."""
     sound = isinstance(value, str | os.PathLike) and not isinstance(os.fspath(value), bytes)
     check_argument(sound, value, argument, "a path: a string or a `Path`", TypeError)
     path = os.fspath(value)
     check_argument("\0" not in path, path, argument, "a path without the character NUL")
     halves = re.search("[\ud800-\udc7f\udd00-\udfff]", path)  # the others stand for odd bytes
     check_argument(not halves, path, argument, "a path without halves of surrogate pairs")
-    return Path(value)
+    expected = "a path of this machine: a folder where the bucket is mounted (gcsfuse, s3fs), or "
+    expected += "any, to be copied by the bucket's own tool; of file:// the path behind it"
+    check_argument(not _URL.match(path), path, argument, expected, fault="is a URL")
+    check_argument(path, path, argument, "a path that is not empty; of here '.'", fault="is empty")
+    home = os.path.expanduser(path)
+    expected = "`~` or `~name` of a user whom this machine knows; './~' is a file of that name"
+    fault = "begins with the home of nobody"
+    check_argument(home[0] != "~", path, argument, expected, fault=fault)
+    return Path(home)
+
+
+def place_of(path: Any, argument: str) -> Path:
+    """Where `path` is when a run begins: what the run writes is there to its end, whatever folder
+    the program works in by then."""
+    return check_path(path, argument).absolute()
 
 
 # Bytes: of a name and a path, as Linux and macOS have them; and what the names of our locks,
@@ -121,6 +146,25 @@ def check_file(path: Path, argument: str) -> None:
 def _is_virtual(folder: Path) -> bool:
     # Of a file system that the kernel makes up, the access rights of root say nothing.
     return folder.absolute().parts[1:2] in (("proc",), ("sys",))
+
+
+def used_again(tree: Any) -> Any:
+    """`tree`, of which the same keys are used more than once on purpose, as where something is
+    computed again: said to JAX, whose `jax_debug_key_reuse` looks for those that are by mistake."""
+
+    def clone(x: Any) -> Any:
+        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.random.clone(x) if is_key else x
+
+    return jax.tree.map(clone, tree)
+
+
+def check_number(value: Any, argument: str, *, positive: bool = False) -> float:
+    """`value` as Python's float. Raises `ValueError` unless it is a real, finite number."""
+    sound = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    sound = sound and (float(value) > 0 or not positive)
+    check_argument(sound, value, argument, f"a {'positive, ' * positive}finite number")
+    return float(value)
 
 
 def check_optimizer(optimizer: object, argument: str) -> None:

@@ -1,11 +1,14 @@
 """What the user is told: errors, the one shape that their messages have, warnings, lines."""
 
+import inspect
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
+
+import jax
 
 
 def explain(invalid: str, received: object, expected: str) -> str:
@@ -86,28 +89,87 @@ def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
         tell(f"{category.__name__}: {message}", sys.stderr)
 
 
-_TRACEABLE = (
-    "code that JAX can trace for these shapes: arrays in `jax.numpy`, no Python number made of "
-    "them and no `if` on their values"
+# JAX's own, where a tracer meets code that wants numbers.
+_NOT_TRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
 )
 
 
+def advice(
+    error: Exception, otherwise: str = "a result; why there is none, the error itself says"
+) -> str:
+    """What is expected where an error came out of the user's code, as far as its type tells."""
+    if isinstance(error, _NOT_TRACEABLE):
+        return (
+            "code that JAX can trace for these shapes: arrays in `jax.numpy`, no Python number "
+            "made of them and no `if` on their values"
+        )
+    return otherwise
+
+
 @contextmanager
-def annotate_errors(whose: str, received: object, expected: str = _TRACEABLE) -> Iterator[None]:
+def annotate_errors(
+    whose: str,
+    received: object,
+    expected: str = "",
+    *,
+    seen: Callable[[Exception], bool] = lambda error: False,
+) -> Iterator[None]:
     """Around the user's own code. Its errors stay what they are, with a note of where they are
-    from; ours, which say so themselves, and those with a note from further inside pass."""
+    from; ours, which say so themselves, and those with a note from further inside pass.
+
+    `expected` is told where `seen(error)` finds that its absence is the reason."""
     try:
         yield
     except Exception as error:
-        add_note(error, f"This error came out of {whose}.", received, expected)
+        if not _is_told(error):
+            expected = expected if seen(error) else advice(error)
+            error.add_note(explain(f"This error came out of {whose}.", received, expected))
         raise
+
+
+def has_no_such_part(error: Exception) -> bool:
+    """Whether a function from a model to a part of it asked for one that is not there."""
+    return isinstance(error, AttributeError | LookupError | TypeError)
 
 
 def add_note(error: Exception, invalid: str, received: object, expected: str) -> None:
     """Three parts for an error that has none yet, neither as its message nor as a note."""
-    told = [str(error), *getattr(error, "__notes__", [])]
-    if not any("\nReceived: " in text for text in told):
+    if not _is_told(error):
         error.add_note(explain(invalid, received, expected))
+
+
+def _is_told(error: Exception) -> bool:
+    told = [str(error), *getattr(error, "__notes__", [])]
+    return any("\nReceived: " in text for text in told)
+
+
+def succeeds(attempt: Callable[[], object]) -> bool:
+    """Whether it does: of an error, what its reason may be is tried before it is told."""
+    try:
+        attempt()
+    except Exception:
+        return False
+    return True
+
+
+def is_missing(error: ModuleNotFoundError, module: str) -> bool:
+    """Whether it is the package of `module` that is not installed, rather than what that needs."""
+    return (error.name or "").split(".")[0] == module.split(".")[0]
+
+
+def takes(function: Any, *args: str, **kwargs: str) -> bool:
+    """Whether such a call would fit the signature of `function`, if it has one."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except ValueError:  # some built-in callables have none
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 class NonFiniteError(FloatingPointError):

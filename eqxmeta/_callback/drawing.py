@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import PyTree
 
-from .._arguments import check_file, check_int_or_none, check_path
+from .._arguments import check_file, check_int_or_none, check_path, place_of
 from .._files.atomic import replacing
 from .._files.lock import file_locked
 from .._strategy.strategy import Strategy
@@ -32,7 +32,7 @@ class Drawing(Callback, abc.ABC):
 
     def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):
         caller = type(self).__name__
-        self.path = None if path is None else check_path(path, f"{caller}(path=...)")
+        self.path = self._place = None if path is None else check_path(path, f"{caller}(path=...)")
         self.writes = path is not None
         what = "outer steps"
         self.every = check_int_or_none(every, f"{caller}(every=...)", minimum=1, what=what)
@@ -50,12 +50,13 @@ class Drawing(Callback, abc.ABC):
     def exclusive(self) -> AbstractContextManager[None]:
         if self.path is None:
             return contextlib.nullcontext()
-        check_file(self.path, f"{type(self).__name__}(path=...)")
-        return file_locked(self.path)
+        self._place = place_of(self.path, f"{type(self).__name__}(path=...)")
+        check_file(self._place, f"{type(self).__name__}(path=...)")
+        return file_locked(self._place)
 
     def refuse(self, run: Run) -> None:
-        if self.path is not None:
-            check_file(self.path, f"{type(self).__name__}(path=...)")
+        if self._place is not None:
+            check_file(self._place, f"{type(self).__name__}(path=...)")
         self.check(run.strategy, run.state.model)
 
     def on_fit_start(self, run: Run) -> None:
@@ -65,11 +66,11 @@ class Drawing(Callback, abc.ABC):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         canvas = FigureCanvasAgg(self.draw(run, f"after {run.step:,} outer steps"))
-        if self.path is None:
+        if self._place is None:
             canvas.draw()
         else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as picture:
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._place) as picture:
                 canvas.print_png(picture)  # draws first
         self._drawn = run.step
         pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()

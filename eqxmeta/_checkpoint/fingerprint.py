@@ -1,34 +1,40 @@
-"""What a model or a task source is, in plain text that reads the same in every process: by which a
-resumed run knows its own."""
+"""What a strategy, a model or a task source is, in plain text that reads the same in every process:
+by which a resumed run knows its own."""
 
+import contextlib
 import dataclasses
 import enum
 import functools
 import hashlib
 import inspect
-import math
-import re
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from .._direction import Directed
+from .._meta_gradient.inner_loop import InnerLoop
+from .array_facts import array_fact
 
 # Of more plain values than these, such as the names of files, a digest is enough.
 _MANY = 50
 
-_BLOCK = 1 << 18  # numbers of an array that are looked at together: 2 MB as float64
-
-_ABOUT = re.compile(r"(.+) about (\S+) ± (\S+)")
+# A function may write to these at any time: what is in them is no part of what it is.
+_CHANGING = list | dict | set | bytearray
 
 
 def fingerprint(tree: PyTree, *, values: bool) -> dict[str, str]:
     """By key path, what in `tree` can be named: the classes of its parts, its plain values, and its
-    functions, which are told by their names alone.
+    functions.
+
+    Of a function the name is told, of a lambda, which has none, the code; and of both, as of an
+    object with `__call__`, what they hold and no call changes: numbers, texts, tuples, modules and
+    other functions, such as the rate of an optax optimizer. (Between brackets in the key path.)
+    Of the outer optimizer, a field `optimizer`, which functions it has and not their numbers: its
+    rate may be another when a run is resumed.
 
     `values`: of an array also shape, dtype and what is in it; else nothing, for the arrays of a
     model are what is trained.
@@ -36,46 +42,58 @@ def fingerprint(tree: PyTree, *, values: bool) -> dict[str, str]:
     return dict(_facts(tree, "", values, ()))
 
 
-def agree(old: str, new: str) -> bool:
-    """Whether two facts are the same. Floating-point data may have been computed by another
-    processor or library, and differ in its last bits."""
-    if old == new:  # a spread too large for a float is NaN, which equals nothing
-        return True
-    a, b = _ABOUT.fullmatch(old), _ABOUT.fullmatch(new)
-    if a is None or b is None or a[1] != b[1]:
-        return False
-    near = 1e-3 * max(float(a[3]), float(b[3]))
-    return all(math.isclose(float(a[i]), float(b[i]), rel_tol=1e-3, abs_tol=near) for i in (2, 3))
+def is_held(path: str) -> bool:
+    """Whether the fact at `path` is of what a function holds, which is its author's affair: it may
+    be written in another way in another version of a library, or of Python."""
+    return "(" in path
 
 
-def _facts(x: Any, path: str, values: bool, above: tuple[int, ...]) -> Iterable[tuple[str, str]]:
-    if isinstance(x, Directed):  # what it declares is no part of what is computed
-        x = x.loss
-    if isinstance(x, jax.Array | np.ndarray | np.generic):
+def _facts(x: Any, path: str, values: bool | None, above: tuple[int, ...]) -> Iterable[Any]:
+    """`values`: `None` if only the names of classes and functions are told."""
+    x = _unwrapped(x.loss if isinstance(x, Directed) else x)  # what it declares is not computed
+    if _is_array(x):
         if values:
-            yield path, _array(x)
+            yield path, array_fact(x)
         return
     parts = None if id(x) in above else _parts(x)
-    if parts is None:
-        yield path, _plain(x)
-        return
-    yield path, type(x).__name__
+    if parts is None or isinstance(x, types.FunctionType):
+        if values is not None or callable(x):
+            yield path, _plain(x)
+    else:
+        yield path, type(x).__name__
+    parts = parts or {}
     if len(parts) > _MANY and all(_is_plain(part) for part in parts.values()):
-        told = sorted((name, _plain(part)) for name, part in parts.items())
-        yield f"{path}[...]", hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        if values is not None:
+            told = sorted((name, _plain(part)) for name, part in parts.items())
+            digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+            yield f"{path}[...]", digest
         return
     for name, part in parts.items():
-        yield from _facts(part, f"{path}{name}", values, (*above, id(x)))
+        outer = name == ".optimizer" and not isinstance(x, InnerLoop)
+        yield from _facts(part, f"{path}{name}", None if outer else values, (*above, id(x)))
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray | np.generic)
 
 
 def _is_plain(x: Any) -> bool:
-    return not isinstance(x, jax.Array | np.ndarray | np.generic) and _parts(x) is None
+    x = _unwrapped(x)
+    return not _is_array(x) and _parts(x) is None
+
+
+def _unwrapped(x: Any) -> Any:
+    """What `jax.jit`, `eqx.filter_jit` and their like have wrapped, in ways of their own."""
+    for _ in range(9):
+        wraps = callable(x) and inspect.getattr_static(x, "__wrapped__", None) is not None
+        if not wraps or isinstance(x, types.FunctionType):
+            break
+        x = getattr(x, "__wrapped__")  # noqa: B009
+    return x
 
 
 def _parts(x: Any) -> dict[str, Any] | None:
     """What `x` is made of, by the end of a key path; `None` if it is one thing."""
-    if callable(x) and hasattr(x, "__wrapped__"):
-        return None  # a function that JAX or Equinox has wrapped, in ways of their own
     if dataclasses.is_dataclass(x) and not isinstance(x, type):  # as every Equinox module is
         names = [field.name for field in dataclasses.fields(x)]
         return {f".{name}": getattr(x, name) for name in names if hasattr(x, name)}
@@ -86,8 +104,46 @@ def _parts(x: Any) -> dict[str, Any] | None:
     if isinstance(x, Mapping):
         return {f"[{_plain(key)}]": x[key] for key in x}
     if isinstance(x, tuple | list):
-        return {f"[{index}]": part for index, part in enumerate(x)}
+        names = getattr(x, "_fields", None)
+        return {f".{names[i]}" if names else f"[{i}]": part for i, part in enumerate(x)}
+    if isinstance(x, types.FunctionType):
+        return _held_by_function(x) or None
+    if callable(x) and not isinstance(x, type) and not isinstance(x, enum.Enum):
+        held = getattr(x, "__dict__", {})
+        return {f"({name})": held[name] for name in held if _is_kept(name, held[name])} or None
     return None
+
+
+def _held_by_function(x: types.FunctionType) -> dict[str, Any]:
+    held: dict[str, Any] = {}
+    if x.__name__ == "<lambda>":
+        held["code"] = _code(x.__code__)
+    for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # of one that is still empty
+            held[name] = cell.cell_contents
+    for name, parameter in inspect.signature(x, follow_wrapped=False).parameters.items():
+        # Not None, which says nothing, and not where a decorator hides what it works with.
+        told = parameter.default is not None and parameter.default is not parameter.empty
+        if told and not name.startswith("_"):
+            held[name] = parameter.default
+    if hasattr(x, "__wrapped__"):
+        held["wrapped"] = getattr(x, "__wrapped__")  # noqa: B009
+    # What optax's optimizers hold they do not write to.
+    of_optax = x.__module__ is not None and x.__module__.startswith("optax.")
+    return {f"({k})": held[k] for k in held if of_optax or not isinstance(held[k], _CHANGING)}
+
+
+def _is_kept(name: str, value: Any) -> bool:
+    return not name.startswith("_") and not isinstance(value, _CHANGING)
+
+
+def _code(code: types.CodeType) -> str:
+    """What a lambda computes: names and constants to be read, all of it as a digest."""
+    constants = [x for x in code.co_consts if not isinstance(x, types.CodeType)]
+    inner = [_code(x) for x in code.co_consts if isinstance(x, types.CodeType)]
+    told = [*code.co_names, *(_plain(x) for x in constants if x is not None)]
+    everything = repr((code.co_code.hex(), told, inner)).encode()
+    return f"{' '.join(told)} #{hashlib.sha256(everything).hexdigest()[:8]}"
 
 
 def _plain(x: Any) -> str:
@@ -97,48 +153,10 @@ def _plain(x: Any) -> str:
         return repr(x)
     if isinstance(x, set | frozenset):  # whose order is another in every process
         return f"{{{', '.join(sorted(map(_plain, x)))}}}"
+    if isinstance(x, tuple):
+        return f"({', '.join(map(_plain, x))})"
     # Of a function and a class; else that of its class, for what an object prints of itself may be
     # where in memory it is.
-    for named in (x, getattr(x, "__wrapped__", None)):
-        name = getattr(named, "__qualname__", None) or getattr(named, "__name__", None)
-        if isinstance(name, str):
-            return name
-    return type(x).__qualname__
-
-
-def _array(x: Any) -> str:
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    kind = f"{x.dtype}{list(x.shape)}"
-    if x.dtype.hasobject or not getattr(x, "is_fully_addressable", True):
-        return kind
-    x = np.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean, deviation = _mean_and_deviation(x)
-        return f"{kind} about {mean:.6g} ± {deviation:.6g}"
-    digest = hashlib.sha256()
-    for block in _blocks(x):
-        digest.update(np.ascontiguousarray(block).view(np.uint8).data)
-    return f"{kind} {digest.hexdigest()[:16]}"
-
-
-def _mean_and_deviation(x: np.ndarray) -> tuple[float, float]:
-    """Of what is finite in `x`, block by block (Chan, Golub and LeVeque 1983, updating formula)."""
-    count, mean, squares = 0, 0.0, 0.0
-    for block in _blocks(x):
-        numbers = (np.abs(block) if np.iscomplexobj(block) else block).astype(np.float64)
-        numbers = numbers[np.isfinite(numbers)]
-        new = numbers.size
-        if new:
-            apart = float(numbers.mean()) - mean
-            count += new
-            mean += apart * new / count
-            squares += float(numbers.var()) * new + apart * apart * new * (count - new) / count
-    return mean, math.sqrt(squares / max(count, 1))
-
-
-def _blocks(x: np.ndarray) -> Iterable[Any]:
-    """All of `x` in the order of its indices, in flat pieces: a copy of it all may be large."""
-    options = {"order": "C", "buffersize": _BLOCK}
-    return np.nditer(x, ["external_loop", "buffered", "zerosize_ok"], **options)
+    x = _unwrapped(x)
+    name = getattr(x, "__qualname__", None) or getattr(x, "__name__", None)
+    return name if isinstance(name, str) else type(x).__qualname__

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def check_manifest(manifest: Any, path: Path) -> dict[str, int]:
     versions = manifest["versions"]
     if type(versions) is not dict or not all(type(x) is str for x in versions.values()):
         raise ValueError("a manifest without `versions`")
+    if type(manifest["leaves"]) is not list:
+        raise ValueError("a manifest without `leaves`")
     sizes: dict[str, int] = {}
     for leaf in manifest["leaves"]:
         strings = [leaf["path"], leaf["dtype"], leaf["file"], leaf["sha256"]]
@@ -64,7 +67,7 @@ def _check_form(dtype: str, shape: Any, path: str) -> None:
 
 
 def library_versions() -> dict[str, str]:
-    versions = {}
+    versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
             versions[library] = importlib.metadata.version(library)

@@ -82,7 +82,7 @@ def best_of(folder: Path, monitor: str | None = None) -> Path:
 def _newest_run(folder: Path) -> dict[Path, Mapping[str, Any]]:
     """The `meta` of the sound files of the run that wrote the newest, in the order of the steps."""
     paths = folder.iterdir() if folder.is_dir() else ()
-    steps = {int(match[1]): path for path in paths if (match := NAME.fullmatch(path.name))}
+    steps = {step: path for path in paths if (step := step_of(path)) is not None}
     metas = {}
     for _, path in sorted(steps.items()):
         try:

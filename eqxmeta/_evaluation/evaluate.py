@@ -19,6 +19,7 @@ from .._model.support_statistics import (
     with_support_statistics,
     without_statistics,
 )
+from .._strategy.jit import strategy_jit
 from .._strategy.metrics import check_loss_output
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy
@@ -88,6 +89,11 @@ def measure(
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
     with _annotate(model, task):
         values = jax.device_get(_evaluate(strategy, model, tasks, root, num_tasks, steps))
+        if not isinstance(strategy, RolloutStrategy) and strategy.unadapted(model) is None:
+            # NaN that is meant: not on the device, where `jax_debug_nans` looks for what is not.
+            for name, x in values.items():
+                nothing = np.full_like(x[:, :1], np.nan)
+                values[name] = np.concatenate([nothing, x[:, 1:]], axis=1)
     _warn_of_labels(values["loss"][:, -1], tasks, root)
     return Evaluation(values, has_layer(model, TransductiveLayer))
 
@@ -142,7 +148,7 @@ def _annotate(model: PyTree, task: Task) -> AbstractContextManager[None]:
     )
 
 
-@eqx.filter_jit
+@strategy_jit()
 def _evaluate(
     strategy: Strategy,
     model: PyTree,
@@ -192,7 +198,7 @@ def adaptation_curve(
     after = measure(strategy.inner_adapt(model, task.support, key=key))
     unadapted = strategy.unadapted(model)
     before = (
-        jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), after)
+        jax.tree.map(jnp.zeros_like, after)  # see `measure`
         if unadapted is None
         else measure(unadapted)
     )

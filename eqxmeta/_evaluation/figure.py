@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_int, check_seed
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, is_missing
 from .._model.predict import predict
 from .._model.support_statistics import fill_statistics
 from .._strategy.strategy import Strategy
@@ -37,7 +37,9 @@ def check_figure(
     Raises `ImportError` without matplotlib, `TypeError` or `ValueError`."""
     try:
         import matplotlib  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if not is_missing(error, "matplotlib"):
+            raise
         message, expected = f"`{caller}` cannot draw.", "pip install 'eqxmeta[examples]'"
         raise ImportError(explain(message, "no matplotlib", expected)) from error
     num_tasks = check_int(num_tasks, f"{caller}(num_tasks=...)", minimum=1, what="tasks")

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int
 from .._errors import explain
+from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.task import Task
 from .evaluate import with_num_inner_steps
@@ -114,7 +114,7 @@ def _draw(panel: "Axes", task: Task, curves: Mapping[int, np.ndarray]) -> None:
     panel.tick_params(color=FAINT, labelcolor=INK, labelsize=9)
 
 
-@eqx.filter_jit
+@strategy_jit()
 def _predictions(strategy: Strategy, model: PyTree, tasks: Task, key: PRNGKeyArray) -> Array:
     """Of the adapted models, at all support and query inputs: `[tasks, support + query]`."""
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PyTree
 
 from .._arguments import check_int_or_none
 from .._model.predict import predicted_class
+from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.task import Task
 from .evaluate import with_num_inner_steps
@@ -156,7 +157,7 @@ def _draw_matrix(panel: "Axes", matrix: np.ndarray, none: bool) -> None:
     panel.spines[:].set_color(FAINT)
 
 
-@eqx.filter_jit
+@strategy_jit()
 def _classified(
     strategy: Strategy, model: PyTree, tasks: Any, keys: Array
 ) -> tuple[Task, Int[Array, "tasks queries"]]:

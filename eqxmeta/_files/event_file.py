@@ -27,9 +27,9 @@ class EventFile:
         make_folder(folder)
         # TensorBoard reads files in the order of their names, and never goes back. So a name is
         # later than all others, also if the clock has been set back.
-        stamps = (re.search(r"tfevents\.(\d+)", name) for name in event_files(folder))
-        stamp = max([int(time.time()), *(int(x[1]) + 1 for x in stamps if x)])
-        self.path = folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
+        stamps = (re.search(r"tfevents\.([0-9]{1,150})", name) for name in event_files(folder))
+        stamp = max([f"{int(time.time()):010d}", *(_after(x[1]) for x in stamps if x)])
+        self.path = folder / f"events.out.tfevents.{stamp}.{socket.gethostname()}"
         self.path.touch(exist_ok=False)
         sync_folder(folder)  # what is synced into the file is not lost with its entry
         self._size = 0
@@ -61,6 +61,12 @@ class EventFile:
         event = proto("event").Event(wall_time=wall_time, **content).SerializeToString()
         for part in (struct.pack("<Q", len(event)), event):
             self._pending += [part, struct.pack("<I", masked_crc32c(part))]
+
+
+def _after(digits: str) -> str:
+    """The next number that is later than `digits` as text, where 10 comes before 9."""
+    following = str(int(digits) + 1).zfill(len(digits))
+    return following if len(following) == len(digits) else f"{digits}0"
 
 
 def event_files(folder: Path) -> list[str]:

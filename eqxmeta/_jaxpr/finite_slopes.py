@@ -56,7 +56,7 @@ def _run(closed: ClosedJaxpr) -> Callable[..., list[Any]]:
 
         def replaced(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
             if id(eqn) in steep:
-                return [_with_finite_slopes(eqn)(*inputs)]
+                return [_with_finite_slopes(eqn, steep[id(eqn)])(*inputs)]
             if eqn.primitive.name == "cond":
                 branches = [_run(body) for body in eqn.params["branches"]]
                 return jax.lax.switch(inputs[0], branches, *inputs[1:])
@@ -72,34 +72,38 @@ def _inlined(eqn: Any, inputs: Sequence[Any]) -> Sequence[Any] | None:
     return None if body is None else interpret(body, inputs, _inlined)
 
 
-def _steep(jaxpr: Jaxpr) -> set[int]:
-    """The equations, by `id`, whose derivative in data may not be finite. (What depends on the
-    number of the step alone, such as a schedule's rate, is no data.)"""
+def _steep(jaxpr: Jaxpr) -> dict[int, list[bool]]:
+    """The equations, by `id`, whose derivative may not be finite, and in which of their operands.
+
+    A product's is in the one operand what the other is: that is looked at where it costs nothing,
+    of a number, and where it may be infinite."""
     inputs = (*jaxpr.invars, *jaxpr.constvars)
     data = {v for v in inputs if jnp.issubdtype(v.aval.dtype, jnp.inexact)}
     wild: set[Any] = set()  # data that may be infinite, and selected against
-    steep: set[int] = set()
+    steep: dict[int, list[bool]] = {}
     for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        is_data, is_wild = (
-            [not isinstance(x, Literal) and x in found for x in eqn.invars]
-            for found in (data, wild)
-        )
+        name, known = eqn.primitive.name, [not isinstance(x, Literal) for x in eqn.invars]
+        operands = [x if is_known else None for x, is_known in zip(eqn.invars, known, strict=True)]
+        is_data, is_wild = ([x in some for x in operands] for some in (data, wild))
         if not any(is_data):
             continue
         data.update(eqn.outvars)
-        # A quotient is linear in what is divided; a product is steep by an infinite factor of data.
-        found = name in _STEEP and (name != "div" or is_data[1])
-        found = found or (name == "mul" and any(is_wild) and all(is_data))
-        if found:
-            steep.add(id(eqn))
-        if found or (name in _KEEPS and any(is_wild)):
+        number = [x is not None and x.aval.shape == () for x in operands]
+        if name == "mul":
+            found = [a or b for a, b in zip(is_wild, number, strict=True)][::-1]
+        elif name == "div":
+            found = [is_data[1] or number[1], True]
+        else:
+            found = [name in _STEEP] * len(eqn.invars)
+        if any(found):
+            steep[id(eqn)] = found
+        if any(is_wild) if name in _KEEPS else name in _STEEP and any(found):
             wild.update(eqn.outvars)
     return steep
 
 
-def _with_finite_slopes(eqn: Any) -> Callable[..., Array]:
-    """The elementwise operation `eqn`, with its derivative in each operand."""
+def _with_finite_slopes(eqn: Any, steep: list[bool]) -> Callable[..., Array]:
+    """The elementwise operation `eqn`, `steep` in some operands, with its derivative in each."""
 
     @jax.custom_jvp
     def operation(*xs):
@@ -120,7 +124,9 @@ def _with_finite_slopes(eqn: Any) -> Callable[..., Array]:
             linear = eqn.primitive.name == "mul" or (eqn.primitive.name == "div" and i == 0)
             at = jnp.ones((), xs[i].dtype) if linear else xs[i]
             _, slope = jax.jvp(along, (at,), (jnp.ones_like(at),))
-            tangent = tangent + jnp.where(jnp.isfinite(slope), slope, 0) * dx
+            if steep[i]:
+                slope = jnp.where(jnp.isfinite(slope), slope, 0)
+            tangent = tangent + slope * dx
         return out, tangent
 
     return operation

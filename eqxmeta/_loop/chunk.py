@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._model.state import TrainState
+from .._strategy.jit import strategy_jit
 from .._strategy.metrics import SKIPPED, MetricColumns, columns
 from .._strategy.strategy import Strategy
 from .._task.device_source import Loaded, Sampled
@@ -115,7 +116,7 @@ def outer_steps(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     return state, Report(metrics, count_non_finite(state))
 
 
-@eqx.filter_jit(donate="all-except-first")
+@strategy_jit(donate=True)
 def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     """`outer_steps`, compiled; `state` is consumed."""
     return outer_steps(job, state)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Int
 from .._errors import NonFiniteError, explain
 from .._meta_gradient.inner_loop import InnerLoop
 from .._model.state import TrainState, copied
+from .._strategy.jit import strategy_jit
 from .._strategy.metrics import SKIPPED
 from .._task.task import Task, label_ranges
 from .chunk import Job, Report, key_of_step, train_chunk
@@ -124,7 +125,7 @@ def _replay(job: Job, before: TrainState, stop: int) -> tuple[TrainState, Report
     return state, jax.device_get(report)
 
 
-@eqx.filter_jit
+@strategy_jit()
 def _tasks_of(job: Job, step: Int[Array, ""]) -> Task:
     """The tasks of outer step `step` (1 is the first)."""
     others = job.source.first(job.root)  # of the same shapes and dtypes, keys among them

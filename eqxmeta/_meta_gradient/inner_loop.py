@@ -16,10 +16,12 @@ from .._arguments import (
     check_int,
     check_int_or_none,
     check_optimizer,
+    used_again,
 )
 from .._errors import explain
 from .._jaxpr.finite_slopes import with_finite_slopes
 from .._jaxpr.hoist import hoist
+from .._model.check import check_stateless
 from .._model.holder import HoldsModel
 from .._model.state import STATE_EXPECTED, changes, update_of, without_weak_types
 from .._model.support_statistics import without_statistics
@@ -48,6 +50,10 @@ class Adaptation(HoldsModel):
 class InnerLoop(eqx.Module):
     """Gradient descent on one task: `steps` steps of an optax `optimizer`.
 
+    - `optimizer`: any of optax and optax.contrib that needs gradients, parameters and the loss at
+      most. Not `lbfgs` (a line search) and `dpsgd` (the gradient of each example). Where a
+      derivative of its arithmetic is infinite or NaN, as that of a root or a norm at zero, it
+      counts as zero, so that a gradient of exactly zero does no harm.
     - `gradient` says how the loop is differentiated by the outer loop: `"mixed"` (exact, least
       memory), `"reverse"` (what JAX does by itself; for losses in which a `jax.custom_vjp` or
       `jax.custom_jvp` has a rule that is not the derivative, as of a straight-through estimator;
@@ -164,6 +170,7 @@ class InnerLoop(eqx.Module):
         if self.window is not None and mode != "first_order":
             exact = min(steps, self.window)
         mode = "reverse" if mode == "mixed" and exact == 1 else mode
+        check_stateless(model, "inner_adapt(model, ...)")
         # Those of a model that has adapted to other examples.
         model = without_statistics(model)
         fast, others = self.partition(model)
@@ -171,25 +178,27 @@ class InnerLoop(eqx.Module):
         arrays, static = eqx.partition(opt_state, eqx.is_array)
         update = with_finite_slopes(_update_arrays(optimizer, static))
         dtypes = jax.tree.map(lambda x: x.dtype, (fast, arrays))
-        xs = (start + jnp.arange(steps), minibatches)
+        index = start + jnp.arange(steps)
+        # Before the loop, for `jax_debug_key_reuse` lets no loop use a key that is from outside.
+        keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        xs = (index, minibatches, keys)
 
         def support_loss(varying: PyTree, fixed: PyTree) -> Float[Array, ""]:
-            (fast, (index, rows)), (others, data, key) = varying, fixed
-            step_key = None if key is None else jax.random.fold_in(key, index)
+            (fast, (_, rows, step_key)), (others, data) = varying, fixed
             batch = data if rows is None else take_examples(data, rows)
             return loss(eqx.combine(fast, others), batch, step_key)[0]
 
         def observed_of(fast: PyTree, others: PyTree) -> PyTree:
             return None if observe is None else observe(eqx.combine(fast, others))
 
-        inner_loss, fixed = support_loss, (others, data, key)
+        inner_loss, fixed = support_loss, (others, data)
         view, viewed = observed_of, others
         if self.adapt is not None and steps > 0:
-            first = jax.tree.map(lambda x: x[0], xs)
+            first = jax.tree.map(lambda x: x[0], used_again(xs))
             inner_loss, fixed = hoist(support_loss, (fast, first), fixed)
             view, viewed = hoist(observed_of, fast, others)
 
-        def step(mode: GradientMode, carry: tuple[PyTree, PyTree], x: tuple[Array, Any]):
+        def step(mode: GradientMode, carry: tuple[PyTree, PyTree], x: PyTree):
             fast, arrays = carry
             before = view(fast, viewed)
             value, grads = value_and_grad(
@@ -207,7 +216,7 @@ class InnerLoop(eqx.Module):
             parts.append((early, steps, mode))
         carry, done = (fast, arrays), []
         for i, j, mode in parts:
-            part = jax.tree.map(lambda x, i=i, j=j: x[i:j], xs)
+            part = jax.tree.map(lambda x, i=i, j=j: x[i:j], used_again(xs))
             carry, ys = scan(partial(step, mode), carry, part, j - i, self.remat)
             done.append(ys)
         fast, arrays = carry

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
+from .._arguments import used_again
 from .._errors import explain
 from .._jaxpr.flops import equations
 
@@ -96,10 +97,10 @@ def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""]
 
     def forward(fast: PyTree, smooth: PyTree, others: PyTree):
         # The residuals are the inputs alone: this is where the memory is saved.
-        return run(fast, smooth, others), (fast, smooth, others)
+        return run(fast, smooth, used_again(others)), (fast, smooth, others)
 
     def backward(residuals: Any, cotangents: Any):
-        fast, smooth, others = residuals
+        fast, smooth, others = used_again(residuals)
         _, direction = cotangents  # the value's cotangent is zero, see above
         # The same numbers, but XLA cannot tell (0 times infinity is not 0). Else it would find that
         # a step outside of a loop has been evaluated before, and keep all of that evaluation for
@@ -128,7 +129,7 @@ def _mixed(fun: InnerLoss, fast: PyTree, rest: PyTree) -> tuple[Float[Array, ""]
         return along_fast, along_smooth, None
 
     run.defvjp(forward, backward, **_BATCHING)
-    return run(fast, smooth, others)
+    return run(fast, smooth, used_again(others))
 
 
 def _mixed_mode_error() -> MixedModeError:

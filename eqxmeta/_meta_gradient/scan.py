@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._arguments import used_again
+
 
 def scan(
     step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
@@ -23,7 +25,7 @@ def scan(
     """
     if steps == 0:
         return jax.lax.scan(step, carry, xs, length=0)
-    carry, first = step(carry, jax.tree.map(lambda x: x[0], xs))
+    carry, first = step(carry, jax.tree.map(lambda x: x[0], used_again(xs)))
     parts = [jax.tree.map(lambda y: y[None], first)]
     rest = steps - 1
     length = rest if remat is False else math.isqrt(rest) if remat is True else min(remat, rest)
@@ -33,13 +35,14 @@ def scan(
         return jax.lax.scan(step, carry, xs)
 
     if length < rest:
-        blocks = jax.tree.map(lambda x: x[1 : 1 + whole].reshape(-1, length, *x.shape[1:]), xs)
+        part = jax.tree.map(lambda x: x[1 : 1 + whole], used_again(xs))
+        blocks = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), part)
         # Inside of a loop there is nothing that XLA could merge the second evaluation with.
         remembered = jax.checkpoint(block, prevent_cse=False)  # pyright: ignore
         carry, ys = jax.lax.scan(remembered, carry, blocks)
         parts.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys))
         rest -= whole
     if rest:
-        carry, ys = block(carry, jax.tree.map(lambda x: x[steps - rest :], xs))
+        carry, ys = block(carry, jax.tree.map(lambda x: x[steps - rest :], used_again(xs)))
         parts.append(ys)
     return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, has_no_such_part
 
 _EXPECTED = "a function from the model to parts that it has, such as `lambda m: m.layers[-1]`"
 
@@ -48,7 +48,8 @@ def selection(
         index = {id(leaf): i for i, leaf in enumerate(leaves)}
         whole = eqx.combine(jax.tree.unflatten(structure, leaves), others)
         part = whole if of is None else of(whole)
-        with annotate_errors(f"`{argument}`", f"a `{type(part).__name__}`", _EXPECTED):
+        received = f"a `{type(part).__name__}`"
+        with annotate_errors(f"`{argument}`", received, _EXPECTED, seen=has_no_such_part):
             parts = where(part)
 
         def bound(x: Any) -> bool:

@@ -34,21 +34,7 @@ def check_model(
         message = f"`{argument}` is a task source, not a model."
         expected = f"{expected} first, the tasks second: `fit(model, tasks)`"
         raise ValueError(explain(message, repr(model)[:200], expected))
-    stateful = [
-        jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_state)
-        if _is_state(leaf)
-    ]
-    if stateful:
-        # Running statistics would need a policy for whose they are: one task's, or the run's.
-        # Without one they would silently leak between tasks.
-        message = f"`{argument}` has layers with state (such as `eqx.nn.BatchNorm`)."
-        received = f"state at {', '.join('model' + path for path in stateful)}"
-        expected = (
-            "a model without state: `eqxmeta.nn.SupportNorm` or `eqxmeta.nn.BatchNorm`, which "
-            "keep no averages, `eqx.nn.LayerNorm` or `eqx.nn.GroupNorm` instead"
-        )
-        raise ValueError(explain(message, received, expected))
+    check_stateless(model, argument)
     # What JAX has wrapped, such as `jax.vmap(model)`, is a function, in which they are hidden.
     hidden = _has_parameters(getattr(model, "__wrapped__", None))
     if not _has_parameters(model) and (hidden or not (baseline and callable(model))):
@@ -81,6 +67,25 @@ def warn_duplicates(model: PyTree, argument: str) -> None:
         received = "; ".join(twice[:5]) + "; ..." * (len(twice) > 5)
         expected = "`eqx.nn.Shared` for what is to stay tied, arrays of their own for what is not"
         warn(explain(message, received, expected))
+
+
+def check_stateless(model: PyTree, argument: str) -> None:
+    """Running statistics would need a policy for whose they are: one task's, or the run's. Without
+    one they would silently leak between tasks. Raises `ValueError`."""
+    stateful = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_state)
+        if _is_state(leaf)
+    ]
+    if stateful:
+        message = f"`{argument}` has layers with state (such as `eqx.nn.BatchNorm`)."
+        received = f"state at {', '.join('model' + path for path in stateful)}"
+        expected = (
+            "a model without state: for `eqx.nn.BatchNorm` `eqxmeta.nn.SupportNorm` or "
+            "`eqxmeta.nn.BatchNorm`, which keep no averages, `eqx.nn.LayerNorm` or "
+            "`eqx.nn.GroupNorm`; for `eqx.nn.SpectralNorm` `eqx.nn.WeightNorm`"
+        )
+        raise ValueError(explain(message, received, expected))
 
 
 def check_no_nan(model: PyTree, argument: str) -> None:

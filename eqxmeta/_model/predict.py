@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
 
+from .check import check_stateless
 from .holder import not_a_model
 from .support_statistics import map_examples
 
@@ -21,10 +22,14 @@ def predict(model: Callable, x: PyTree, key: PRNGKeyArray | None = None) -> Any:
     """
     if not callable(model) and hasattr(model, "model"):  # a user's own, of no class of ours
         raise not_a_model(model, "it in the place of a model")
-    if key is None or not takes_key(model):
-        return map_examples(lambda example: model(example), x)
-    keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
-    return map_examples(lambda example, key: model(example, key=key), x, keys)
+    try:
+        if key is None or not takes_key(model):
+            return map_examples(lambda example: model(example), x)
+        keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+        return map_examples(lambda example, key: model(example, key=key), x, keys)
+    except Exception:
+        check_stateless(model, "predict(model, ...)")  # which cannot be called without it
+        raise
 
 
 def predicted_class(logits: Shaped[Array, "... classes"]) -> Int[Array, "..."]:

@@ -19,8 +19,8 @@ class TrainState(HoldsModel):
     """Everything that a run learns.
 
     - `step`: outer steps taken so far, int32 scalar. The trainer owns it.
-    - `model`: what is meta-learnt. The user's own model, or an `eqx.Module` with a field
-      `.model` for strategies that learn more than an initialisation.
+    - `model`: what is meta-learnt. The user's own model, or a `MetaParameters` of it for
+      strategies that learn more than an initialisation.
     - `opt_state`: state of the outer optimizer.
 
     What changes from step to step is an array. Other leaves, such as a number of Python or a
@@ -54,16 +54,29 @@ def own_model(model: PyTree) -> PyTree:
     return model.model if isinstance(model, MetaParameters) else model
 
 
+def meta_parameters(model: Any, strategy: str) -> MetaParameters:
+    """`model`. Raises `TypeError` if it is not what a `strategy` that learns more than it has."""
+    if not isinstance(model, MetaParameters):
+        message = f"`model` is not all that `{strategy}` learns."
+        expected = f"what `TrainState.model` holds: `{strategy}(...).init(model).model`, or a "
+        raise TypeError(explain(message, type(model).__name__, expected + "trained one"))
+    return model
+
+
 def without_weak_types(tree: PyTree) -> PyTree:
     """Arrays of `tree` as JAX arrays without weak types, so that a loop may carry them."""
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype) if eqx.is_array(x) else x, tree)
 
 
 def without_values(tree: PyTree) -> PyTree:
-    """`tree` with the shapes and dtypes of its arrays in their place."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) else x, tree
-    )
+    """`tree` with shapes and dtypes in the place of its large arrays. The others cost nothing, and
+    among them is what may be asked of a state: its step, the rate of an optimizer."""
+
+    def shape_of(x: Any) -> Any:
+        large = eqx.is_array(x) and x.size > 10_000
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if large else x
+
+    return jax.tree.map(shape_of, tree)
 
 
 def to_be_trained(model: PyTree) -> PyTree:

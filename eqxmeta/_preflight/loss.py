@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._errors import add_note, annotate_errors
+from .._errors import add_note, advice, annotate_errors, takes
 from .._model.predict import predict
 from .._strategy.metrics import LOSS, check_loss_output
 from .._strategy.strategy import Strategy
@@ -29,11 +29,17 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
     def of_query(model: PyTree, task: Task) -> Any:
         return strategy.loss(predictor_of(model, task), task.query, jax.random.key(0))
 
-    with annotate_errors(LOSS, f"{type(model).__name__}, and a batch of {shapes_of(task.query)}"):
+    def has_other_arguments(error: Exception) -> bool:
+        return not takes(strategy.loss, "model", "batch", "key")
+
+    received = f"{type(model).__name__}, and a batch of {shapes_of(task.query)}"
+    expected = f"{LOSS} -> (scalar, dict of scalar metrics)"
+    with annotate_errors(LOSS, received, expected, seen=has_other_arguments):
         try:
             out = eqx.filter_eval_shape(of_query, model, task)
         except Exception as error:
-            _note_refusal(error, predictor_of, model, task)
+            if not has_other_arguments(error):
+                _note_refusal(error, predictor_of, model, task)
             raise
     check_loss_output(out)
 
@@ -49,16 +55,16 @@ def _note_refusal(error: Exception, predictor_of: Any, model: PyTree, task: Task
 
     try:
         eqx.filter_eval_shape(of_one, model, task)
-    except Exception:  # whatever it is: `error` is what is raised, and this only says where from
-        if not all(x.shape for x in jax.tree.leaves(query[0])):
-            return  # it has no example axis
+    except Exception as refusal:  # `error` is what is raised, and this only says where from
+        if type(refusal) is not type(error) or not all(x.shape for x in jax.tree.leaves(query[0])):
+            return  # or it has no example axis
         example = shapes_of(without_first_axis(query[0]))
         add_note(
             error,
             f"The model refused one example. (The error came out of {LOSS}.)",
             f"{type(model).__name__}, and an example of shape {example}, of a batch of "
             f"{shapes_of(query)}",
-            "a model that JAX can trace for one such example, without a batch axis",
+            advice(error, "a model that takes one such example, without a batch axis"),
         )
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._arguments import check_argument
-from .._errors import annotate_errors
+from .._arguments import check_argument, used_again
+from .._errors import annotate_errors, succeeds
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.modes import refuses_mixed
 from .._model.check import check_held, check_model
@@ -112,16 +112,17 @@ def check_meta_gradient(
     expected = "a strategy with an `InnerLoop` in its field `inner`"
     argument = "check_meta_gradient(strategy=...)"
     check_argument(sound, strategy, argument, expected, TypeError, fault)
-    _check_task(strategy, model, task)
+    _check_task(strategy, model, task, key)
     with jax.enable_x64(True):
         model, task = _to_float64((model, task))
         params, static = partition_learnt(strategy, model)
 
         def objective(params: PyTree, mode: str):
             chosen: Any = eqx.tree_at(lambda s: s.inner.gradient, strategy, mode)
-            adapted = chosen.inner_adapt(eqx.combine(params, static), task.support, key=key)
-            adapted = with_support_statistics(chosen.loss, adapted, task.support, key=key)
-            return chosen.loss(adapted, task.query, key)[0]
+            keys = [used_again(key) for _ in range(3)]
+            adapted = chosen.inner_adapt(eqx.combine(params, static), task.support, key=keys[0])
+            adapted = with_support_statistics(chosen.loss, adapted, task.support, key=keys[1])
+            return chosen.loss(adapted, task.query, keys[2])[0]
 
         flat, unravel = jax.flatten_util.ravel_pytree(params)
         value = jax.jit(lambda x: objective(unravel(x), "reverse"))
@@ -156,7 +157,7 @@ def check_meta_gradient(
     )
 
 
-def _check_task(strategy: Any, model: PyTree, task: Any) -> None:
+def _check_task(strategy: Any, model: PyTree, task: Any, key: PRNGKeyArray | None) -> None:
     """That the objective can be traced for `task`, one and not a batch. Compiles nothing."""
     argument = "check_meta_gradient(task=...)"
     of_model = "check_meta_gradient(model=...)"
@@ -167,12 +168,20 @@ def _check_task(strategy: Any, model: PyTree, task: Any) -> None:
     check_argument(isinstance(task, Task), task, argument, expected, TypeError, fault)
     received = f"support {shapes_of(task.support)}, query {shapes_of(task.query)}"
     expected = "one task, `x: [examples, ...]`; of a batch `jax.tree.map(lambda x: x[0], tasks)`"
-    with annotate_errors(f"`inner_adapt` and `loss`, for `{argument}`", received, expected):
-        eqx.filter_eval_shape(
-            lambda m, t: strategy.loss(strategy.inner_adapt(m, t.support), t.query, None),
-            model,
-            task,
-        )
+
+    def trace(task: Task) -> Any:
+        def objective(m: PyTree, t: Task) -> Any:
+            adapted = strategy.inner_adapt(m, t.support, key=used_again(key))
+            return strategy.loss(adapted, t.query, used_again(key))
+
+        return eqx.filter_eval_shape(objective, model, task)
+
+    def is_batch(error: Exception) -> bool:
+        return succeeds(lambda: trace(jax.tree.map(lambda x: x[0], task)))
+
+    whose = f"`inner_adapt` and `loss`, for `{argument}`"
+    with annotate_errors(whose, received, expected, seen=is_batch):
+        trace(task)
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:

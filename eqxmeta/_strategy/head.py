@@ -11,7 +11,7 @@ import optax
 from jaxtyping import PyTree
 
 from .._arguments import check_argument
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, has_no_such_part
 from .._meta_gradient.inner_loop import InnerLoop
 from .._meta_gradient.select import select
 from .._types import Loss
@@ -31,7 +31,8 @@ class Head(eqx.Module):
 
     def __call__(self, model: PyTree) -> PyTree:
         if self.where is not None:
-            with annotate_errors(f"`{self.argument}`", f"a `{type(model).__name__}`", _A_HEAD):
+            received = f"a `{type(model).__name__}`"
+            with annotate_errors(f"`{self.argument}`", received, _A_HEAD, seen=has_no_such_part):
                 return self.where(model)
         if _has_head(model):
             return model.head

@@ -1,7 +1,6 @@
 """The outer step: what is computed of every task, its mean over tasks, and the optimizer's step."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._errors import annotate_errors, explain
+from .._arguments import used_again
+from .._errors import annotate_errors, explain, succeeds
+from .._model.check import check_stateless
 from .._model.state import TrainState, to_be_trained, update_of, without_weak_types
 from .._model.support_statistics import with_support_statistics
 from .._task.layout import OverTasks, TaskChunk, in_chunks
@@ -36,6 +37,7 @@ def check_state(state: Any) -> None:
         message = "`outer_update(state, ...)` is not a state."
         expected = "a `TrainState`, as `strategy.init(model)` gives it"
         raise TypeError(explain(message, type(state).__name__, expected))
+    check_stateless(state.model, "outer_update(state, ...)")
 
 
 def mean_over_tasks(
@@ -54,19 +56,20 @@ def mean_over_tasks(
       counters, those of the last chunk are returned.
     """
     check_batch(tasks, "outer_update(..., tasks)")
-    with annotate_batch_errors(tasks):
-        return in_chunks(fun, tasks, key, task_chunk)
 
+    def is_one_task(error: Exception) -> bool:  # which may look like a batch
+        one = jax.tree.map(lambda x: x[None], tasks)
+        return succeeds(lambda: jax.eval_shape(lambda: in_chunks(fun, one, key, task_chunk)))
 
-def annotate_batch_errors(tasks: Task) -> AbstractContextManager[None]:
-    """Around what the user's code does with a batch of tasks: a single task may look like one."""
-    return annotate_errors(
+    with annotate_errors(
         "`outer_update(state, tasks)`",
         f"{count_tasks(tasks)} tasks, of support {shapes_of(tasks.support)} and query "
         f"{shapes_of(tasks.query)}",
         "a batch of tasks: a leading task axis, then the example axis, then one example as the "
         "model takes it. Of one task: `jax.tree.map(lambda x: x[None], task)`",
-    )
+        seen=is_one_task,
+    ):
+        return in_chunks(fun, tasks, key, task_chunk)
 
 
 def apply_gradient(
@@ -116,7 +119,10 @@ def query_loss(
     """Query loss after adaptation, and the metrics of before (unless `None`) and after."""
 
     def on_query(model: PyTree) -> tuple[Float[Array, ""], Metrics]:
-        out = loss(with_support_statistics(loss, model, task.support, key=key), task.query, key)
+        # The same dropout before and after, so that the difference is that of the adaptation.
+        statistics_key, loss_key = used_again(key), used_again(key)
+        model = with_support_statistics(loss, model, task.support, key=statistics_key)
+        out = loss(model, task.query, loss_key)
         check_loss_output(out)
         return out
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._arguments import check_argument
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, takes
 from .._jaxpr.flops import flops_of
 from .task import Task
 
@@ -102,7 +102,12 @@ def check_device_source(tasks: Any, argument: str) -> Task:
     sound = isinstance(tasks, eqx.Module) and is_device_source(tasks)
     expected = "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`"
     check_argument(sound, tasks, argument, expected, TypeError, "is not a task source")
-    with annotate_errors(f"`{argument}.sample(key)`", f"a key, and {repr(tasks)[:200]}"):
+    with annotate_errors(
+        f"`{argument}.sample(key)`",
+        f"a key, and {repr(tasks)[:200]}",
+        "`sample(key) -> Task`",
+        seen=lambda error: not takes(tasks.sample, "key"),  # pyright: ignore
+    ):
         task = eqx.filter_eval_shape(sample, tasks, jax.random.key(0))
     check_task(task, f"{argument}.sample(key)")
     return task

@@ -1,43 +1,22 @@
-"""What `fit(resume=...)` stands for: which checkpoint, and whether it is of this run."""
+"""What `fit(resume=...)` stands for: which checkpoint, or state."""
 
 import math
 import os
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from .._arguments import check_argument
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._arguments import check_argument, check_path
 from .._callback.callback import Callback, name_of
 from .._callback.log_owner import LOG
 from .._callback.run import Origin
-from .._checkpoint.fingerprint import agree
-from .._checkpoint.manifest import library_versions
 from .._checkpoint.run_files import check_types, load_run, read_run
-from .._errors import (
-    CheckpointCorrupt,
-    CheckpointError,
-    CheckpointMismatch,
-    CheckpointNotFound,
-    explain,
-    warn,
-)
+from .._errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, explain, warn
 from .._model.state import TrainState
-
-# A checkpoint of a run in which one of these differs is of another run.
-_IDENTITY = (
-    "strategy",
-    "options",
-    "inner_steps",
-    "gradient",
-    "window",
-    "adapts",
-    "learns",
-    "meta_batch_size",
-    "seed",
-    "model",
-)
-
-# More differences than these are not worth reading.
-_TOLD = 5
+from .identity import as_asked, refuse_another, tell_of_other_bits
 
 
 def can_resume(callback: Callback) -> bool:
@@ -50,23 +29,25 @@ Found: TypeAlias = tuple[Path, dict[str, Any] | CheckpointError]
 
 
 def find(
-    resume: Literal["auto"] | str | Path | None, callbacks: tuple[Callback, ...]
+    resume: Literal["auto"] | str | Path | TrainState | None, callbacks: tuple[Callback, ...]
 ) -> list[Found]:
     """The checkpoints that `fit(resume=...)` may go on from, the newest first.
 
     Raises `CheckpointError` if there is no such file, or if it is damaged; `TypeError` or
     `ValueError` for another `resume`, and an `OSError` that says nothing of the file.
     """
-    if resume is None:
+    if isinstance(resume, TrainState | None):
         return []
     sound = isinstance(resume, str | os.PathLike)
-    check_argument(sound, resume, "fit(resume=...)", "'auto', a path, or None", TypeError)
+    expected = "'auto', a path, a `TrainState`, or None"
+    check_argument(sound, resume, "fit(resume=...)", expected, TypeError)
     if resume != "auto":
-        if isinstance(resume, str) and not os.path.exists(resume):
+        path = check_path(resume, "fit(resume=...)").absolute()
+        if isinstance(resume, str) and not os.path.exists(path):
             message = f"There is no checkpoint at `fit(resume={resume!r})`."
             expected = "'auto', the path of a checkpoint, or None"
             raise CheckpointNotFound(explain(message, "no such file", expected))
-        return [(Path(resume), read_run(Path(resume)))]
+        return [(path, read_run(path))]
     if not any(map(can_resume, callbacks)):
         message = "`fit(resume='auto')` has nothing to resume from."
         expected = "a `Checkpoint` among the callbacks"
@@ -77,7 +58,7 @@ def find(
 
 
 def restore(
-    resume: Literal["auto"] | str | Path | None,
+    resume: Literal["auto"] | str | Path | TrainState | None,
     found: list[Found],
     like: TrainState,
     callbacks: tuple[Callback, ...],
@@ -91,12 +72,40 @@ def restore(
     Raises `CheckpointError` if nothing of what was found is sound, or it is of another run;
     `ValueError` for `steps` before the file's.
     """
-    origin = _first_sound(resume, found, like, callbacks, config)
+    if isinstance(resume, TrainState):
+        origin = Origin(_with_arrays(like, resume))
+    else:
+        origin = _first_sound(resume, found, like, callbacks, config)
     start = int(origin.state.step)
     if start > config["steps"]:
         message = "`fit(steps=...)` is before the checkpoint."
         raise ValueError(explain(message, config["steps"], f"{start} or more"))
     return origin
+
+
+def _with_arrays(like: TrainState, state: TrainState) -> TrainState:
+    """`like`, with the arrays of `state`. Raises `ValueError` if it has not the same ones."""
+    old, new = (
+        {
+            jax.tree_util.keystr(path): x
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+            if eqx.is_array(x)
+        }
+        for tree in (like, state)
+    )
+    for name in {**old, **new}:
+        received, expected = (
+            f"{name} {x[name].dtype}{list(x[name].shape)}" if name in x else f"no array {name}"
+            for x in (new, old)
+        )
+        if received != expected:
+            message = "`fit(resume=...)` is not a state of this strategy and model."
+            raise ValueError(explain(message, received, expected))
+
+    def choose(path: Any, x: Any) -> Any:
+        return jnp.asarray(new[jax.tree_util.keystr(path)], x.dtype) if eqx.is_array(x) else x
+
+    return jax.tree_util.tree_map_with_path(choose, like)
 
 
 def _first_sound(
@@ -151,49 +160,17 @@ def _load(
 ) -> Origin:
     meta = manifest["meta"]
     saved = meta.get("config", {})
-    _refuse(path, _other_settings(saved, config))
+    versions = manifest["versions"]
+    refuse_another(path, versions, saved, config, ("jax_", "strategy"))
     states = meta.get("callbacks", {})
     for callback in callbacks:
         check_types(path, states.get(name_of(callback), {}), callback.state_types)
     state = load_run(path, manifest, like)  # of another model it lists the arrays, which says most
-    same_libraries = manifest.get("versions") == library_versions()
-    _refuse(path, _other_parts(saved, config, same_libraries=same_libraries))
+    refuse_another(path, versions, saved, config, ("model", "tasks"))
+    state = as_asked(path, state, like, saved, config)
+    tell_of_other_bits(path, versions, saved, config)
     attached = {name_of(callback) for callback in callbacks}
     forgotten = [n for n, value in states.items() if value.keys() - {LOG} and n not in attached]
     if forgotten:
         warn(f"`{path}` holds the state of callbacks that are not attached: {forgotten}")
     return Origin(state, resuming=True, path=path, meta=meta)
-
-
-def _refuse(path: Path, differ: dict[str, tuple[str, str]]) -> None:
-    """`differ`: what makes them two runs, by name, as it is in the file and in this run."""
-    if not differ:
-        return
-    there = ", ".join(f"{name}={old}" for name, (old, _) in differ.items())
-    here = ", ".join(f"{name}={new}" for name, (_, new) in differ.items())
-    expected = (
-        f"{here}, as this run has. Continue with what was saved, or save this run to another "
-        f"folder. Its weights alone start a new run: `model = eqxmeta.load_model('{path}', model)`"
-    )
-    received = f"a checkpoint with {there}"
-    raise CheckpointMismatch(explain(f"`{path}` is of another run.", received, expected))
-
-
-def _other_settings(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    old = {name: saved.get(name) for name in _IDENTITY}
-    return {n: (repr(old[n]), repr(config[n])) for n in _IDENTITY if old[n] != config[n]}
-
-
-def _other_parts(
-    saved: dict[str, Any], config: dict[str, Any], *, same_libraries: bool
-) -> dict[str, tuple[str, str]]:
-    """Of the model and the tasks, by key path. `same_libraries`: else their layers may have other
-    fields by now, and only those are compared that both have."""
-    differ = {}
-    for what, old in saved.get("fingerprint", {}).items():
-        new = config["fingerprint"].get(what, {})
-        for path in {**old, **new}:
-            both = path in old and path in new
-            if not agree(old[path], new[path]) if both else same_libraries:
-                differ[f"{what}{path}"] = (old.get(path, "nothing"), new.get(path, "nothing"))
-    return dict(list(differ.items())[:_TOLD])

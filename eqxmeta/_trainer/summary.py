@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 from jaxtyping import PyTree
 
 from .._callback.callback import Callback, name_of
+from .._checkpoint.array_facts import array_fact
 from .._checkpoint.fingerprint import fingerprint
 from .._meta_gradient.inner_loop import InnerLoop
 from .._model.check import count_parameters
@@ -18,6 +20,18 @@ from .._model.state import TrainState
 from .._preflight.slow_layers import linear_layers
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy, partition_learnt
+
+# Fields of a strategy that say how something is laid out in memory, and not what is computed.
+_LAYOUT = (".task_chunk", ".remat")
+
+# Of `jax.config`, on what the numbers of a run depend.
+_SETTINGS = (
+    "enable_x64",
+    "default_matmul_precision",
+    "default_prng_impl",
+    "threefry_partitionable",
+    "random_seed_offset",
+)
 
 
 def describe(
@@ -33,7 +47,7 @@ def describe(
 ) -> dict[str, Any]:
     """The run as plain values: for hyper-parameters, and for a checkpoint to be compared with.
 
-    `saves`: with the fingerprints of the model and the tasks, for which all data is read."""
+    `saves`: with the fingerprints by which a resumed run is known, for which all data is read."""
     inner = strategy.inner if isinstance(strategy, RolloutStrategy) else None
     params, rest = partition_learnt(strategy, state.model)
     return {
@@ -51,7 +65,7 @@ def describe(
         "parameters": count_parameters(model),
         "meta_parameters": count_parameters(params),
         "tasks": _name(tasks),
-        **({"fingerprint": _fingerprints(model, tasks)} if saves else {}),
+        **({"fingerprint": _fingerprints(strategy, model, state, tasks)} if saves else {}),
     }
 
 
@@ -122,11 +136,45 @@ def _shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _fingerprints(model: PyTree, tasks: Any) -> dict[str, dict[str, str]]:
+def _fingerprints(
+    strategy: Strategy, model: PyTree, state: TrainState, tasks: Any
+) -> dict[str, dict[str, str]]:
     # Of a source on the host, which may be larger than any memory, the class.
     module = isinstance(tasks, eqx.Module)
-    told = fingerprint(tasks, values=True) if module else {"": type(tasks).__name__}
-    return {"model": fingerprint(model, values=False), "tasks": told}
+    told = fingerprint(strategy, values=True)
+    return {
+        "strategy": {path: fact for path, fact in told.items() if not path.endswith(_LAYOUT)},
+        "jax_": {name: str(getattr(jax.config, f"jax_{name}", None)) for name in _SETTINGS},
+        "model": fingerprint(model, values=False),
+        "tasks": fingerprint(tasks, values=True) if module else {"": type(tasks).__name__},
+        "asked": _asked_of_the_optimizer(state),
+        "computed": _computed_on(),
+    }
+
+
+def _asked_of_the_optimizer(state: TrainState) -> dict[str, str]:
+    """The numbers that `optax.inject_hyperparams` keeps in the state, as the run asks for them; not
+    those that a schedule makes anew at every step."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves if eqx.is_array(leaf)}
+
+    def scheduled(name: str) -> bool:
+        its_state = name.replace(".hyperparams[", ".hyperparams_states[")
+        return any(other.startswith(its_state) for other in arrays)
+
+    injected = [name for name in arrays if ".hyperparams[" in name and not scheduled(name)]
+    return {name: array_fact(arrays[name]) for name in injected}
+
+
+def _computed_on() -> dict[str, str]:
+    """On what the last bits of a run depend, beside what it is."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return {"device": device.device_kind}
+    # Among which a sum is divided; of those of the machine the process may use some.
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = os.cpu_count() if affinity is None else len(affinity(0))
+    return {"device": device.device_kind, "cores": str(cores)}
 
 
 def _name(tasks: Any) -> str:

@@ -127,7 +127,7 @@ class Trainer:
         tasks: Any,
         steps: int,
         *,
-        resume: Literal["auto"] | str | Path | None = None,
+        resume: Literal["auto"] | str | Path | TrainState | None = None,
     ) -> TrainState:
         """Train until outer step `steps`, and return the state reached.
 
@@ -137,6 +137,17 @@ class Trainer:
         - `steps`: counted from the very first, also when resuming.
         - `resume`: `"auto"` continues from the newest sound checkpoint of an attached
           `Checkpoint`, or starts if there is none; a path continues from that file; `None` starts.
+          A `TrainState` (such as `strategy.init(model)`, or what an earlier `fit` returned, with
+          other numbers in it) is taken as it is, in the place of the one that `model` would give:
+          a new run, with files of its own, that begins at `state.step`.
+
+        To change the learning rate of a run that is resumed, give the outer optimizer the new one,
+        `optax.adam(1e-4)` or `optax.inject_hyperparams(optax.adam)(1e-4)`: all numbers of the outer
+        optimizer are those of the run that asks, the rest of the state is the checkpoint's. (What
+        `inject_hyperparams` has in the state is then told with both values, as a
+        `RuntimeWarning`.) Anything else in the strategy that differs makes it another run, which is
+        refused. Where it was computed with another number of cores, device or library, a
+        `RuntimeWarning` says that the same bits cannot be expected.
 
         The first Ctrl-C ends the run after the current chunk, with the hooks of a run's end (so
         that `Checkpoint` saves), and the state is returned; a second one raises. The attribute
@@ -160,7 +171,7 @@ class Trainer:
         model: PyTree,
         tasks: Any,
         steps: int,
-        resume: Literal["auto"] | str | Path | None,
+        resume: Literal["auto"] | str | Path | TrainState | None,
         signals: Signals,
     ) -> TrainState:
         callbacks = self.callbacks
@@ -173,7 +184,7 @@ class Trainer:
         config = describe(
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
-            saves=resume is not None or any(map(can_resume, callbacks)),
+            saves=not isinstance(resume, TrainState | None) or any(map(can_resume, callbacks)),
         )  # fmt: skip
         settings = Settings(
             self.strategy,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from .._arguments import check_choice, check_int_or_none
-from .._errors import explain, warn
+from .._arguments import check_choice, check_int_or_none, check_path
+from .._errors import explain
 from ._extra import need
 from ._images import Images
 from ._npz import from_npz
@@ -34,11 +34,11 @@ def from_folder(
     Every folder that holds images is a class, named by its path below `path`
     (`cat`, or `animals/cat`); classes and images are in sorted order.
 
-    - `split`: which classes. `None`: all (with a warning if they are in folders `train`, `test`,
-      ..., and so come together). A name such as `"train"`: what `train.csv`, `train.txt`
-      or `train.json` in `path` says, or the class folders in the folder `train`; several of them
-      are refused. A path to such a file, relative to `path` or to here, but not both. Or a list of
-      class names.
+    - `split`: which classes. `None`: all; refused if there are splits, folders or files that are
+      called `train`, `test`, `validation` or the like. `"all"`: those of all splits together. A
+      name such as `"train"`: what `train.csv`, `train.txt` or `train.json` in `path` says, or the
+      class folders in the folder `train`; several of them are refused. A path to such a file,
+      relative to `path` or to here, but not both. Or a list of class names.
       A csv file has columns `filename` and `label` (Ravi and Larochelle 2017), its images lie in
       `path` or `path/images`, in class folders or not; a txt file has a class name a line; a json
       file a list of them.
@@ -54,9 +54,10 @@ def from_folder(
 
     Raises `ValueError` or `FileNotFoundError`, naming the file, for empty folders, images that
     cannot be read or differ in size or kind, classes of a split that are not there, and split files
-    that lead out of `path`, by `..` or an absolute path.
+    that lead out of `path`, by `..` or an absolute path; `ValueError` for splits of which none is
+    chosen, and for a list of images where classes are named.
     """
-    path = Path(path)
+    path = check_path(path, "from_folder(path=...)")
     if path.suffix == ".npz":
         if (split, size, mode) != (None, None, None):
             received = f"split={split!r}, size={size!r}, mode={mode!r}"
@@ -71,8 +72,6 @@ def from_folder(
         expected = "a folder that holds a folder a class, or an .npz file"
         raise FileNotFoundError(explain("`path` is not a folder.", str(path), expected))
     classes = images_by_class(path, split)
-    if split is None:
-        _warn_splits({name.partition("/")[0] for name in classes}, path)
     files = [file for images in classes.values() for file in images]
     counts = [len(images) for images in classes.values()]
     return Images(
@@ -80,15 +79,6 @@ def from_folder(
         np.repeat(np.arange(len(classes), dtype=np.int32), counts),
         tuple(classes),
     )
-
-
-def _warn_splits(folders: set[str], path: Path) -> None:
-    """All classes of all splits together is rarely what is meant."""
-    if len(folders) > 1 and folders <= {"train", "val", "valid", "validation", "test"}:
-        names = sorted(folders)
-        received = f"split=None: the classes of {', '.join(names)}, together"
-        expected = f"split='{names[-1]}', or another of them"
-        warn(explain(f"{path} has a folder for each split.", received, expected))
 
 
 def _read_all(
@@ -129,6 +119,8 @@ def _read(
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             pixels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
         expected = "an image of 8 bits a channel, grey or colour, that Pillow can read"
         raise ValueError(explain(f"{file} cannot be read.", str(error), expected)) from error
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._arguments import native
+from .._arguments import check_path, native
 from .._errors import explain
 from ._images import Images
 
@@ -36,7 +36,7 @@ def from_npz(path: str | Path) -> Images:
     Raises `FileNotFoundError`, or `ValueError` for a damaged file and for arrays that are missing
     or of another kind. Nothing is unpickled.
     """
-    path = Path(path)
+    path = check_path(path, "from_npz(path=...)")
     expected = "an .npz file with arrays `images` [N, ...] and `labels` [N]"
     if not path.is_file():
         raise FileNotFoundError(explain("`path` is not a file.", str(path), expected))

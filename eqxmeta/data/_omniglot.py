@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from .._arguments import check_choice
+from .._arguments import check_choice, check_path
 from .._errors import explain
 from ._images import Images
 from ._npz import read_arrays
@@ -52,7 +52,7 @@ def omniglot(
     """
     check_choice(split, "split", ("train", "val", "test"), "is unknown")
     check_choice(protocol, "protocol", ("vinyals", "maml"), "is unknown")
-    path = Path(root)
+    path = check_path(root, "omniglot(root=...)")
     if path.suffix != ".npz":
         path = path / _FILE
     if not path.exists():

@@ -4,39 +4,55 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from .._arguments import check_argument
+from .._arguments import check_argument, check_path
 from .._errors import explain
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm")
+_IMAGE = re.compile(rf"[\s\"']*(.+?({'|'.join(map(re.escape, IMAGE_SUFFIXES))}))\b", re.IGNORECASE)
 _SPLIT_SUFFIXES = (".csv", ".txt", ".json")
+_ALL = "all"
+
+# What splits are called: train, val2017, meta_test, Validation, ...
+_SPLIT = re.compile(
+    r"(meta[-_ ]?)?(train(ing|val)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?)"
+    r"([-_ ]?(set|split|data|images|\d+))?",
+    re.IGNORECASE,
+)
 
 
 def images_by_class(path: Path, split: str | Path | Sequence[str] | None) -> dict[str, list[Path]]:
     """The image files of each class, both in sorted order; no class is empty. See `from_folder`."""
     if split is None:
-        return _in_class_folders(path)
+        named = (file for file in path.iterdir() if file.suffix in _SPLIT_SUFFIXES)
+        _refuse_splits([file for file in named if _SPLIT.fullmatch(file.stem)], path)
+        return _in_class_folders(path, splits=False)
     if not isinstance(split, str | Path):
         return _chosen(_class_folder_names(split), path, "`split`")
+    split = check_path(split, "from_folder(split=...)")
     file = _split_file(path, split)
+    if file is None and split == Path(_ALL):
+        return _in_class_folders(path, splits=True)
     if file is None:
-        return _in_class_folders(path / split)
+        return _in_class_folders(path / split, splits=False)
     if file.suffix == ".csv":
         return _listed(file, path)
     return _chosen(_class_names(file), path, str(file))
 
 
-def _split_file(path: Path, split: str | Path) -> Path | None:
+def _split_file(path: Path, split: Path) -> Path | None:
     """The file that says what is in the split, or `None` if that is a folder's business."""
-    if Path(split).suffix in _SPLIT_SUFFIXES:
-        candidates = [path / split, Path(split)]
+    if split.suffix in _SPLIT_SUFFIXES:
+        candidates = [path / split, split]
     else:
         candidates = [path / f"{split}{suffix}" for suffix in _SPLIT_SUFFIXES]
     files = {c.resolve(): c for c in candidates if c.is_file()}  # one by two names is one
     found = [*files.values(), *[path / split] * (path / split).is_dir()]
+    found += [path] * (split == Path(_ALL))
     if not found:
         where = ", ".join(map(str, dict.fromkeys([*candidates, path / split])))
         message = "`split` was not found."
@@ -50,8 +66,9 @@ def _split_file(path: Path, split: str | Path) -> Path | None:
     return found[0] if files else None
 
 
-def _in_class_folders(path: Path) -> dict[str, list[Path]]:
-    """Every folder at or below `path` that holds images is a class, named by its relative path."""
+def _in_class_folders(path: Path, *, splits: bool) -> dict[str, list[Path]]:
+    """Every folder at or below `path` that holds images is a class, named by its relative path.
+    `splits`: also those of several splits, together."""
     found: dict[str, list[Path]] = {}
     above = {os.fspath(path): {os.path.realpath(path)}}  # what leads to a folder, and itself
     # Links are followed: that is how large data sets are shared.
@@ -72,7 +89,32 @@ def _in_class_folders(path: Path) -> dict[str, list[Path]]:
         elif not subfolders:
             expected = f"images ({' '.join(IMAGE_SUFFIXES)}) in every class folder"
             raise ValueError(explain(f"{folder} is empty.", "a folder without images", expected))
+    if not splits:
+        _refuse_splits(_split_folders(found, path), path)
     return dict(sorted(found.items()))
+
+
+def _split_folders(classes: Iterable[str], path: Path) -> set[Path]:
+    """The folders of splits: those with classes in them, and those with images that have the like
+    beside them. (One alone may be a class: CIFAR-100 has trains.)"""
+    named = {
+        (path / folder, folder == PurePath(name))
+        for name in classes
+        for folder in (PurePath(name), *PurePath(name).parents)
+        if _SPLIT.fullmatch(folder.name)
+    }
+    parents = [folder.parent for folder in {folder for folder, _ in named}]
+    return {f for f, is_class in named if not is_class or parents.count(f.parent) > 1}
+
+
+def _refuse_splits(splits: Iterable[Path], path: Path) -> None:
+    """The same image may be in several splits; and what was learnt on one is tested on another."""
+    splits = sorted(splits)
+    if splits:
+        names = ", ".join(str(split.relative_to(path)) for split in splits[:5])
+        first = f"from_folder({str(splits[0].parent)!r}, split={splits[0].stem!r})"
+        expected = f"`{first}`, or another of them; or split='all', all classes together"
+        raise ValueError(explain(f"{path} has splits, and none is chosen.", names, expected))
 
 
 def _not_back(folder: str, above: set[str]) -> str:
@@ -86,6 +128,7 @@ def _not_back(folder: str, above: set[str]) -> str:
 
 
 def _chosen(names: Sequence[str], path: Path, source: str) -> dict[str, list[Path]]:
+    _refuse_files(names, path, source)
     _check_below(names, path, source)
     # One class by two names, such as `a` and `./a`, is one.
     distinct = sorted({PurePath(name).as_posix() for name in names})
@@ -99,11 +142,25 @@ def _chosen(names: Sequence[str], path: Path, source: str) -> dict[str, list[Pat
     return found
 
 
+def _refuse_files(names: Sequence[str], path: Path, source: str) -> None:
+    """Lines such as `apple/1.jpg, 0, 3`, taken for the names of classes."""
+    for name in names:
+        if (match := _IMAGE.match(name)) and not (path / name).is_dir():
+            image = PurePath(match[1])
+            if image.anchor:  # what is listed is named as it lies in `path`
+                image = PurePath(image.parent.name, image.name)
+            row = f"{image},{image.parent.name or 'its class'}"
+            expected = f"names of classes; or a csv file, 'filename,label' its first line, {row!r}"
+            received = f"{name!r}, the first of {len(names)} lines"
+            raise ValueError(explain(f"{source} names images, not classes.", received, expected))
+
+
 def _listed(file: Path, path: Path) -> dict[str, list[Path]]:
     """As Ravi and Larochelle 2017 published the split of miniImageNet: `filename,label`."""
     rows = csv.DictReader(io.StringIO(_text(file)))
     if not {"filename", "label"} <= set(rows.fieldnames or ()):
-        expected = "columns named filename and label in the first line"
+        expected = "columns named filename and label: 'filename,label' as the first line, then "
+        expected += "one line an image, such as 'apple/1.jpg,apple'"
         raise ValueError(explain(f"{file} is not a split.", repr(rows.fieldnames), expected))
     pairs = [(row["filename"], row["label"]) for row in rows]
     if not pairs or not all(filename and label for filename, label in pairs):

@@ -1,7 +1,5 @@
 """MAML with implicit gradients."""
 
-import math
-import numbers
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +9,7 @@ import optax
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_argument, check_int
+from .._arguments import check_int, check_number
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._meta_gradient.modes import value_and_grad
 from .._model.state import update_of
@@ -23,10 +21,7 @@ from .._types import Loss
 
 
 def _check_strength(strength: Any) -> float:
-    real = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
-    sound = real and math.isfinite(strength) and float(strength) > 0
-    check_argument(sound, strength, "IMAML(strength=...)", "a finite number above 0")
-    return float(strength)
+    return check_number(strength, "IMAML(strength=...)", positive=True)
 
 
 def _check_cg_steps(cg_steps: Any) -> int:

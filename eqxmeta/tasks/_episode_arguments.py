@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from .._arguments import check_argument, native
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, takes
 
 
 def as_float(images: Shaped[Array, "..."]) -> Float[Array, "..."]:
@@ -81,7 +81,10 @@ def check_augment(augment: tuple[Callable, ...], images: Shaped[Array, "N ..."])
         sound, name = callable(function), getattr(function, "__name__", function)
         check_argument(sound, function, "augment", expected, TypeError, "is not a function")
         with annotate_errors(
-            f"`augment`, {name}(image, key=key)", f"an image, {image.dtype} {image.shape}", expected
+            f"`augment`, {name}(image, key=key)",
+            f"an image, {image.dtype} {image.shape}",
+            expected,
+            seen=lambda error, function=function: not takes(function, "image", key="key"),
         ):
             made = eqx.filter_eval_shape(lambda x, f=function: f(x, key=jax.random.key(0)), image)
         shape, dtype = getattr(made, "shape", None), getattr(made, "dtype", None)

@@ -243,6 +243,17 @@ def test_a_clock_that_stands_still_or_goes_back(tmp_path, monkeypatch, shift):
     assert len(steps_of(tmp_path / "inner_steps", "within_task/eval/loss")) == 3
 
 
+@pytest.mark.parametrize("stamp", ["9999999999", "99999999999", "9" * 99, "0", "4000000000"])
+def test_whatever_the_stamp_of_a_file_the_next_is_read_after_it(tmp_path, stamp):
+    killed_run(tmp_path, 15)
+    (path,) = tmp_path.glob("*tfevents*")
+    path.rename(tmp_path / f"events.out.tfevents.{stamp}.host")
+    for start in (10, 12, 14):
+        resumed_run(tmp_path, start, start + 10)
+    assert len(list(tmp_path.glob("*tfevents*"))) == 4
+    assert steps_of(tmp_path) == list(range(1, 25))
+
+
 def test_a_run_that_begins_again_hides_the_attempt_before(tmp_path):
     callback, run = begun(tmp_path)
     run.log({"early": 1.0})

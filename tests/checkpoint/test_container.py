@@ -193,7 +193,7 @@ def test_loaded_arrays_survive_donation(path):
 def test_the_manifest_tells_what_is_in_the_file(path):
     manifest = read_manifest(path)
     assert manifest["format"] == 1
-    assert set(manifest["versions"]) == {"eqxmeta", "jax", "equinox", "optax", "numpy"}
+    assert set(manifest["versions"]) == {"python", "eqxmeta", "jax", "equinox", "optax", "numpy"}
     assert manifest["meta"] == {"step": 7}
     leaves = {leaf["path"]: (leaf["dtype"], leaf["shape"]) for leaf in manifest["leaves"]}
     assert leaves == {

@@ -19,7 +19,8 @@ import optax
 import pytest
 
 import eqxmeta as em
-from eqxmeta._checkpoint.fingerprint import agree, fingerprint
+from eqxmeta._checkpoint.array_facts import agree
+from eqxmeta._checkpoint.fingerprint import fingerprint
 from eqxmeta._trainer.summary import describe
 from eqxmeta.callbacks import Checkpoint
 
@@ -145,7 +146,8 @@ def test_a_fingerprint_reads_the_same_in_every_process():
     ("array", "wanted"),
     [
         (np.zeros((0, 3), np.float32), "float32[0, 3] about 0 ± 0"),
-        (np.array([1.0, np.nan, 3.0]), "float64[3] about 2 ± 1"),
+        (np.array([1.0, np.nan, 3.0]), "float64[3] of 1.0, nan, 3.0"),
+        (np.array([1.0, np.nan, 3.0] * 3), "float64[9] about 2 ± 1 in order "),
         (np.array([object()]), "object[1]"),
         (np.array(["a"], np.dtypes.StringDType()), "StringDType()[1]"),
         (jax.random.key(0), "uint32[2] "),
@@ -192,7 +194,12 @@ def test_a_large_array_is_told_as_if_it_were_looked_at_at_once(kind):
         assert fact.endswith(hashlib.sha256(x.tobytes()).hexdigest()[:16])
     else:
         numbers = np.abs(x).astype(float) if kind == "complex" else x.astype(float)
-        assert fact.endswith(f" about {numbers.mean():.6g} ± {numbers.std():.6g}")
+        flat = numbers.ravel()
+        weights = np.cos(np.arange(flat.size) % 262_139)
+        order = weights @ (flat - flat.mean()) / flat.size**0.5
+        told, _, last = fact.rpartition(" in order ")
+        assert told.endswith(f" about {numbers.mean():.6g} ± {numbers.std():.6g}")
+        assert abs(float(last) - order) < 1e-4 * numbers.std()
     assert fingerprint(x.copy(order="F"), values=True)[""] == fact
 
 
@@ -239,7 +246,8 @@ def test_a_later_library_may_have_more_fields(saved, tmp_path):
     with mock.patch("eqxmeta._trainer.trainer.describe", later):
         with pytest.raises(em.CheckpointMismatch, match=r"(?s)tasks\.novel=nothing.*=False"):
             _fit_scaled(tmp_path, Scaled(), _episodes(), 4)
-        with mock.patch("eqxmeta._trainer.resume.library_versions", lambda: {"eqxmeta": "9.9"}):
+        versions = mock.patch("eqxmeta._trainer.identity.library_versions", lambda: {"jax": "9.9"})
+        with versions, pytest.warns(RuntimeWarning, match=r"now 9\.9.* not to the bit"):
             assert int(_fit_scaled(tmp_path, Scaled(), _episodes(), 4).step) == 4
 
 
@@ -249,3 +257,10 @@ def test_data_is_read_only_by_runs_that_save(monkeypatch):
 
     monkeypatch.setattr("eqxmeta._trainer.summary.fingerprint", read)
     assert int(boring_fit(2).step) == 2
+
+
+@pytest.mark.parametrize("forged", ["about q", "about 1", "about ", "of 1, 2, x", "of 1", "of"])
+def test_a_forged_fact_is_another_one(forged):
+    for fact in ("float32[3] about 1 ± 2 in order 3", "float32[2] of 1.0, 2.0"):
+        assert not agree(fact, f"{fact.split(']')[0]}] {forged}")
+        assert not agree(f"{fact.split(']')[0]}] {forged}", fact)

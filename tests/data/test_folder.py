@@ -1,6 +1,7 @@
 """Images from folders, split files and npz files."""
 
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -52,13 +53,85 @@ def test_a_folder_a_class(folder):
     assert_holds(em.data.from_folder(str(root)), pixels, **ALL)
 
 
-def test_folders_of_splits_that_come_together_are_warned_of(tmp_path):
-    for split in ("train", "test"):
-        picture(tmp_path / split / f"{split}s" / "1.png", 0)
-    with pytest.warns(RuntimeWarning, match=r"split=None.*test, train"):
-        data = em.data.from_folder(tmp_path)
-    assert data.class_names == ("test/tests", "train/trains")
-    assert em.data.from_folder(tmp_path, "test").class_names == ("tests",)
+SPLITS = {
+    "three and another": (["train/cat/1", "val/cat/1", "test/cow/1", "extra/cat/1"], "train"),
+    "one": (["cat/1", "dog/1", "train/dog/1"], "train"),
+    "only a test": (["test/cat/1", "test/dog/1"], "test"),
+    "another case": (["Train/cat/1", "TEST/dog/1"], "Train"),
+    "training": (["training/cat/1", "validation/dog/1"], "training"),
+    "valid": (["valid/cat/1", "dog/1"], "valid"),
+    "of a challenge": (["val2017/cat/1", "train2017/dog/1"], "val2017"),
+    "of a meta-learner": (["meta_train/cat/1", "meta_test/dog/1"], "meta_train"),
+    "no classes in them": (["train/1", "test/1"], "train"),
+    "below the classes' animals": (["a/train/cat/1", "a/test/dog/1"], "a/train"),
+    "twice": (["train/train/cat/1", "train/val/cat/1"], "train"),
+}
+
+
+@pytest.mark.parametrize(("images", "first"), SPLITS.values(), ids=SPLITS)
+def test_splits_of_which_none_is_chosen_are_refused(tmp_path, images, first):
+    for number, name in enumerate(images):
+        picture(tmp_path / f"{name}.png", number)
+    above, _, name = str(tmp_path / first).rpartition("/")
+    refused(f"has splits.*{first}.*from_folder\\('{above}', split=.*split='all'", tmp_path)
+    data = em.data.from_folder(tmp_path, split="all")
+    assert data.class_names == tuple(sorted({image.rpartition("/")[0] for image in images}))
+    assert len(data.images) == len(images)
+    if first == "train" and images[0].startswith("train/train"):
+        refused(f"has splits.*from_folder\\('{tmp_path}/train', split='train'", tmp_path, "train")
+    elif "/cat/" in images[0] and "/" not in first:
+        assert em.data.from_folder(tmp_path, first).class_names[0] in ("cat", "dog")
+
+
+@pytest.mark.parametrize("file", ["train.csv", "test.txt", "val.json"])
+def test_files_of_splits_of_which_none_is_chosen_are_refused(folder, file):
+    """Of miniImageNet all images lie in one folder, which would be the one class."""
+    root, pixels = folder
+    (root / file).write_text("")
+    refused(f"has splits.*{file}.*split='{file.partition('.')[0]}'.*split='all'", root)
+    assert_holds(em.data.from_folder(root, "all"), pixels, **ALL)
+
+
+def test_a_class_called_train_is_no_split(tmp_path):
+    """CIFAR-100 has trains, and folders may have any other names."""
+    for number, name in enumerate(("train/1", "bus/1", "test tube/1", "trainers/a/1", "all/1")):
+        picture(tmp_path / f"{name}.png", number)
+    names = ("all", "bus", "test tube", "train", "trainers/a")
+    assert em.data.from_folder(tmp_path).class_names == names
+    refused("several things.*all", tmp_path, "all")
+
+
+LINES = {
+    "apple/1.jpg, 0, 3": "apple/1.jpg,apple",
+    "fruit/apple/1.JPEG 5": "fruit/apple/1.JPEG,apple",
+    "'1.png'\t7": "1.png,its class",
+    "/data/apple/1.jpg,0": "apple/1.jpg,apple",
+}
+
+
+@pytest.mark.parametrize("how", ["txt", "json", "list"])
+@pytest.mark.parametrize("line", LINES)
+def test_a_list_of_images_is_no_list_of_classes(folder, line, how):
+    root, _ = folder
+    lines = ["image_path label" * (how == "txt"), line, *[line.replace("1", "2")] * 3]
+    lines = [line for line in lines if line]
+    (root / "mine.txt").write_text("\n".join(lines))
+    (root / "mine.json").write_text(json.dumps(lines))
+    split = lines if how == "list" else f"mine.{how}"
+    first = re.escape(line if "'" not in line else "'1.png'")
+    said = f"names images, not classes.*{first}.*first of {len(lines)} lines"
+    refused(f"{said}.*'filename,label' its first line, '{re.escape(LINES[line])}'", root, split)
+
+
+def test_the_form_that_would_do_does(folder):
+    root, _ = folder
+    for name in ("cat/a", "dog/2"):
+        (root / f"{name}.png").rename(root / f"{name}.jpg")
+    (root / "mine.csv").write_text("cat/a.jpg, 0\ndog/2.jpg, 1\n")
+    refused(r"mine.csv is not a split.*cat/a.jpg.*'filename,label'.*'apple/1.jpg,apple'",
+            root, "mine.csv")  # fmt: skip
+    (root / "mine.csv").write_text("filename,label\ncat/a.jpg,cat\ndog/2.jpg,dog\n")
+    assert em.data.from_folder(root, "mine.csv").class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("how", ["list", "txt", "json", "elsewhere", "relative", "link"])
@@ -389,6 +462,26 @@ def test_without_the_extra(folder, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     refused(r"no PIL.*eqxmeta\[data\]", folder[0], error=ImportError)
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("libjpeg.so.8: cannot open"), ModuleNotFoundError("no x", name="x")]
+)
+def test_a_broken_package_is_no_missing_one(folder, monkeypatch, error):
+    def broken(name):
+        raise error
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    with pytest.raises(type(error)) as caught:
+        em.data.from_folder(folder[0])
+    assert caught.value is error
+
+
+def test_what_the_disk_says_is_left_as_it_is(folder):
+    """It does not follow that the image has too many bits."""
+    (folder[0] / "cat" / "c.png").symlink_to("moved.png")
+    with pytest.raises(FileNotFoundError, match=r"c\.png"):
+        em.data.from_folder(folder[0])
 
 
 def test_a_data_set_is_a_pair(folder):

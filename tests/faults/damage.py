@@ -199,9 +199,7 @@ _SPOILERS = {
     "two swapped": _swap,
     "a folder": _folder,
     "config": _foreign("config", value=[]),
-    "callbacks": _foreign("callbacks", value=[1]),
     "best step": _foreign("callbacks", "Checkpoint", "best_step", value=[1]),
-    "skipped": _foreign("skipped", value="x"),
 }
 
 

@@ -85,7 +85,7 @@ def test_one_transfer_a_chunk(monkeypatch):
 )
 @pytest.mark.optimised
 def test_memory_of_the_training_program(gradient, steps, kib):
-    compiled = compiled_chunk(*notebook(gradient, steps)).compiled
+    compiled = compiled_chunk(*notebook(gradient, steps))
     assert compiled.memory_analysis().temp_size_in_bytes < kib * 1024
 
 

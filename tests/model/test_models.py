@@ -12,7 +12,9 @@ import pytest
 from jax import Array
 
 import eqxmeta as em
+from eqxmeta._task.device_source import Sampled
 
+from ..boring import BoringTasks
 from ..helpers import TinyMLP, tiny_mlp, tree_allclose
 
 KEY = jax.random.key(0)
@@ -370,7 +372,8 @@ def test_one_array_in_two_places_is_two_parameters(name):
     # Not given away twice to the compiled loop either, which consumes its arguments.
     trainer = em.Trainer(strategy_of(name), meta_batch_size=2, summary=False)
     model = Affine(once, once)
-    trained = trainer.fit(model, em.tasks.Sinusoid(4, 4), steps=2).model
+    with pytest.warns(RuntimeWarning, match="one array in several places"):
+        trained = trainer.fit(model, em.tasks.Sinusoid(4, 4), steps=2).model
     assert not np.allclose(trained.a, trained.b)
     assert float(once[0]) == 1.0
 
@@ -463,6 +466,7 @@ def with_spectral_norm():
     return eqx.nn.Sequential([eqx.nn.SpectralNorm(eqx.nn.Linear(1, 1, key=KEY), "weight", key=KEY)])
 
 
+@pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("make", [with_batch_norm, with_state, with_spectral_norm])
 def test_models_with_state_are_refused_before_anything_is_compiled(make, monkeypatch):
     def never(*args, **kwargs):
@@ -475,10 +479,52 @@ def test_models_with_state_are_refused_before_anything_is_compiled(make, monkeyp
     said = (
         r"has layers with state(?s:.*)\nReceived: state at model(?s:.*)\nExpected: a model without"
     )
-    with pytest.raises(ValueError, match=r"`fit\(model=\.\.\.\)` " + said):
-        em.Trainer(strategy, meta_batch_size=2).fit(model, source, steps=2)
-    with pytest.raises(ValueError, match=r"`evaluate\(model=\.\.\.\)` " + said):
-        em.evaluate(strategy, model, source)
+    trainer = em.Trainer(strategy, meta_batch_size=2)
+    x = jnp.ones((2, 2, 1))
+    batch = em.Task((x, x), (x, x))
+    state = em.TrainState(jnp.int32(0), model, ())
+    doors = {
+        r"fit\(model=": lambda: trainer.fit(model, source, steps=2),
+        r"plan\(model=": lambda: trainer.plan(model, source),
+        r"fit_seeds\(model=": lambda: em.fit_seeds(trainer, model, source, 2, seeds=2),
+        r"evaluate\(model=": lambda: em.evaluate(strategy, model, source),
+        r"check_meta_gradient\(model=": lambda: em.check_meta_gradient(strategy, model, batch),
+        r"outer_update\(state, ": lambda: strategy.outer_update(state, batch, key=KEY),
+        r"inner_adapt\(model, ": lambda: strategy.inner_adapt(model, (x[0], x[0])),
+        r"predict\(model, ": lambda: em.losses.predict(model, x[0]),
+    }
+    for door, enter in doors.items():
+        with pytest.raises(ValueError, match=rf"`{door}\.\.\.\)(\[0\])?` {said}") as caught:
+            enter()
+        assert "for `eqx.nn.SpectralNorm` `eqx.nn.WeightNorm`" in str(caught.value)
+
+
+def test_weight_norm_is_a_way_out():
+    """The layer that is named: it is what its paper says, and one step of a run has the gradient of
+    that formula."""
+    linear = eqx.nn.Linear(3, 1, key=KEY)
+    model = eqx.nn.WeightNorm(linear, "weight")
+
+    def formula(params, x):  # Salimans and Kingma 2016, equation 2
+        g, v, bias = params
+        return x @ (g * v / jnp.linalg.norm(v, axis=1, keepdims=True)).T + bias[None]
+
+    def loss(params, x, y):
+        return jnp.mean((formula(params, x) - y) ** 2)
+
+    def after_a_step(params, support):
+        return jax.tree.map(lambda p, d: p - 0.1 * d, params, jax.grad(loss)(params, *support))
+
+    params = model.g, model.layer.weight, model.layer.bias
+    task = jax.tree.map(lambda x: x[0], Sampled(BoringTasks(), 1).first(jax.random.fold_in(
+        jax.random.key(0), 0)))  # fmt: skip
+    meta = jax.grad(lambda p: loss(after_a_step(p, task.support), *task.query))(params)
+    strategy = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.1), steps=1), optax.sgd(0.1))
+    trainer = em.Trainer(strategy, meta_batch_size=1, summary=False)
+    learnt = trainer.fit(model, BoringTasks(), 1).model
+    learnt = learnt.g, learnt.layer.weight, learnt.layer.bias
+    expected = jax.tree.map(lambda p, d: p - 0.1 * d, params, meta)
+    assert tree_allclose(learnt, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -491,12 +537,8 @@ def test_models_with_state_are_refused_before_anything_is_compiled(make, monkeyp
 )
 def test_what_has_nothing_to_learn_is_refused(model, error, said):
     trainer = em.Trainer(strategy_of("MAML"), meta_batch_size=2)
-    for run in (
-        lambda: trainer.fit(model, em.tasks.Sinusoid(2, 2), steps=2),
-        lambda: em.evaluate(strategy_of("MAML"), model, em.tasks.Sinusoid(2, 2)),
-    ):
-        with pytest.raises(error, match=rf"(?s){said}.*\nExpected: "):
-            run()
+    with pytest.raises(error, match=rf"(?s){said}.*\nExpected: "):
+        trainer.fit(model, em.tasks.Sinusoid(2, 2), steps=2)
 
 
 # The Trainer.

@@ -108,6 +108,11 @@ class Model(eqx.Module):
 X, Y = jnp.ones((4, 3)), jnp.ones((4, 1))
 
 
+class Keyless(eqx.Module):
+    def sample(self):
+        return em.Task((X, Y), (X, Y))
+
+
 def tasks(support, query=(X, Y)):
     return Source(lambda key: em.Task(support, query))
 
@@ -230,6 +235,7 @@ IMAGES, LABELS = np.zeros((12, 2), np.float32), np.arange(12) // 4
 NOT_A_MODEL = "an instance of an Equinox module|at least one floating-point array"
 A_SOURCE = r"`eqx\.Module` with `sample\(key\) -> Task`"
 TRACED = "that JAX can trace"
+ONE_EXAMPLE = "a model that takes one such example"
 
 # fmt: off
 MISTAKES = {
@@ -241,7 +247,7 @@ MISTAKES = {
         lambda f: fit(f, model=lambda x: x), ValueError, r"fit\(model=", "<lambda>", NOT_A_MODEL),
     "a model is a list of layers": Mistake(
         lambda f: fit(f, model=[LINEAR, eqx.nn.Linear(1, 1, key=KEY)]),
-        TypeError, r"`loss\(model, batch, key\)`", "list", TRACED),
+        TypeError, r"`loss\(model, batch, key\)`", "list", ONE_EXAMPLE),
     "a model under vmap": Mistake(
         lambda f: fit(f, model=jax.vmap(LINEAR)),
         ValueError, r"fit\(model=", "function", "no batch axis.*model itself"),
@@ -265,7 +271,12 @@ MISTAKES = {
     "a model for other inputs": Mistake(
         lambda f: fit(f, model=eqx.nn.Linear(2, 1, key=KEY)),
         TypeError, r"refused one example.*`loss\(model, batch, key\)`",
-        r"Linear, and an example of shape float32\[3\], of a batch of \(float32\[4,3\]", TRACED),
+        r"Linear, and an example of shape float32\[3\], of a batch of \(float32\[4,3\]",
+        ONE_EXAMPLE),
+    "a model that branches": Mistake(
+        lambda f: fit(f, model=Model(jnp.ones(3), lambda w, x: w * x if x[0] > 0 else w)),
+        jax.errors.TracerBoolConversionError, r"refused one example.*`loss\(model, batch, key\)`",
+        r"Model, and an example of shape float32\[3\]", TRACED),
     "a model that wants a batch": Mistake(
         lambda f: fit(f, model=Model(jnp.ones(3),
                                      lambda w, x: jax.vmap(lambda r: w * r)(x))),
@@ -299,8 +310,8 @@ MISTAKES = {
         lambda f: fit(f, tasks=BoringTasks().sample),
         TypeError, r"fit\(tasks=", "sample", A_SOURCE),
     "sample takes no key": Mistake(
-        lambda f: fit(f, tasks=Source(lambda: None)),
-        TypeError, r"`fit\(tasks=\.\.\.\)\.sample\(key\)`", "lambda", TRACED),
+        lambda f: fit(f, tasks=Keyless()),
+        TypeError, r"`fit\(tasks=\.\.\.\)\.sample\(key\)`", "Keyless", r"`sample\(key\) -> Task`"),
     "sample needs numbers where JAX has tracers": Mistake(
         lambda f: fit(f, tasks=Source(numpy_in_sample)),
         jax.errors.TracerArrayConversionError, r"`fit\(tasks=\.\.\.\)\.sample\(key\)`", "key",
@@ -390,7 +401,8 @@ MISTAKES = {
         ValueError, "not a loss", r"float32\[4\]", "scalar"),
     "a loss of two arguments": Mistake(
         lambda f: fit(f, strategy=maml(lambda m, b: (jnp.ones(()), {}))),
-        TypeError, r"`loss\(model, batch, key\)`", r"float32\[4,3\]", TRACED),
+        TypeError, r"`loss\(model, batch, key\)`", r"float32\[4,3\]",
+        r"`loss\(model, batch, key\)` -> \(scalar"),
     "a loss that needs a number": Mistake(
         lambda f: fit(f, strategy=maml(host_loss)),
         jax.errors.ConcretizationTypeError, r"`loss\(model, batch, key\)`", "batch", TRACED),
@@ -442,8 +454,9 @@ MISTAKES = {
         lambda f: maml().outer_update(LINEAR, host_batch(0), key=KEY),
         TypeError, "outer_update.*state", "Linear", "init"),
     "outer_update of what looks like a batch": Mistake(
-        lambda f: maml().outer_update(state_of(), em.Task((X, X), (X, X)), key=KEY),
-        ValueError, "outer_update", r"4 tasks, of support \(float32\[4,3\]", "a leading task axis"),
+        lambda f: maml().outer_update(state_of(eqx.nn.Linear(1, 1, key=KEY)),
+                                      em.Task((Y, Y), (Y, Y)), key=KEY),
+        ValueError, "outer_update", r"4 tasks, of support \(float32\[4,1\]", "a leading task axis"),
     "inner_adapt of a task": Mistake(
         lambda f: maml().inner_adapt(LINEAR, em.Task((X, Y), (X, Y))),
         TypeError, "not a pair", "Task", r"\(x, y\).*task\.support"),
@@ -561,14 +574,14 @@ MISTAKES = {
         lambda f: em.nn.fast(3), TypeError, r"fast\(model\)", "3", "Equinox module"),
     "evaluation of tasks of another shape": Mistake(
         lambda f: fit(f, Evaluate(em.tasks.Sinusoid(2, 2), every=5), model=LINEAR),
-        TypeError, "the evaluation", r"query \(float32\[2,1\]", TRACED),
+        TypeError, "the evaluation", r"query \(float32\[2,1\]", "a result; why"),
     "evaluation after steps that cannot be counted": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=5, inner_steps=3),
                       strategy=BoringStrategy()),
         ValueError, r"Evaluate\(inner_steps=.*has no effect", "BoringStrategy", "left out"),
     "evaluation without a loss": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=5), strategy=NoLoss()),
-        TypeError, "NoLoss", "None", "loss(model, batch, key)"),
+        TypeError, "NoLoss", "None", r"loss\(model, batch, key\)"),
     "text is logged": Mistake(
         lambda f: fit(f, logging({"note": "good"})),
         TypeError, r"run\.log", "'note': 'good'", "number", late=True),
@@ -632,8 +645,8 @@ MISTAKES = {
         lambda f: em.inspect(f), em.CheckpointNotFound,
         "is a folder", "without checkpoints", "`save`"),
     "inspect what never was a checkpoint": Mistake(
-        lambda f: em.inspect(__file__), em.CheckpointCorrupt, "not a checkpoint", "Mistakes",
-        "zip archive"),
+        lambda f: em.inspect(__file__), em.CheckpointCorrupt, "is damaged",
+        "begins with .*Mistakes.*, and is no zip archive", "the bytes that `save` wrote"),
     "resume is misspelt": Mistake(
         lambda f: fit(f, resume="atuo"), em.CheckpointNotFound, "resume='atuo'", "no such file",
         "'auto', the path"),

@@ -118,7 +118,7 @@ def test_the_training_program_does_not_grow_with_the_inner_steps(skip):
         state = strategy.init(tiny_mlp())
         _, report = eqx.filter_eval_shape(train_chunk, job, state)
         count = sum(map(len, report.metrics.names))
-        compiled = train_chunk.lower(job, state).compile().compiled
+        compiled = train_chunk.lower(job, state).compile()
         return count, len(jax.tree.leaves(report)), compiled.as_text().count(" = ")
 
     (few, few_results, few_instructions), (many, results, instructions) = map(program, (4, 300))

@@ -86,7 +86,7 @@ def _python_shows(message, category, filename, lineno, file=None, line=None):
 
 def test_a_filter_that_makes_errors_of_warnings_does_not_end_a_run(capsys):
     # Twice at a step at which nobody but the user's callback knows what is logged, and at the end.
-    stop = EarlyStopping(monitor="other", patience=2)
+    stop = EarlyStopping(monitor="other", mode="min", patience=2)
     callbacks = [Lambda(every=1, on_step_end=lambda run: None), stop]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
