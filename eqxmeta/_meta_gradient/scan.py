@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._arguments import used_again
+from .._arguments import keys_as_data
 
 
 def scan(
@@ -25,7 +25,12 @@ def scan(
     """
     if steps == 0:
         return jax.lax.scan(step, carry, xs, length=0)
-    carry, first = step(carry, jax.tree.map(lambda x: x[0], used_again(xs)))
+    xs, with_keys, given = *keys_as_data(xs), step
+
+    def step(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+        return given(carry, with_keys(x))
+
+    carry, first = step(carry, jax.tree.map(lambda x: x[0], xs))
     parts = [jax.tree.map(lambda y: y[None], first)]
     rest = steps - 1
     length = rest if remat is False else math.isqrt(rest) if remat is True else min(remat, rest)
@@ -35,7 +40,7 @@ def scan(
         return jax.lax.scan(step, carry, xs)
 
     if length < rest:
-        part = jax.tree.map(lambda x: x[1 : 1 + whole], used_again(xs))
+        part = jax.tree.map(lambda x: x[1 : 1 + whole], xs)
         blocks = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), part)
         # Inside of a loop there is nothing that XLA could merge the second evaluation with.
         remembered = jax.checkpoint(block, prevent_cse=False)  # pyright: ignore
@@ -43,6 +48,6 @@ def scan(
         parts.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys))
         rest -= whole
     if rest:
-        carry, ys = block(carry, jax.tree.map(lambda x: x[steps - rest :], used_again(xs)))
+        carry, ys = block(carry, jax.tree.map(lambda x: x[steps - rest :], xs))
         parts.append(ys)
     return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)

@@ -9,7 +9,7 @@ import optax
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_int, check_number
+from .._arguments import check_int, check_number, keys_as_data
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._meta_gradient.modes import value_and_grad
 from .._model.state import update_of
@@ -75,6 +75,7 @@ class IMAML(GradientStrategy, RolloutStrategy):
         frozen, support = stop_gradient(model), task.support
         end = self.inner_rollout(frozen, support, key=adapt_key, gradient="first_order")
         next_key = None if key is None else jax.random.fold_in(adapt_key, self.inner.steps)
+        key_data, with_key = keys_as_data(next_key)
         like, _ = self.inner.partition(frozen)
         phi, fixed, static = self._split(end.model)
 
@@ -87,10 +88,10 @@ class IMAML(GradientStrategy, RolloutStrategy):
 
         def gradient(phi: PyTree, fixed: PyTree) -> PyTree:
             def on_support(phi: PyTree, rest: PyTree) -> Float[Array, ""]:
-                fixed, support, key = rest
-                return self.loss(adapted(phi, fixed), support, key)[0]
+                fixed, support, data = rest
+                return self.loss(adapted(phi, fixed), support, with_key(data))[0]
 
-            rest = fixed, support, next_key
+            rest = fixed, support, key_data
             return value_and_grad(on_support, self.inner.gradient, phi, rest)[1]
 
         (loss, metrics), (g, direct) = jax.value_and_grad(on_query, (0, 1), has_aux=True)(

@@ -49,9 +49,18 @@ def episodes():
     return Dropping(4, 3), em.tasks.Episodes(images, np.arange(12) // 3, ways=3, shots=1, queries=1)
 
 
+def embeddings():
+    _, tasks = episodes()
+    return Dropping(4, 2), tasks
+
+
 CASES = {
     "MAML": (lambda: em.MAML(em.losses.mse, inner(), SGD), waves),
     "reverse": (lambda: em.MAML(em.losses.mse, inner(gradient="reverse"), SGD), waves),
+    "FOMAML": (lambda: em.FOMAML(em.losses.mse, em.InnerLoop(SGD, 4), SGD), waves),
+    "window": (lambda: em.MAML(em.losses.mse, em.InnerLoop(SGD, 5, window=2), SGD), waves),
+    "IMAML": (lambda: em.IMAML(em.losses.mse, inner(), SGD), waves),
+    "ProtoMAML": (lambda: em.ProtoMAML(em.losses.cross_entropy, inner(), SGD), embeddings),
     "ANIL": (lambda: em.ANIL(em.losses.mse, inner(), SGD), waves),
     "remat": (lambda: em.MAML(em.losses.mse, em.InnerLoop(SGD, 5, remat=2), SGD), waves),
     "Reptile": (lambda: em.Reptile(em.losses.mse, inner(), SGD, batch_size=2), waves),
@@ -60,11 +69,22 @@ CASES = {
 }
 
 
-def test_a_model_that_takes_a_key_is_no_reuse_of_it():
+LONG = em.InnerLoop(SGD, 4, window=2)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        em.MAML(em.losses.mse, inner(), SGD),
+        em.MAML(em.losses.mse, LONG, SGD),
+        pytest.param(em.FOMAML(em.losses.mse, LONG, SGD), marks=pytest.mark.slow),
+        em.IMAML(em.losses.mse, LONG, SGD),
+    ],
+)
+def test_a_model_that_takes_a_key_is_no_reuse_of_it(strategy):
     """One outer step, in which dropout has a key for each inner step, before it and after."""
     model, tasks = waves()
     keys = jax.random.split(jax.random.key(1), 3)
-    strategy = em.MAML(em.losses.mse, inner(), SGD)
     with jax.debug_key_reuse(True):
         batch = jax.vmap(tasks.sample)(jax.random.split(keys[0], 2))
         strategy.outer_update(strategy.init(model), batch, key=keys[1])
