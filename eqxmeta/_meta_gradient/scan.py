@@ -25,19 +25,19 @@ def scan(
     """
     if steps == 0:
         return jax.lax.scan(step, carry, xs, length=0)
-    xs, with_keys, given = *keys_as_data(xs), step
+    xs, with_keys = keys_as_data(xs)
 
-    def step(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
-        return given(carry, with_keys(x))
+    def one(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+        return step(carry, with_keys(x))
 
-    carry, first = step(carry, jax.tree.map(lambda x: x[0], xs))
+    carry, first = one(carry, jax.tree.map(lambda x: x[0], xs))
     parts = [jax.tree.map(lambda y: y[None], first)]
     rest = steps - 1
     length = rest if remat is False else math.isqrt(rest) if remat is True else min(remat, rest)
     whole = rest // length * length if length else 0
 
     def block(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
-        return jax.lax.scan(step, carry, xs)
+        return jax.lax.scan(one, carry, xs)
 
     if length < rest:
         part = jax.tree.map(lambda x: x[1 : 1 + whole], xs)
