@@ -11,9 +11,9 @@ from .._model.state import STATE_EXPECTED, TrainState, changes
 from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
 from .._task.task import Task, shapes_of
-from .held import check_held
 from .loss import check_loss, without_first_axis
 from .slow_layers import warn_slow_convolutions
+from .untouched import check_untouched
 
 
 def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> set[str]:
@@ -48,7 +48,7 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
             f"{what} changed the structure of the state, a shape, a dtype, or what is no array."
         )
         raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
-    check_held(strategy, state, closed)
+    check_untouched(strategy, state, closed)
     warn_slow_convolutions(closed)
     return set(metrics)
 

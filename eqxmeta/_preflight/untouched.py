@@ -12,7 +12,7 @@ from .._model.state import TrainState
 from .._strategy.strategy import Strategy, partition_learnt
 
 
-def check_held(strategy: Strategy, state: TrainState, closed: ClosedJaxpr) -> None:
+def check_untouched(strategy: Strategy, state: TrainState, closed: ClosedJaxpr) -> None:
     """Raises `ValueError` if a parameter that `strategy` does not learn is computed anew.
 
     `closed` is the trace of `strategy.outer_update(state, ...)`: its first inputs and outputs are
