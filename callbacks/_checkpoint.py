@@ -22,6 +22,7 @@ from eqxmeta._arguments import (
     check_path,
     place_of,
 )
+from eqxmeta._callback.best import Best, Value
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.monitor import Monitor
 from eqxmeta._callback.published import Published
@@ -32,8 +33,6 @@ from eqxmeta._direction import Mode
 from eqxmeta._errors import NonFiniteError, explain, warn
 from eqxmeta._files.background import Background
 from eqxmeta._files.lock import locked
-
-from ._best import Best, Value
 
 
 class Checkpoint(Callback):

@@ -102,18 +102,16 @@ def _declared(x: Any) -> dict[str, Mode]:
     """At any depth: within another strategy, a partial, a compiled function."""
     if isinstance(x, Directed):
         return _declared(x.loss) | dict(x.directions)
+    parts: list[Any] = []
     if dataclasses.is_dataclass(x) and not isinstance(x, type):  # as every Equinox module is
         parts = [getattr(x, field.name, None) for field in dataclasses.fields(x)]
     elif isinstance(x, functools.partial):
         parts = [x.func, *x.args, *x.keywords.values()]
-    elif isinstance(x, Mapping):
-        parts = list(x.values())
-    elif isinstance(x, tuple | list):
-        parts = list(x)
-    else:
-        parts = []
-    wrapped = getattr(x, "__wrapped__", None) if callable(x) else None
+    elif isinstance(x, Mapping | tuple | list):
+        parts = list(x.values() if isinstance(x, Mapping) else x)
+    if callable(x):
+        parts.append(getattr(x, "__wrapped__", None))
     found: dict[str, Mode] = {}
-    for part in [*parts, wrapped] if wrapped is not None else parts:
+    for part in parts:
         found |= _declared(part)
     return found

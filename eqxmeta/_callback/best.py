@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
-from eqxmeta._callback.monitor import Monitor
-from eqxmeta._callback.run import Run
+from .monitor import Monitor
+from .run import Run
 
 # An outer step, and the monitored value there.
 Value: TypeAlias = tuple[int, float]
