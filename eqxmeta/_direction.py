@@ -56,7 +56,7 @@ def directed(loss: _Loss, /, **directions: Mode) -> _Loss:
     for name, mode in directions.items():
         argument = f"directed({name}=...)"
         check_choice(mode, argument, ("min", "max"))
-        if _KNOWN.get(name) == "min" != mode:  # what is descended
+        if mode == "max" and _KNOWN.get(name) == "min":  # what is descended
             raise ValueError(explain(f"`{argument}` is invalid.", repr(mode), "'min'"))
         if name != metric_of(name):
             expected = f"{metric_of(name)!r}, which stands for it wherever it is logged"

@@ -62,8 +62,8 @@ class MetaGradientCheck:
             verdict = f"Not finite: {' and '.join(self.not_finite)}"
             if len(modes) == 2 and "finite differences" not in self.not_finite:
                 verdict += (
-                    "\nWhat is evaluated has finite slopes here, the derivative that JAX takes of "
-                    "it has not: in the inner loss, the inner optimizer or the query loss"
+                    "\nFinite differences are finite here, but JAX's derivative is not: look at "
+                    "the inner loss, the inner optimizer and the query loss"
                 )
             elif modes == ["mixed"]:
                 verdict += ": use gradient='reverse'"

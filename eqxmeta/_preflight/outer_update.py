@@ -44,9 +44,7 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
         message = f"The metrics of {what} use a reserved name."
         raise ValueError(explain(message, repr(name), "another name"))
     if changed := changes(state, TrainState(state.step, new.model, new.opt_state)):
-        message = (
-            f"{what} changed the structure of the state, a shape, a dtype, or what is no array."
-        )
+        message = f"{what} changed the state's structure, a shape, a dtype or a constant leaf."
         raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
     check_untouched(strategy, state, closed)
     warn_slow_convolutions(closed)

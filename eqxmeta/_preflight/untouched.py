@@ -28,7 +28,7 @@ def check_untouched(strategy: Strategy, state: TrainState, closed: ClosedJaxpr) 
     ]
     if moved:
         name = type(strategy).__name__
-        message = f"`{name}.outer_update` does not leave alone what `{name}.learnt` leaves out."
+        message = f"`{name}.outer_update` changes parameters that `{name}.learnt` leaves out."
         received = f"new values of {', '.join(path.lstrip('.') for path in moved[:10])}"
         expected = (
             "the array of the old state itself (a sum with zero is another): "
