@@ -59,7 +59,7 @@ def _check_form(dtype: str, shape: Any, path: str) -> None:
         raise ValueError(f"the dtype {dtype!r} of leaf {path!r}, which no checkpoint holds")
     sound = type(shape) is list and len(shape) <= _MOST_DIMENSIONS
     if not (sound and all(type(n) is int and 0 <= n < 2**63 for n in shape)):
-        raise ValueError(f"a malformed shape of leaf {path!r}")
+        raise ValueError(f"a shape of leaf {path!r} that is malformed")
     # As NumPy counts: also where one of them is 0.
     itemsize = 64 if names_key(dtype) else dtype_of(dtype).itemsize
     if itemsize * math.prod(n or 1 for n in shape) >= 2**63:
