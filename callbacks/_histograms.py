@@ -18,8 +18,8 @@ class Histograms(Callback):
     """Logs how the meta-parameters are distributed, at multiples of `every`.
 
     One histogram for each field of `TrainState.model` that holds floating-point arrays, as
-    `parameters/<field>`: of `MetaSGD` these are `parameters/rates` and `parameters/model`. (For a
-    model without fields it is one, `parameters`.) `TensorBoard` draws them.
+    `parameters/<field>`: of `MetaSGD` these are `parameters/model` and `parameters/extra`. (For
+    a model without fields it is one, `parameters`.) `TensorBoard` draws them.
 
     Raises `TypeError` or `ValueError` for an `every` that is not a positive integer.
     """

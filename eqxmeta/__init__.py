@@ -3,6 +3,7 @@
 from . import data as data
 from . import losses as losses
 from . import nn as nn
+from . import rules as rules
 from . import tasks as tasks
 from ._callback.published import Curve as Curve
 from ._callback.published import Histogram as Histogram
@@ -25,6 +26,7 @@ from ._evaluation.plot_confusion import plot_confusion as plot_confusion
 from ._evaluation.result import Evaluation as Evaluation
 from ._meta_gradient.estimator import Estimator as Estimator
 from ._meta_gradient.estimator import ReverseMode as ReverseMode
+from ._meta_gradient.evolution_strategies import EvolutionStrategies as EvolutionStrategies
 from ._meta_gradient.inner_loop import Adaptation as Adaptation
 from ._meta_gradient.inner_loop import InnerLoop as InnerLoop
 from ._model.features import features as features
@@ -47,9 +49,15 @@ from ._trainer.trainer import Trainer as Trainer
 from ._types import Loss as Loss
 from .strategies import ANIL as ANIL
 from .strategies import BOIL as BOIL
+from .strategies import CAVIA as CAVIA
 from .strategies import FOMAML as FOMAML
+from .strategies import IMAML as IMAML
 from .strategies import MAML as MAML
 from .strategies import Joint as Joint
+from .strategies import LearntUpdate as LearntUpdate
+from .strategies import MAMLPlusPlus as MAMLPlusPlus
+from .strategies import MetaCurvature as MetaCurvature
 from .strategies import MetaSGD as MetaSGD
+from .strategies import ProtoMAML as ProtoMAML
 from .strategies import ProtoNet as ProtoNet
 from .strategies import Reptile as Reptile

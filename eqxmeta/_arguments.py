@@ -1,5 +1,7 @@
 """Checks of arguments that many public names share. Each raises before anything is traced."""
 
+import math
+import numbers
 import os
 import re
 import sys
@@ -155,6 +157,14 @@ def used_again(tree: Any) -> Any:
         return jax.random.clone(x) if is_key else x
 
     return jax.tree.map(clone, tree)
+
+
+def check_number(value: Any, argument: str, *, positive: bool = False) -> float:
+    """`value` as Python's float. Raises `ValueError` unless it is a real, finite number."""
+    sound = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    sound = sound and (float(value) > 0 or not positive)
+    check_argument(sound, value, argument, f"a {'positive, ' * positive}finite number")
+    return float(value)
 
 
 def check_optimizer(optimizer: object, argument: str) -> None:

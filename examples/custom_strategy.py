@@ -1,34 +1,50 @@
-"""A meta-algorithm of one's own: MAML whose inner steps adapt the last layer alone.
+"""A meta-algorithm of one's own: the query loss after every inner step counts at first, and each
+inner step has a rate that is learnt (in the manner of MAML++, Antoniou et al. 2019).
 
-A subclass of `GradientStrategy` says how a model adapts; the outer step, tasks in parallel,
-metrics, evaluation and checkpoints come with it.
+A subclass of `GradientStrategy` and `RolloutStrategy` says what is learnt, how a model adapts and
+what is descended; the outer step, tasks in parallel, metrics, evaluation and checkpoints come with
+them.
 """
 
 import argparse
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 
 import eqxmeta as em
 
 
-class LastLayerMAML(em.GradientStrategy):
+class EveryStepMAML(em.GradientStrategy, em.RolloutStrategy):
     loss: em.Loss
+    inner: em.InnerLoop
     optimizer: optax.GradientTransformation
-    rate: float = 0.01
-    steps: int = 5
+    anneal: int = 2_000  # outer steps until the last inner step alone counts
 
-    @eqx.filter_jit
-    def inner_adapt(self, model, support, *, key=None):
-        def support_loss(last):
-            return self.loss(eqx.tree_at(lambda m: m.layers[-1], model, last), support, key)[0]
+    def meta_model(self, model):  # every array of `extra` is learnt beside the model
+        return em.MetaParameters(model, {"log_rates": jnp.zeros(self.inner.steps)})
 
-        last = model.layers[-1]
-        for _ in range(self.steps):
-            grads = eqx.filter_grad(support_loss)(last)
-            last = eqx.apply_updates(last, jax.tree.map(lambda g: -self.rate * g, grads))
-        return eqx.tree_at(lambda m: m.layers[-1], model, last)
+    def inner_rollout(self, model, support, **options):
+        rates = jnp.exp(model.extra["log_rates"])  # after the last step its rate goes on
+        rated = optax.scale_by_schedule(lambda count: rates[jnp.minimum(count, rates.size - 1)])
+        rule = optax.chain(self.inner.optimizer, rated)
+        return self.inner(self.loss, model.model, support, optimizer=rule, **options)
+
+    def task_loss(self, model, task, *, step, key):
+        def on_query(model):
+            model = em.with_support_statistics(self.loss, model, task.support)
+            return self.loss(model, task.query, None)[0]
+
+        def losses(gradient):  # before the first and after every inner step
+            options = {"observe": on_query, "gradient": gradient, "key": key}
+            return self.inner_rollout(model, task.support, **options).observed
+
+        modes = lambda: losses("first_order"), lambda: losses(None)  # one of them is computed
+        before, *after = jax.lax.cond(step < self.anneal // 4, *modes)
+        done = jnp.minimum(step / self.anneal, 1)
+        objective = (1 - done) * sum(after) / len(after) + done * after[-1]
+        return objective, {"loss": after[-1], "loss_before": before}
 
 
 def main():
@@ -38,12 +54,14 @@ def main():
 
     tasks = em.tasks.Sinusoid(shots=10, queries=10)
     model = em.nn.fast(eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0)))
-    strategy = LastLayerMAML(em.losses.mse, optax.adam(1e-3))
+    inner = em.InnerLoop(optax.sgd(0.01), steps=3)
+    strategy = EveryStepMAML(em.losses.mse, inner, optax.adam(1e-3))
     state = em.Trainer(strategy, meta_batch_size=25).fit(model, tasks, args.steps)
 
     result = em.evaluate(strategy, state.model, tasks, num_tasks=600, seed=1)
-    before, after = result.mean()
-    print(f"MSE {before:.2f} before, {after:.2f} ± {result.ci95()[1]:.2f} after adapting")
+    before, *_, after = result.mean()
+    print(f"MSE {before:.2f} before, {after:.2f} ± {result.ci95()[-1]:.2f} after adapting")
+    print("learnt rates:", 0.01 * jnp.exp(state.model.extra["log_rates"]))
 
 
 if __name__ == "__main__":

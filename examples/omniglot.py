@@ -38,6 +38,9 @@ def recipe(name, steps):
     descent = em.InnerLoop(optax.sgd(0.4), steps=1)  # the rate of Finn et al. 2017, a mean loss
     if name == "MetaSGD":  # rates of 0.4 to begin with, all of them learnt
         return em.MetaSGD(loss, em.InnerLoop(optax.sgd(1.0), steps=1), adam, rate=0.4), 3
+    if name == "MAMLPlusPlus":  # two steps; both losses count at first, without second derivatives
+        phases = {"anneal": steps // 4, "first_order": steps // 8}
+        return em.MAMLPlusPlus(loss, em.InnerLoop(optax.sgd(0.4), steps=2), adam, **phases), 3
     if name == "ANIL":  # the head alone (rate: Raghu et al. 2020); steps on features cost nothing
         return em.ANIL(loss, em.InnerLoop(optax.sgd(0.1), steps=5), adam), 30
     if name == "ProtoNet":
@@ -54,7 +57,7 @@ def recipe(name, steps):
 
 def main():
     parser = argparse.ArgumentParser(description="Few-shot classification of Omniglot.")
-    names = ["MAML", "FOMAML", "Reptile", "MetaSGD", "ANIL", "ProtoNet"]
+    names = ["MAML", "FOMAML", "Reptile", "MetaSGD", "MAMLPlusPlus", "ANIL", "ProtoNet"]
     parser.add_argument("--algorithm", choices=names, default="MAML")
     parser.add_argument("--data", type=Path, required=True, help="omniglot28.npz")
     parser.add_argument("--ways", type=int, default=5, help="classes of a task")

@@ -33,8 +33,8 @@ def recipe(name, steps):
     if name == "Reptile":
         inner, outer = optax.sgd(0.02), optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
         return em.Reptile(em.losses.mse, em.InnerLoop(inner, steps=5), outer, batch_size=10)
-    algorithm = {"Joint": em.Joint, "MAML": em.MAML, "FOMAML": em.FOMAML}[name]
-    return algorithm(em.losses.mse, em.InnerLoop(optax.sgd(0.01), steps=1), optax.adam(1e-3))
+    rate = optax.cosine_decay_schedule(1e-3, steps) if name == "MAMLPlusPlus" else 1e-3
+    return getattr(em, name)(em.losses.mse, em.InnerLoop(optax.sgd(0.01), 1), optax.adam(rate))
 
 
 def train(strategy, model, tasks, test, steps, folder, meta_batch_size=25):

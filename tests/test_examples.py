@@ -102,7 +102,7 @@ def drawings(path):
     np.savez(path, images=images, vinyals=np.repeat(["train", "val", "test"], 8))
 
 
-@pytest.mark.parametrize("algorithm", ["MetaSGD", "ProtoNet"])
+@pytest.mark.parametrize("algorithm", ["MetaSGD", "MAMLPlusPlus", "ProtoNet"])
 @pytest.mark.slow
 def test_omniglot(tmp_path, algorithm):
     drawings(tmp_path / "data.npz")

@@ -25,7 +25,7 @@ ROOMS = (
     "_callback",  # the contract of callbacks
     "strategies",  # the algorithms
     "_strategy",  # the contract of strategies
-    "losses nn tasks data",  # what users mix and match
+    "losses rules nn tasks data",  # what users mix and match
     "_checkpoint",  # files of arrays
     "_meta_gradient",  # the inner loop and derivatives through it
     "_task",  # tasks, and where they come from

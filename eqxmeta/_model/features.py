@@ -1,9 +1,12 @@
 """Features of the support set, for heads that are computed from them."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .predict import predict
+from .predict import predict, takes_key
 from .support_statistics import fill_statistics, without_statistics
 
 
@@ -23,3 +26,9 @@ def features(
         embed(model)
     (out,) = found
     return out, model
+
+
+def embedded(model: Any, x: PyTree, key: PRNGKeyArray | None) -> Float[Array, " d"]:
+    """The model's output for one example, as a vector."""
+    with_key = key is not None and takes_key(model)
+    return jnp.ravel(model(x, key=key) if with_key else model(x))

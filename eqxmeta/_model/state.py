@@ -19,8 +19,8 @@ class TrainState(HoldsModel):
     """Everything that a run learns.
 
     - `step`: outer steps taken so far, int32 scalar. The trainer owns it.
-    - `model`: what is meta-learnt. The user's own model, or an `eqx.Module` with a field
-      `.model` for strategies that learn more than an initialisation.
+    - `model`: what is meta-learnt. The user's own model, or a `MetaParameters` of it for
+      strategies that learn more than an initialisation.
     - `opt_state`: state of the outer optimizer.
 
     What changes from step to step is an array. Other leaves, such as a number of Python or a
@@ -52,6 +52,15 @@ class MetaParameters(HoldsModel):
 def own_model(model: PyTree) -> PyTree:
     """The user's own part of what `TrainState.model` holds."""
     return model.model if isinstance(model, MetaParameters) else model
+
+
+def meta_parameters(model: Any, strategy: str) -> MetaParameters:
+    """`model`. Raises `TypeError` if it is not what a `strategy` that learns more than it has."""
+    if not isinstance(model, MetaParameters):
+        message = f"`model` is not all that `{strategy}` learns."
+        expected = f"what `TrainState.model` holds: `{strategy}(...).init(model).model`, or a "
+        raise TypeError(explain(message, type(model).__name__, expected + "trained one"))
+    return model
 
 
 def without_weak_types(tree: PyTree) -> PyTree:

@@ -1,5 +1,6 @@
 """The base class of strategies whose outer step descends an objective of the tasks."""
 
+import inspect
 from typing import Any
 
 import equinox as eqx
@@ -9,8 +10,9 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_optimizer
+from .._errors import explain
 from .._meta_gradient.estimator import Estimator, ReverseMode
-from .._model.state import TrainState
+from .._model.state import MetaParameters, TrainState
 from .._task.layout import OverTasks, TaskChunk, check_task_chunk
 from .._task.task import Task
 from .._types import Metrics
@@ -52,6 +54,16 @@ class GradientStrategy(Strategy):
     task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
     estimator: Estimator = eqx.field(default=ReverseMode(), kw_only=True)
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        signature = inspect.signature(cls.task_loss)
+        try:
+            signature.bind("self", "model", "task", step="step", key="key")
+        except TypeError as error:
+            message = f"`{cls.__name__}.task_loss` does not take what it is called with."
+            expected = "`task_loss(self, model, task, *, step, key)`"
+            raise TypeError(explain(message, f"`task_loss{signature}`", expected)) from error
+
     def __check_init__(self):
         name = type(self).__name__
         check_optimizer(self.optimizer, f"{name}(optimizer=...)")
@@ -61,7 +73,14 @@ class GradientStrategy(Strategy):
         check_argument(sound, self.estimator, f"{name}(estimator=...)", expected, TypeError)
 
     def init(self, model: PyTree) -> TrainState:
-        return init_state(self, self.meta_model(model), self.optimizer)
+        learnt = self.meta_model(model)
+        own = not isinstance(learnt, MetaParameters | type(model)) and hasattr(learnt, "model")
+        if own and not callable(learnt):
+            message = f"`{type(self).__name__}.meta_model` returned a container of its own."
+            received = f"a `{type(learnt).__name__}`, with the model in its field `model`"
+            expected = "`eqxmeta.MetaParameters(model, extra)`, with all that is learnt in `extra`"
+            raise TypeError(explain(message, received, expected))
+        return init_state(self, learnt, self.optimizer)
 
     def meta_model(self, model: PyTree) -> PyTree:
         """What `TrainState.model` holds, made from the user's `model`: that model, or

@@ -1,6 +1,7 @@
 """Which part of a model is its head, and strategies that adapt it apart from the body."""
 
 import abc
+import dataclasses
 import inspect
 from typing import Any
 
@@ -75,7 +76,7 @@ class AdaptsByHead(GradientStrategy, ByInnerLoop):
         argument = f"{name}(head=...)"
         sound = callable(head) and not isinstance(head, type | eqx.Module)
         check_argument(head is None or sound, head, argument, f"{_A_HEAD}, or None", TypeError)
-        self.inner = adapting(self.inner, self.chosen(Head(self.head, argument)), name)
+        self.inner = adapting(self.inner, self.chosen(Head(self.head, argument)), argument)
 
     @staticmethod
     @abc.abstractmethod
@@ -83,16 +84,17 @@ class AdaptsByHead(GradientStrategy, ByInnerLoop):
         """From the model to what adapts."""
 
 
-def adapting(inner: Any, adapt: Where, strategy: str) -> Any:
-    """The same inner loop, in which `adapt` is what adapts."""
+def adapting(inner: Any, adapt: Where, argument: str) -> Any:
+    """The same inner loop, in which `adapt` is what adapts: the strategy's own `argument`."""
     if not isinstance(inner, InnerLoop):  # refused by `__check_init__`
         return inner
     if inner.adapt is not None:
+        strategy, _, _ = argument.partition("(")
         message = f"`{strategy}(inner=...)` says itself what adapts."
         received = f"`InnerLoop(adapt={inner.adapt!r})`"
-        expected = f"an `InnerLoop` without `adapt`, and `{strategy}(head=...)`; or `MAML`, which "
-        raise ValueError(explain(message, received, expected + "takes any `adapt`"))
-    return InnerLoop(inner.optimizer, inner.steps, inner.gradient, adapt=adapt, remat=inner.remat)
+        expected = f"an `InnerLoop` without `adapt`, and `{argument}`; or `MAML`, which takes any "
+        raise ValueError(explain(message, received, expected + "`adapt`"))
+    return dataclasses.replace(inner, adapt=adapt)
 
 
 def _has_head(model: PyTree) -> bool:

@@ -1,6 +1,7 @@
 """The base class of strategies that adapt by inner steps."""
 
 import abc
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree
@@ -63,3 +64,11 @@ class ByInnerLoop(RolloutStrategy):
 
     def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
         return self.inner(self.loss, model, support, **options)
+
+
+def first_order(inner: Any) -> Any:
+    """The same inner loop, whose gradients count as constants."""
+    if not isinstance(inner, InnerLoop):  # refused by `__check_init__`
+        return inner
+    # Nothing of the loop is kept for a backward pass, so that there is nothing to remember either.
+    return InnerLoop(inner.optimizer, inner.steps, "first_order", adapt=inner.adapt)

@@ -88,10 +88,13 @@ def _over(batch: tuple[Task, Any]) -> OverTasks:
     tasks, keys = batch
 
     def over(one: Callable[[Task, Any], PyTree]) -> PyTree:
+        # An estimator may want several values of the same tasks, with the same dropout. To JAX's
+        # checker of keys a clone is one that may be used once more.
+        again = tasks, None if keys is None else jax.random.clone(keys)
         if count_tasks(tasks) > 1:
-            return jax.vmap(one)(tasks, keys)
+            return jax.vmap(one)(*again)
         # Without the axis: a convolution whose weights have one is another, slower, operation.
-        alone = jax.tree.map(lambda x: x[0], batch)
+        alone = jax.tree.map(lambda x: x[0], again)
         return jax.tree.map(lambda x: x[None], one(*alone))
 
     return over

@@ -149,10 +149,12 @@ def train_seeds(batch: Batch, states: TrainState) -> tuple[TrainState, Report]:
     """`outer_steps` of every seed: `states` and the report lead with the axis of seeds."""
     dynamic, static = eqx.partition(states, eqx.is_array)
 
-    # The trip count has no axis of seeds, so that the loop over steps remains one loop.
+    # The trip count has no axis of seeds, so that the loop over steps remains one loop. Nor has the
+    # step that a strategy sees: what it computes from some step on only is not computed before.
     def one(root: PRNGKeyArray, dynamic: PyTree) -> tuple[PyTree, Report]:
         job = Job(batch.strategy, batch.source, root, batch.start, batch.stop)
-        state, report = outer_steps(job, eqx.combine(dynamic, static))
+        state = eqx.tree_at(lambda s: s.step, eqx.combine(dynamic, static), batch.start)
+        state, report = outer_steps(job, state)
         return eqx.filter(state, eqx.is_array), report
 
     dynamic, report = jax.vmap(one)(batch.roots, dynamic)

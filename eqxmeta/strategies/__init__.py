@@ -2,9 +2,15 @@
 
 from ._anil import ANIL as ANIL
 from ._boil import BOIL as BOIL
+from ._cavia import CAVIA as CAVIA
 from ._fomaml import FOMAML as FOMAML
+from ._imaml import IMAML as IMAML
 from ._joint import Joint as Joint
+from ._learnt_update import LearntUpdate as LearntUpdate
 from ._maml import MAML as MAML
+from ._maml_plus_plus import MAMLPlusPlus as MAMLPlusPlus
+from ._meta_curvature import MetaCurvature as MetaCurvature
 from ._meta_sgd import MetaSGD as MetaSGD
+from ._proto_maml import ProtoMAML as ProtoMAML
 from ._proto_net import ProtoNet as ProtoNet
 from ._reptile import Reptile as Reptile

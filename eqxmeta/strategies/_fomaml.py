@@ -1,21 +1,12 @@
 """First-order MAML."""
 
-from typing import Any
-
 import equinox as eqx
 import optax
 
 from .._meta_gradient.inner_loop import InnerLoop
 from .._strategy.gradient_strategy import GradientStrategy
-from .._strategy.rollout_strategy import ByInnerLoop
+from .._strategy.rollout_strategy import ByInnerLoop, first_order
 from .._types import Loss
-
-
-def _first_order(inner: Any) -> Any:
-    if not isinstance(inner, InnerLoop):  # refused by `__check_init__`
-        return inner
-    # Nothing of the loop is kept for a backward pass, so that there is nothing to remember either.
-    return InnerLoop(inner.optimizer, inner.steps, "first_order", adapt=inner.adapt)
 
 
 class FOMAML(GradientStrategy, ByInnerLoop):
@@ -27,5 +18,5 @@ class FOMAML(GradientStrategy, ByInnerLoop):
     """
 
     loss: Loss
-    inner: InnerLoop = eqx.field(converter=_first_order)
+    inner: InnerLoop = eqx.field(converter=first_order)
     optimizer: optax.GradientTransformation

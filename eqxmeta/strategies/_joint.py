@@ -1,12 +1,13 @@
 """Joint training, then fine-tuning: the baseline."""
 
+import equinox as eqx
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._meta_gradient.inner_loop import InnerLoop
 from .._strategy.gradient_strategy import GradientStrategy
 from .._strategy.outer_step import adapt_with_metrics, query_loss, split_or_none, stop_gradient
-from .._strategy.rollout_strategy import ByInnerLoop
+from .._strategy.rollout_strategy import ByInnerLoop, first_order
 from .._task.task import Task
 from .._types import Loss
 
@@ -23,7 +24,7 @@ class Joint(GradientStrategy, ByInnerLoop):
     """
 
     loss: Loss
-    inner: InnerLoop
+    inner: InnerLoop = eqx.field(converter=first_order)
     optimizer: optax.GradientTransformation
 
     def task_loss(

@@ -3,17 +3,14 @@
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_int_or_none
-from .._errors import explain
+from .._model.features import embedded
 from .._model.features import features as features_of
-from .._model.predict import takes_key
+from .._strategy.classes import labelled_examples, num_classes, prototypes
 from .._strategy.gradient_strategy import GradientStrategy
 from .._types import Loss
 
@@ -32,9 +29,7 @@ class PrototypeClassifier(eqx.Module):
     present: Bool[Array, " classes"]
 
     def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " classes"]:
-        f = self.embedding
-        feature = f(x) if key is None or not takes_key(f) else f(x, key=key)
-        differences = jnp.ravel(feature)[None, :] - self.prototypes
+        differences = embedded(self.embedding, x, key)[None, :] - self.prototypes
         return jnp.where(self.present, -jnp.sum(differences**2, axis=1), -jnp.inf)
 
 
@@ -80,12 +75,8 @@ class ProtoNet(GradientStrategy):
     def inner_adapt(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PrototypeClassifier:
-        x, y = _examples(support)
-        classes = self.ways
-        if classes is None:
-            known = not isinstance(y, jax.core.Tracer)
-            classes = max(int(np.asarray(y).max()), 0) + 1 if known else y.shape[0]
-        return _classifier(model, x, y, classes, key)
+        x, y = labelled_examples(support)
+        return _classifier(model, x, y, num_classes(y, self.ways), key)
 
 
 @eqx.filter_jit
@@ -93,29 +84,4 @@ def _classifier(
     model: PyTree, x: PyTree, y: Array, classes: int, key: PRNGKeyArray | None
 ) -> PrototypeClassifier:
     features, model = features_of(model, x, key=key)
-    member = jax.nn.one_hot(y, classes, dtype=features.dtype)  # [examples, classes]
-    count = jnp.sum(member, axis=0)
-    prototypes = member.T @ features / jnp.maximum(count, 1)[:, None]
-    # A label without a class would only be left out: NaN instead of a plausible classifier.
-    wrong = jnp.any((y < 0) | (y >= classes))
-    prototypes = jnp.where(wrong, jnp.nan, prototypes)
-    return PrototypeClassifier(model, prototypes, (count > 0) | wrong)
-
-
-def _examples(support: Any) -> tuple[PyTree, Array]:
-    if not isinstance(support, tuple | list) or len(support) != 2:
-        received = str(jax.tree.structure(support))
-        raise TypeError(explain("`support` is not a pair.", received, "`(x, y)`"))
-    x, y = support
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
-    sound = (eqx.is_array(y) or isinstance(y, np.ndarray)) and y.ndim == 1 and y.size > 0
-    if not sound or any(shape[:1] != y.shape for shape in shapes):
-        labels = getattr(y, "shape", type(y).__name__)
-        received = f"examples of shape {', '.join(map(str, shapes))}, labels of shape {labels}"
-        expected = "integers `[n]`, a label for each of the n examples"
-        raise ValueError(explain("The labels of `support` are invalid.", received, expected))
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        message = "The labels of `support` are not integers."
-        raise TypeError(explain(message, y.dtype, "class numbers from 0"))
-    # In 8 bits the number of classes would not be one of the labels' own.
-    return x, jnp.asarray(y).astype(jnp.int32)
+    return PrototypeClassifier(model, *prototypes(features, y, classes))

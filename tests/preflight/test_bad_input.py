@@ -581,7 +581,7 @@ MISTAKES = {
         ValueError, r"Evaluate\(inner_steps=.*has no effect", "BoringStrategy", "left out"),
     "evaluation without a loss": Mistake(
         lambda f: fit(f, Evaluate(BoringTasks(), every=5), strategy=NoLoss()),
-        TypeError, "NoLoss", "None", "loss(model, batch, key)"),
+        TypeError, "NoLoss", "None", r"loss\(model, batch, key\)"),
     "text is logged": Mistake(
         lambda f: fit(f, logging({"note": "good"})),
         TypeError, r"run\.log", "'note': 'good'", "number", late=True),
@@ -645,8 +645,8 @@ MISTAKES = {
         lambda f: em.inspect(f), em.CheckpointNotFound,
         "is a folder", "without checkpoints", "`save`"),
     "inspect what never was a checkpoint": Mistake(
-        lambda f: em.inspect(__file__), em.CheckpointCorrupt, "not a checkpoint", "Mistakes",
-        "zip archive"),
+        lambda f: em.inspect(__file__), em.CheckpointCorrupt, "is damaged",
+        "begins with .*Mistakes.*, and is no zip archive", "the bytes that `save` wrote"),
     "resume is misspelt": Mistake(
         lambda f: fit(f, resume="atuo"), em.CheckpointNotFound, "resume='atuo'", "no such file",
         "'auto', the path"),

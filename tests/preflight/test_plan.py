@@ -81,7 +81,7 @@ def test_what_the_outer_step_does_not_differentiate_has_no_other_mode(cls):
     strategy = cls(em.losses.mse, em.InnerLoop(optax.sgd(0.01), 5), optax.adam(1e-3))
     plan = em.Trainer(strategy, meta_batch_size=2).plan(tiny_mlp(), em.tasks.Sinusoid(2, 2))
     knobs = [(r.gradient, r.remat, r.task_chunk) for r in plan.rows]
-    modes = ("mixed", False) if cls is em.Joint else (None, None)
+    modes = ("first_order", False) if cls is em.Joint else (None, None)
     assert knobs == [(*modes, "auto"), (*modes, 1)]
 
 

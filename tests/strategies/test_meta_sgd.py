@@ -53,14 +53,16 @@ def test_one_step_against_the_formula(x64):
 
     strategy = meta_sgd(rate=rate)
     state = strategy.init(Line(jnp.asarray(w)))
-    assert np.array_equal(state.model.extra.w, np.full(3, rate))
+    assert np.array_equal(state.model.extra.rates.w, np.full(3, rate))
     ours = strategy.inner_adapt(state.model, task.support)
     assert isinstance(ours, Line)
     np.testing.assert_allclose(ours.w, adapted, rtol=1e-12)
     tasks = jax.tree.map(lambda x: x[None], task)
     new, metrics = strategy.outer_update(state, tasks, key=None)
     np.testing.assert_allclose(state.model.model.w - new.model.model.w, d_w, rtol=1e-10)
-    np.testing.assert_allclose(state.model.extra.w - new.model.extra.w, d_rates, rtol=1e-10)
+    np.testing.assert_allclose(
+        state.model.extra.rates.w - new.model.extra.rates.w, d_rates, rtol=1e-10
+    )
     np.testing.assert_allclose(metrics["loss_before"], np.mean((xq @ w - yq[:, 0]) ** 2))
     np.testing.assert_allclose(metrics["loss"], np.mean((xq @ adapted - yq[:, 0]) ** 2))
 
@@ -120,8 +122,8 @@ def test_rates_are_trained_checkpointed_and_drawn(tmp_path):
 
     reader = EventAccumulator(str(tmp_path / "parts/tensorboard"), size_guidance={"histograms": 0})
     reader.Reload()
-    assert set(reader.Tags()["histograms"]) == {"parameters/rates", "parameters/model"}
-    events = reader.Histograms("parameters/rates")
+    assert set(reader.Tags()["histograms"]) == {"parameters/extra", "parameters/model"}
+    events = reader.Histograms("parameters/extra")
     assert [event.step for event in events] == [3, 6]
     drawn = events[-1].histogram_value
     assert drawn.num == len(rates) == 25
@@ -134,7 +136,7 @@ def test_rates_are_trained_checkpointed_and_drawn(tmp_path):
 
 
 def test_a_model_without_rates_is_refused():
-    with pytest.raises(TypeError, match="`model` has no inner rates" + THREE_PARTS):
+    with pytest.raises(TypeError, match="`model` is not all that `MetaSGD` learns" + THREE_PARTS):
         meta_sgd().inner_adapt(tiny_mlp(), em.tasks.Sinusoid(4, 6).sample(KEY).support)
 
 

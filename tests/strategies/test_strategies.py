@@ -436,6 +436,39 @@ def test_what_a_task_loss_returns_is_checked(out, error):
         own.outer_update(own.init(tiny_mlp()), sine_tasks(), key=KEY)
 
 
+@pytest.mark.parametrize(
+    "task_loss",
+    [
+        lambda self, model, task, key: None,
+        lambda self, model, task, *, key=None: None,
+        lambda self, model, support, query, *, step, key: None,
+    ],
+)
+def test_a_task_loss_of_another_signature_is_refused(task_loss):
+    expected = r"Expected: `task_loss\(self, model, task, \*, step, key\)`"
+    with pytest.raises(TypeError, match=rf"`Own.task_loss`[^\n]+\nReceived: .*\n{expected}"):
+        type(em.MAML)("Own", (em.MAML,), {"task_loss": task_loss})
+    type(em.MAML)("Own", (em.MAML,), {"task_loss": lambda self, *tasks, **options: None})
+
+
+class Rated(eqx.Module):
+    model: eqx.Module
+    rate: Array
+
+
+def test_a_container_of_ones_own_is_refused():
+    class Own(em.MAML):
+        def meta_model(self, model):
+            return Rated(model, jnp.ones(()))
+
+    own = Own(MSE, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))
+    expected = r"Expected: `eqxmeta.MetaParameters\(model, extra\)`"
+    with pytest.raises(
+        TypeError, match=rf"`Own.meta_model`[^\n]+\nReceived: .*`Rated`.*\n{expected}"
+    ):
+        own.init(tiny_mlp())
+
+
 class Coordinates(eqx.Module):
     """Central differences along every coordinate: an estimator that does not differentiate."""
 

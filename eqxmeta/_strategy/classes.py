@@ -1,0 +1,54 @@
+"""Classes of a support set: how many there are, and where they lie in the space of features."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._errors import explain
+
+
+def labelled_examples(support: Any) -> tuple[PyTree, Int[Array, " n"]]:
+    """`(x, y)` of a support set, the labels in 32 bits. Raises `TypeError` or `ValueError` unless
+    it has an integer label for each example."""
+    if not isinstance(support, tuple | list) or len(support) != 2:
+        received = str(jax.tree.structure(support))
+        raise TypeError(explain("`support` is not a pair.", received, "`(x, y)`"))
+    x, y = support
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
+    sound = (eqx.is_array(y) or isinstance(y, np.ndarray)) and y.ndim == 1 and y.size > 0
+    if not sound or any(shape[:1] != y.shape for shape in shapes):
+        labels = getattr(y, "shape", type(y).__name__)
+        received = f"examples of shape {', '.join(map(str, shapes))}, labels of shape {labels}"
+        expected = "integers `[n]`, a label for each of the n examples"
+        raise ValueError(explain("The labels of `support` are invalid.", received, expected))
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        message = "The labels of `support` are not integers."
+        raise TypeError(explain(message, y.dtype, "class numbers from 0"))
+    # In 8 bits the number of classes would not be one of the labels' own.
+    return x, jnp.asarray(y).astype(jnp.int32)
+
+
+def num_classes(y: Int[Array, " n"], ways: int | None) -> int:
+    """How many logits there are: `ways`; or what the labels say, where they are at hand. In a
+    compiled program they are not, but no class has less than one example: as many as examples."""
+    if ways is not None:
+        return ways
+    return y.shape[0] if isinstance(y, jax.core.Tracer) else max(int(np.asarray(y).max()), 0) + 1
+
+
+def prototypes(
+    features: Float[Array, "n d"], y: Int[Array, " n"], classes: int
+) -> tuple[Float[Array, "classes d"], Bool[Array, " classes"]]:
+    """The mean of the features of each class, and whether the class is there. A label outside of
+    `range(classes)` makes all of them NaN."""
+    member = jax.nn.one_hot(y, classes, dtype=features.dtype)  # [n, classes]
+    count = jnp.sum(member, axis=0)
+    means = member.T @ features / jnp.maximum(count, 1)[:, None]
+    # A label without a class would only be left out: NaN instead of a plausible classifier.
+    wrong = jnp.any((y < 0) | (y >= classes))
+    return jnp.where(wrong, jnp.nan, means), (count > 0) | wrong
