@@ -22,6 +22,7 @@ from eqxmeta._arguments import (
     check_path,
     place_of,
 )
+from eqxmeta._callback.best import Best, Value
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.monitor import Monitor
 from eqxmeta._callback.published import Published
@@ -108,6 +109,7 @@ class Checkpoint(Callback):
         self.name = name
         self._restored: dict[str, Any] = {}
         self._monitor = Monitor("Checkpoint", monitor, mode)
+        self._best = Best(self._monitor, self.every)
         self._background = Background("eqxmeta-checkpoint")
         self._forget()
 
@@ -119,10 +121,8 @@ class Checkpoint(Callback):
     @property
     def best_path(self) -> Path | None:
         """The file of this run with the best value of `monitor`."""
-        best = self._best
-        if self._last is not None and self._monitor.improves(self._last[1], best and best[1]):
-            best = self._last
-        return None if best is None else self._files.path(best[0])
+        step = self._best.step
+        return None if step is None else self._files.path(step)
 
     @property
     def _files(self) -> CheckpointFiles:
@@ -133,9 +133,7 @@ class Checkpoint(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._settle()  # so that what another `Checkpoint` stores does not depend on the disk
-        step, value = (None, None) if self._best is None else self._best
-        state = {"monitor": self.monitor, "mode": self._monitor.mode}
-        return state | {"best_step": step, "best_value": value}
+        return self._best.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = dict(state)
@@ -186,32 +184,21 @@ class Checkpoint(Callback):
             files = self._files.by_step().items()
             # The newest has been read, and is of this run.
             self._mine = {s for s, p in files if p == run.resumed_from or id_of(p) == self._id}
-            step, value = restored.get("best_step"), restored.get("best_value")
-            # Of another monitor, or a file that has gone: then the best is yet to come.
-            same = (restored.get("monitor"), restored.get("mode")) == (
-                self.monitor,
-                self._monitor.mode,
-            )
-            if same and step in self._mine and value is not None:
-                self._best = (step, value)
-            told = run.resumed_meta.get("monitored") or {}
-            same = same and told.get("name") == self.monitor and run.start in self._mine
-            if same and run.start == run.steps and told.get("value") is not None:
-                self._last = (run.start, told["value"])
+            self._best.restore(restored, run, self._mine)
             self._remove_old()  # a run that was killed may not have come to it
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         step = int(metrics["step"][-1])
         last = {name: rows[-1] for name, rows in metrics.items() if name != "step"}
-        self._observe(step, last)
+        self._best.observe(step, last)
         if not self._background.busy:
             self._settle()
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
-        self._observe(run.step, scalars, ended=run.ended)
+        self._best.observe(run.step, scalars, ended=run.ended)
 
     def on_step_end(self, run: Run) -> None:
-        if self._value is None:
+        if self._best.newest is None:
             self._monitor.warn_if_overdue(run)
         self._save(run)
 
@@ -230,15 +217,8 @@ class Checkpoint(Callback):
     def on_fit_end(self, run: Run) -> None:
         self._save_last(run)
         self._add_value(run)
-        new = self._value_at(run.step) if run.step in self._mine else None
-        if new and self._monitor.improves(new[1], None):
-            self._last = new if run.step == run.steps else self._last
-        elif (
-            self.monitor is not None
-            and self.best_path is None
-            and not self._monitor.warned
-            and run.step > run.start
-        ):
+        told = self._best.end(run, self._mine) or self._monitor.warned or run.step == run.start
+        if self.monitor is not None and not told:
             message = f"`Checkpoint(monitor={self.monitor!r})` had no value at any save."
             received = ", ".join(sorted(self._monitor.seen)) or "nothing was logged"
             when = f"logged at multiples of `Checkpoint(every={self.every})`"
@@ -249,27 +229,16 @@ class Checkpoint(Callback):
         # of the state: two runs that are the same but for their id are the same.
         self._id: str | None = None
         self._mine: set[int] = set()
+        self._best.forget()
         # The step that is being written, and the best as soon as it is.
-        self._in_flight: tuple[int, tuple[int, float] | None] | None = None
-        self._best: tuple[int, float] | None = None
-        self._value: tuple[int, float] | None = None  # the newest, and whether it may be the best
-        self._regular = True
-        self._last: tuple[int, float] | None = None  # of the end of a run that is complete
+        self._in_flight: tuple[int, Value | None] | None = None
         self._meta: dict[str, Any] = {}  # what the newest file says
-
-    def _observe(self, step: int, values: Mapping[str, Any], *, ended: bool = False) -> None:
-        value = self._monitor.find(values)
-        if value is not None:
-            due = self.every is not None and step % self.every == 0
-            self._value, self._regular = (step, value), due and not ended
 
     def _save(self, run: Run) -> None:
         """Everything that goes into the file is what it is now; the file follows."""
         self._settle()
-        step, path, best = run.step, self._files.path(run.step), self._best
-        new = self._value_at(step)
-        if new and self._regular and self._monitor.improves(new[1], best and best[1]):
-            self._best = new
+        step, path, best = run.step, self._files.path(run.step), self._best.saved
+        self._best.saved = candidate = self._best.once_saved(step)
         try:
             meta = {
                 "step": step,
@@ -279,7 +248,7 @@ class Checkpoint(Callback):
                 "config": run.config,
                 "skipped": run.skipped,
                 "skipped_in_a_row": run.skipped_in_a_row,
-                "monitored": self._monitored(new),
+                "monitored": self._best.told(step),
                 "callbacks": run.callback_states(),  # ours too, so it knows already of this file
             }
             # A copy: the callbacks may return what they go on changing.
@@ -287,7 +256,7 @@ class Checkpoint(Callback):
             meta = json.loads(json.dumps(meta))
             state = on_host(run.state)
         finally:
-            candidate, self._best = self._best, best
+            self._best.saved = best
         size = sum(x.nbytes for x in jax.tree.leaves(state) if eqx.is_array(x))
         self._background.start(lambda: write(path, state, meta), size)
         self._in_flight, self._meta = (step, candidate), meta
@@ -295,25 +264,13 @@ class Checkpoint(Callback):
     def _add_value(self, run: Run) -> None:
         """To the file of the last step, which was written first, what has been measured since. Not
         the states of callbacks, which are those of a run that goes on."""
-        told = self._monitored(self._value_at(run.step))
         if run.step in self._mine and self._meta.get("step") == run.step:
-            meta = self._meta | {"monitored": told}
+            meta = self._meta | {"monitored": self._best.told(run.step)}
             if meta != self._meta:
                 path, state = self._files.path(run.step), on_host(run.state)
                 self._background.start(lambda: write(path, state, meta, again=True))
-                self._in_flight = run.step, self._best
+                self._in_flight = run.step, self._best.saved
                 self._settle()
-
-    def _value_at(self, step: int) -> tuple[int, float] | None:
-        return self._value if self._value is not None and self._value[0] == step else None
-
-    def _monitored(self, new: tuple[int, float] | None) -> dict[str, Any] | None:
-        """What a file says of its value."""
-        if self.monitor is None:
-            return None
-        told = {"name": self.monitor, "mode": self._monitor.mode}
-        value, at_end = (None, False) if new is None else (new[1], not self._regular)
-        return told | {"value": value, "at_end": at_end}
 
     def _save_last(self, run: Run) -> None:
         try:
@@ -352,14 +309,15 @@ class Checkpoint(Callback):
         else:
             self._in_flight = None
             if written:  # else this is a fork of the process that writes
-                self._best = best
+                self._best.saved = best
                 self._mine.add(step)
                 self._remove_old()
 
     def _remove_old(self) -> None:
         if self.keep is None:
             return
-        stay = set(sorted(self._mine)[-self.keep :]) | ({self._best[0]} if self._best else set())
+        best = self._best.saved
+        stay = set(sorted(self._mine)[-self.keep :]) | ({best[0]} if best else set())
         for step in sorted(self._mine - stay):
             try:
                 self._files.path(step).unlink(missing_ok=True)

@@ -56,7 +56,7 @@ def directed(loss: _Loss, /, **directions: Mode) -> _Loss:
     for name, mode in directions.items():
         argument = f"directed({name}=...)"
         check_choice(mode, argument, ("min", "max"))
-        if _KNOWN.get(name) == "min" != mode:  # what is descended
+        if mode == "max" and _KNOWN.get(name) == "min":  # what is descended
             raise ValueError(explain(f"`{argument}` is invalid.", repr(mode), "'min'"))
         if name != metric_of(name):
             expected = f"{metric_of(name)!r}, which stands for it wherever it is logged"
@@ -102,18 +102,16 @@ def _declared(x: Any) -> dict[str, Mode]:
     """At any depth: within another strategy, a partial, a compiled function."""
     if isinstance(x, Directed):
         return _declared(x.loss) | dict(x.directions)
+    parts: list[Any] = []
     if dataclasses.is_dataclass(x) and not isinstance(x, type):  # as every Equinox module is
         parts = [getattr(x, field.name, None) for field in dataclasses.fields(x)]
     elif isinstance(x, functools.partial):
         parts = [x.func, *x.args, *x.keywords.values()]
-    elif isinstance(x, Mapping):
-        parts = list(x.values())
-    elif isinstance(x, tuple | list):
-        parts = list(x)
-    else:
-        parts = []
-    wrapped = getattr(x, "__wrapped__", None) if callable(x) else None
+    elif isinstance(x, Mapping | tuple | list):
+        parts = list(x.values() if isinstance(x, Mapping) else x)
+    if callable(x):
+        parts.append(getattr(x, "__wrapped__", None))
     found: dict[str, Mode] = {}
-    for part in [*parts, wrapped] if wrapped is not None else parts:
+    for part in parts:
         found |= _declared(part)
     return found

@@ -27,8 +27,8 @@ def printable(text: str) -> str:
 
 
 class Unfailing:
-    """A stream to tell the user something by, or `None`. Whoever reads it may have gone (a broken
-    pipe, a closed file), or lack a letter: what is said is lost then, and the run is not."""
+    """A text stream, or `None`, whose failures are ignored. Its reader may have gone (broken pipe,
+    closed file), or its encoding lack a letter: then the text is lost, and the run is not."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -67,8 +67,8 @@ _keep_running: ContextVar[bool] = ContextVar("keep_running", default=False)
 
 @contextmanager
 def warnings_end_nothing() -> Iterator[None]:
-    """Within it our warnings are told on stderr where a filter of the user's (`python -W error`)
-    makes errors of them: a run that got so far is worth more than the way in which it is said."""
+    """In the block our warnings are printed on stderr where a filter of the user's (`python -W
+    error`) would turn them into errors, which would lose a run that got so far."""
     token = _keep_running.set(True)
     try:
         yield
@@ -77,7 +77,7 @@ def warnings_end_nothing() -> Iterator[None]:
 
 
 def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
-    """A warning at the line of the user's that led here, however deep it is below."""
+    """Warns at the user's own line, however deep in the library the reason was found."""
     level = 1
     while sys._getframe(level).f_globals.get("__name__", "").split(".")[0] == "eqxmeta":
         level += 1
@@ -101,7 +101,7 @@ _NOT_TRACEABLE = (
 def advice(
     error: Exception, otherwise: str = "a result; why there is none, the error itself says"
 ) -> str:
-    """What is expected where an error came out of the user's code, as far as its type tells."""
+    """What is expected where an error came out of the user's code, judged by the error's type."""
     if isinstance(error, _NOT_TRACEABLE):
         return (
             "code that JAX can trace for these shapes: arrays in `jax.numpy`, no Python number "
@@ -118,10 +118,10 @@ def annotate_errors(
     *,
     seen: Callable[[Exception], bool] = lambda error: False,
 ) -> Iterator[None]:
-    """Around the user's own code. Its errors stay what they are, with a note of where they are
-    from; ours, which say so themselves, and those with a note from further inside pass.
+    """Around the user's own code: its errors keep their type, and get a note of where they are from
+    unless they have three parts already.
 
-    `expected` is told where `seen(error)` finds that its absence is the reason."""
+    `expected` is told only where `seen(error)` finds that its absence is the reason."""
     try:
         yield
     except Exception as error:
@@ -148,7 +148,7 @@ def _is_told(error: Exception) -> bool:
 
 
 def succeeds(attempt: Callable[[], object]) -> bool:
-    """Whether it does: of an error, what its reason may be is tried before it is told."""
+    """Whether it does: a suspected reason of an error is tried before it is told."""
     try:
         attempt()
     except Exception:

@@ -27,13 +27,13 @@ class Callback:
     - `last`: run the hooks after those of all callbacks that do not say so. `Checkpoint` does,
       so that what the others did at a step is part of what it saves.
     - `writes`: the callback leaves files behind; `Trainer(fast_dev_run=...)` leaves it out.
-    - `state_types`: of what `state_dict` returns, the types of values by name. A checkpoint with
-      others is damaged, and passed over.
+    - `state_types`: the types of the values that `state_dict` returns, by name. A checkpoint with
+      another type counts as damaged, and an older one is taken.
     - `logs`: all names under which it logs numbers and curves, if they are known before the first
       step; then a monitor of another name can be refused.
-    - `grace`: after Ctrl-C or SIGTERM a hook that takes longer than so many seconds is left, by a
-      `KeyboardInterrupt` in it, and the run ends without: a thread that it waits for may hang.
-      `None`: however long it takes. (One that begins later than that is given a quarter of it.)
+    - `grace`: how many seconds after Ctrl-C or SIGTERM a hook may take, at least a quarter of it if
+      it begins late. Then a `KeyboardInterrupt` is raised in it, and the run ends without it: what
+      it waits for may hang. `None`: however long it takes.
     """
 
     every: int | None = None

@@ -1,4 +1,4 @@
-"""What an array is, in plain text by which its like is known again."""
+"""What is in an array, as a line of text that can be compared."""
 
 import hashlib
 import math

@@ -22,7 +22,7 @@ from .array_facts import array_fact
 # Of more plain values than these, such as the names of files, a digest is enough.
 _MANY = 50
 
-# A function may write to these at any time: what is in them is no part of what it is.
+# A function may write to these at any time, so that they do not tell what it is.
 _CHANGING = list | dict | set | bytearray
 
 
@@ -30,11 +30,11 @@ def fingerprint(tree: PyTree, *, values: bool) -> dict[str, str]:
     """By key path, what in `tree` can be named: the classes of its parts, its plain values, and its
     functions.
 
-    Of a function the name is told, of a lambda, which has none, the code; and of both, as of an
-    object with `__call__`, what they hold and no call changes: numbers, texts, tuples, modules and
-    other functions, such as the rate of an optax optimizer. (Between brackets in the key path.)
-    Of the outer optimizer, a field `optimizer`, which functions it has and not their numbers: its
-    rate may be another when a run is resumed.
+    A function is told by its name, a lambda by its code; and both, like an object with `__call__`,
+    by what they hold and no call changes: numbers, texts, tuples, modules and other functions, such
+    as the rate of an optax optimizer. (In brackets in the key path.) The outer optimizer, a field
+    `optimizer`, is told by its functions without their numbers: a resumed run may have another
+    rate.
 
     `values`: of an array also shape, dtype and what is in it; else nothing, for the arrays of a
     model are what is trained.
@@ -43,8 +43,8 @@ def fingerprint(tree: PyTree, *, values: bool) -> dict[str, str]:
 
 
 def is_held(path: str) -> bool:
-    """Whether the fact at `path` is of what a function holds, which is its author's affair: it may
-    be written in another way in another version of a library, or of Python."""
+    """Whether the fact at `path` is of what a function holds. Another version of its library, or of
+    Python, may hold it in another way."""
     return "(" in path
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, and what of it is believed: nothing before it is checked."""
+"""The manifest: what a checkpoint says of itself, checked before anything in it is used."""
 
 import importlib.metadata
 import math
@@ -18,8 +18,8 @@ _MOST_DIMENSIONS = 64  # of NumPy's arrays
 
 
 def check_manifest(manifest: Any, path: Path) -> dict[str, int]:
-    """The sizes of the leaves' members, by name. Raises `CheckpointTooNew` if the file is of a
-    later format, and any other error if the manifest is not such a one as `save` writes."""
+    """The sizes of the leaves' members, by name. Raises `CheckpointTooNew` for a later format, and
+    any other error for a manifest that `save` would not have written."""
     version = manifest["format"]
     if type(version) is not int or version < 1:
         raise ValueError(f"format {version!r}")
@@ -46,7 +46,7 @@ def check_manifest(manifest: Any, path: Path) -> dict[str, int]:
             raise ValueError("a manifest whose leaves are not described by strings")
         _check_form(leaf["dtype"], leaf["shape"], leaf["path"])
         if type(leaf["bytes"]) is not int:
-            raise ValueError("a manifest with sizes that are none")
+            raise ValueError("a manifest with a size that is not a number")
         sizes[leaf["file"]] = leaf["bytes"]
     for what in ("path", "file"):
         if len({leaf[what] for leaf in manifest["leaves"]}) != len(manifest["leaves"]):
@@ -59,11 +59,11 @@ def _check_form(dtype: str, shape: Any, path: str) -> None:
         raise ValueError(f"the dtype {dtype!r} of leaf {path!r}, which no checkpoint holds")
     sound = type(shape) is list and len(shape) <= _MOST_DIMENSIONS
     if not (sound and all(type(n) is int and 0 <= n < 2**63 for n in shape)):
-        raise ValueError(f"a shape of leaf {path!r} that is none")
+        raise ValueError(f"a shape of leaf {path!r} that is malformed")
     # As NumPy counts: also where one of them is 0.
     itemsize = 64 if names_key(dtype) else dtype_of(dtype).itemsize
     if itemsize * math.prod(n or 1 for n in shape) >= 2**63:
-        raise ValueError(f"a shape of leaf {path!r} that is too large for any array")
+        raise ValueError(f"a shape of leaf {path!r} too large for any array")
 
 
 def library_versions() -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 import os
 import re
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .._direction import improves
 from .._errors import CheckpointError, CheckpointNotFound, explain
-from . import container as _container
+from .run_meta import read_run
 
 _NAME = re.compile(r"step-([0-9]{9,})\.ckpt")
 
@@ -22,6 +22,13 @@ def step_of(path: Path) -> int | None:
     match = _NAME.fullmatch(path.name)
     step = None if match is None else int(match[1])
     return step if step is not None and path.name == path_of(path.parent, step).name else None
+
+
+def files_by_step(folder: Path) -> dict[int, Path]:
+    """In the order of the steps. By the names alone: a folder of such a name, or a file that cannot
+    be read, is found out by whoever reads it."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return dict(sorted((step, path) for path in paths if (step := step_of(path)) is not None))
 
 
 def refuse_folder(path: Path) -> None:
@@ -54,51 +61,35 @@ def best_of(folder: Path, monitor: str | None = None) -> Path:
     if not metas:
         message, received = f"There is no checkpoint in {folder}.", "no sound `step-*.ckpt`"
         raise CheckpointNotFound(explain(message, received, "a folder of `Checkpoint`"))
-    told = {path: x for path, meta in metas.items() if _is_value(x := meta.get("monitored"))}
-    modes = {x["name"]: x["mode"] for x in told.values()}  # the newest last
-    names = ", ".join(map(repr, modes)) or "none: `Checkpoint` had no `monitor`"
-    name = next(reversed(modes), None) if monitor is None else monitor
-    newest, best, ended = next(reversed(metas)), None, None
+    newest, meta = list(metas.items())[-1]
+    ended = meta["step"] == meta["config"].get("steps")
+    told = {path: x for path, meta in metas.items() if (x := meta.get("monitored"))}
+    names = {x["name"]: x["mode"] for x in told.values()}  # the newest last
+    name = (monitor or list(names)[-1]) if names else monitor
+    best, value, passed = None, None, ""
     for path, x in told.items():
         if x["name"] != name or x["value"] is None:
             continue
-        last = path == newest and metas[path]["step"] == metas[path]["config"].get("steps")
-        if x["at_end"] and not last:
-            ended = path
-        elif improves(x["value"], best and told[best]["value"], modes[name]):
-            best = path
+        if x["at_end"] and not (ended and path == newest):
+            passed = f"; and {path.name}, measured where the run was broken off"
+        elif improves(x["value"], value, names[name]):
+            best, value = path, x["value"]
     if best is None:
         message = f"No checkpoint in {folder} has a value of {name or 'a monitor'}."
-        if ended is not None:
-            names += f"; and {ended.name}, measured where the run was broken off"
-        expected = (
-            "a name that `Checkpoint(monitor=...)` was given, and a save at which it had a value"
-        )
-        received = f"{len(metas)} checkpoints, monitored: {names}"
+        known = ", ".join(map(repr, names)) or "none: `Checkpoint` had no `monitor`"
+        received = f"{len(metas)} checkpoints, monitored: {known}{passed}"
+        expected = "a name that `Checkpoint(monitor=...)` was given, and a save with a value of it"
         raise CheckpointNotFound(explain(message, received, expected))
     return best
 
 
-def _newest_run(folder: Path) -> dict[Path, Mapping[str, Any]]:
+def _newest_run(folder: Path) -> dict[Path, dict[str, Any]]:
     """The `meta` of the sound files of the run that wrote the newest, in the order of the steps."""
-    paths = folder.iterdir() if folder.is_dir() else ()
-    steps = {step: path for path in paths if (step := step_of(path)) is not None}
     metas = {}
-    for _, path in sorted(steps.items()):
-        try:
-            with _container.reading(path) as reader:
-                meta = reader.manifest["meta"]
-        except (CheckpointError, OSError):
-            continue
-        if isinstance(meta.get("config"), dict) and isinstance(meta.get("step"), int):  # a run's
-            metas[path] = meta
-    run = metas[next(reversed(metas))].get("run") if metas else None
+    for path in files_by_step(folder).values():
+        with suppress(CheckpointError, OSError):
+            meta = read_run(path)["meta"]
+            if "config" in meta and "step" in meta:  # a run's
+                metas[path] = meta
+    run = list(metas.values())[-1].get("run") if metas else None
     return {path: meta for path, meta in metas.items() if meta.get("run") == run}
-
-
-def _is_value(x: Any) -> bool:
-    """Whether it is what `Checkpoint` says of what it monitored, and nobody else."""
-    if not isinstance(x, dict) or x.get("mode") not in ("min", "max"):
-        return False
-    kinds = {"name": str, "value": int | float | None, "at_end": bool}
-    return all(name in x and isinstance(x[name], kind) for name, kind in kinds.items())

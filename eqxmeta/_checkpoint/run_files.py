@@ -1,19 +1,17 @@
 """The files of a run in a folder of checkpoints: one per step that was saved."""
 
-import json
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from .._errors import CheckpointCorrupt, CheckpointError, explain, warn
+from .._errors import CheckpointError, explain, warn
 from .._files.atomic import remove_leftovers
 from .._files.paths import set_aside
 from .._model.state import TrainState
-from .names import path_of, step_of
-from .save_load import load_state, read_manifest, save, verify
+from .names import files_by_step, path_of
+from .run_meta import corrupt, read_run
+from .save_load import load_state, save, verify
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,7 @@ class CheckpointFiles:
         return path_of(self.folder, step)
 
     def by_step(self) -> dict[int, Path]:
-        # By the names alone: what they are, a folder or unreadable, who reads them finds out.
-        paths = self.folder.iterdir() if self.folder.is_dir() else ()
-        return {step: path for path in paths if (step := step_of(path)) is not None}
+        return files_by_step(self.folder)
 
     def prepare(self) -> None:
         """Make the folder, without what a write that was killed has left there."""
@@ -46,45 +42,10 @@ class CheckpointFiles:
 
     def set_aside(self, *, after: int) -> None:
         """The run is to write files of these steps again, and these may be all that is left."""
-        for step, path in sorted(self.by_step().items()):
+        for step, path in self.by_step().items():
             if step > after:
                 stale = set_aside(path)
                 warn(f"The run continues from step {after}: {path} is now {stale.name}.")
-
-
-# What a run says of itself in the `meta` of its checkpoints, where it says anything of the name.
-_META = {
-    "step": int,
-    "file": str,
-    "run": str,
-    "config": dict[str, Any],
-    "skipped": int,
-    "skipped_in_a_row": int,
-    "callbacks": dict[str, dict[str, Any]],
-    "monitored": dict[str, Any] | None,
-}
-_MONITORED = {"name": str, "mode": str, "value": int | float | None, "at_end": bool}
-_FINGERPRINT = {"fingerprint": dict[str, dict[str, str]]}
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """The manifest of a run's checkpoint, as `read_manifest`. What it says of the run has the types
-    that it must have, so that nobody who is told it need ask: else `CheckpointCorrupt`."""
-    manifest = read_manifest(path)
-    meta = manifest["meta"]
-    check_types(path, meta, _META)
-    check_types(path, meta.get("config", {}), _FINGERPRINT)
-    check_types(path, meta.get("monitored") or {}, _MONITORED)
-    if any(meta.get(name, 0) < 0 for name in ("step", "skipped", "skipped_in_a_row")):
-        raise _corrupt(path, "a number of steps below 0")
-    return manifest
-
-
-def check_types(path: Path, found: dict[str, Any], types: Mapping[str, Any]) -> None:
-    """Raises `CheckpointCorrupt` if something in `path` has another type than that of its name."""
-    for name, kind in types.items():
-        if name in found and not _is(found[name], kind):
-            raise _corrupt(path, f"{name}={json.dumps(found[name])[:100]}")
 
 
 def load_run(path: Path, manifest: dict[str, Any], like: TrainState) -> TrainState:
@@ -93,22 +54,8 @@ def load_run(path: Path, manifest: dict[str, Any], like: TrainState) -> TrainSta
     state = load_state(path, like)
     step = int(state.step)
     if step < 0 or step != manifest["meta"].get("step", step):
-        raise _corrupt(path, f"a state after step {step}, saved as that of another step")
+        raise corrupt(path, f"a state after step {step}, saved as that of another step")
     return state
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Of JSON: `True` is no number."""
-    if isinstance(kind, UnionType):
-        return any(_is(value, each) for each in get_args(kind))
-    if get_origin(kind) is not dict:
-        return kind is Any or (isinstance(value, kind) and (type(value) is bool) == (kind is bool))
-    return type(value) is dict and all(_is(x, get_args(kind)[1]) for x in value.values())
-
-
-def _corrupt(path: Path, received: str) -> CheckpointCorrupt:
-    message = f"Checkpoint {path} is damaged, or not of a run."
-    return CheckpointCorrupt(explain(message, received, "what a run says of itself"))
 
 
 def id_of(path: Path) -> str | None:

@@ -12,8 +12,8 @@ from .._model.support_statistics import SupportLayer
 
 
 def expecting_statistics(like: PyTree, entries: Mapping[str, Any]) -> PyTree:
-    """`like`, in which those layers that normalise by a support set have shapes as statistics of
-    which `entries`, a file's leaves by key path, has any; the others have none."""
+    """`like`, with shapes for the statistics of those layers that have some in a file, of which
+    `entries` are the leaves by key path; the other layers have none."""
 
     def of_layer(path: tuple[Any, ...], x: Any) -> Any:
         if not _is_layer(x):

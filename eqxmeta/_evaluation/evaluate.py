@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int, check_seed
 from .._errors import annotate_errors, explain, warn
-from .._model.check import check_held, check_model
+from .._model.check import check_model
 from .._model.support_statistics import (
     TransductiveLayer,
     has_layer,
@@ -63,10 +63,8 @@ def evaluate(
     Raises `ValueError` or `TypeError` for invalid arguments. Warns (`RuntimeWarning`) if the loss
     of a task with integer labels is NaN, as `cross_entropy` makes it for labels without a logit.
     """
-    argument = "evaluate(model=...)"
-    check_model(model, argument, trained=True, baseline=True)
+    check_model(model, "evaluate(model=...)", trained=True, baseline=True)
     steps = check_steps(strategy, inner_steps, "evaluate")
-    check_held(model, strategy.unadapted(model), argument)
     seed = check_seed(seed, "evaluate(seed=...)")
     task = check_tasks(tasks, "evaluate(tasks=...)")
     if isinstance(tasks, Task):

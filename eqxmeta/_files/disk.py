@@ -1,5 +1,5 @@
-"""What an error of the operating system says of a file that was to be read: it is damaged, it is
-not there, or (every other one: no permission, no memory, no network) nothing at all."""
+"""What an error of the operating system says of a file that was to be read: that it is damaged,
+that it is not there, or, as all others (no permission, no memory, no network), nothing."""
 
 import errno
 

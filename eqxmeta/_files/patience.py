@@ -11,11 +11,10 @@ _SECONDS, _LEAST = 0.5, 0.1
 _asked = math.inf  # when the process was asked to end, by `time.monotonic()`
 
 
-def hurry(since: float) -> float:
-    """Let nobody wait long from `since` on (`math.inf`: as long as it takes); what it was."""
+def hurry(since: float) -> None:
+    """From `since` on every wait is short (`math.inf`: as long as it takes)."""
     global _asked
-    before, _asked = _asked, since
-    return before
+    _asked = since
 
 
 def asked() -> float:
@@ -28,10 +27,10 @@ def hurried() -> bool:
 
 
 def sync_file(descriptor: int) -> None:
-    """`os.fsync`, for which the main thread waits no longer than half a second once the process is
-    to end: what was written outlives the process without it, though not the machine."""
+    """`os.fsync`, for which the main thread waits at most half a second once the process is to end:
+    without it, what was written outlives the process, though not the machine."""
     if threading.current_thread() is not threading.main_thread():
-        os.fsync(descriptor)  # whoever waits for such a thread has a limit
+        os.fsync(descriptor)  # the wait for such a thread has a limit of its own
         return
     copy, errors = os.dup(descriptor), []
 

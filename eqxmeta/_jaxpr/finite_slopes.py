@@ -77,13 +77,13 @@ def _steep(jaxpr: Jaxpr) -> dict[int, list[bool]]:
 
     A product's is in the one operand what the other is: that is looked at where it costs nothing,
     of a number, and where it may be infinite."""
-    inputs = (*jaxpr.invars, *jaxpr.constvars)
+    inputs: list[Any] = [*jaxpr.invars, *jaxpr.constvars]
     data = {v for v in inputs if jnp.issubdtype(v.aval.dtype, jnp.inexact)}
     wild: set[Any] = set()  # data that may be infinite, and selected against
     steep: dict[int, list[bool]] = {}
     for eqn in jaxpr.eqns:
-        name, known = eqn.primitive.name, [not isinstance(x, Literal) for x in eqn.invars]
-        operands = [x if is_known else None for x, is_known in zip(eqn.invars, known, strict=True)]
+        name = eqn.primitive.name
+        operands: list[Any] = [None if isinstance(x, Literal) else x for x in eqn.invars]
         is_data, is_wild = ([x in some for x in operands] for some in (data, wild))
         if not any(is_data):
             continue

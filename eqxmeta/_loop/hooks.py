@@ -18,7 +18,7 @@ class Hooks:
 
     - `everys`: by the name of a callback, the steps at whose multiples `on_step_end` is called.
     - `metrics`: the names of the training metrics, under which nothing else may be logged.
-    - `signals`: which see to it that none takes too long, once the run is to end.
+    - `signals`: they interrupt a hook that takes too long once the run is to end.
     """
 
     def __init__(
@@ -78,8 +78,7 @@ class Hooks:
                 self._call(run, callback, "on_step_end")
 
     def end(self, run: Run) -> None:
-        """Every callback hears of the end, for `Checkpoint` is the last; then the first error is
-        raised."""
+        """Calls every callback, since `Checkpoint` is the last; then raises the first error."""
         run.ended = True
         first = None
         for hook in ("secure", "on_fit_end"):
@@ -109,8 +108,8 @@ class Hooks:
             raise interrupt from error
 
     def _call(self, run: Run, callback: Callback, hook: str, *arguments: object) -> bool:
-        """Calls a hook; whether it came to its end: one that takes too long, once the run is to
-        end, is left, so that the others can save what there is."""
+        """Calls a hook; whether it came to its end. Once the run is to end, one that takes too long
+        is interrupted, so that the others can save what there is."""
         where = f"{name_of(callback)}.{hook}"
         try:
             with run.doing(where, tell=False), self._signals.within(callback.grace):

@@ -6,14 +6,15 @@ import sys
 import threading
 import time
 
-# The interpreter's end, from its begin on; what begins later than this was not our exit.
+# How long the interpreter may take to end. If it begins to end later than `_SOON` after the call,
+# somebody has caught the exit, and this is another.
 _SECONDS = 1.0
 _SOON = 30.0
 
 
 def leave(code: int) -> None:
-    """See to it that the interpreter's end, which is about to come, takes no longer than a second:
-    it would wait for every thread that is no daemon, for ever if that hangs."""
+    """Let the interpreter, which is about to end, take at most a second for that: it would wait for
+    every thread that is no daemon, for ever if one hangs."""
     asked, ending = time.monotonic(), threading.Event()
 
     def watch() -> None:

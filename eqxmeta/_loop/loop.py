@@ -114,14 +114,11 @@ class Loop:
                     break
             self._complete(before)
             if before:
-                self._is_late()
+                self._stop_if_late()
 
-    def _is_late(self) -> bool:
-        """Whether the run's time is over; then it has been told to end."""
-        late = self.run.step < self.run.steps and time.monotonic() > self._deadline
-        if late:
+    def _stop_if_late(self) -> None:
+        if self.run.step < self.run.steps and time.monotonic() > self._deadline:
             self.run.request_stop("time limit")
-        return late
 
     def _next_stop(self, *, wait: bool) -> int:
         """Where the next chunk ends. If the source has no tasks for it yet that is where the last
@@ -137,7 +134,7 @@ class Loop:
                 there = self._source.available(wanted, _SOURCE_SECONDS)
                 if there:
                     return ahead + there
-                self._is_late()
+                self._stop_if_late()
         return ahead
 
     def _complete(self, chunk: Chunk | None) -> None:

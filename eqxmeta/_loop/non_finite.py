@@ -70,7 +70,9 @@ class Watch:
         if first is None:  # a device that does not compute the same twice
             return _state_error(job, state, stop, self._first_nonfinite_leaf(report) or "", losses)
         row, name = first
-        return _metric_error(job, state, end + 1, name, rows[name][row], losses)
+        message = f"The metric {name!r} is not finite at step {end + 1}."
+        parts = message, str(float(rows[name][row])), "finite metrics"
+        return _error(job, state, end + 1, name, losses, parts)
 
     def _count(self, start: int, skipped: np.ndarray) -> int | None:
         """The step that was the one too many of a row of skips, if there was."""
@@ -136,24 +138,12 @@ def _tasks_of(job: Job, step: Int[Array, ""]) -> Task:
     return job.source.for_each_step(job.start, step, key_of_step(job.root), body, others)
 
 
-def _metric_error(
-    job: Job, state: TrainState, step: int, name: str, value: Any, losses: np.ndarray
-) -> NonFiniteError:
-    message = f"The metric {name!r} is not finite at step {step}."
-    received = f"{float(value)}. {_about_tasks(job, step)}"
-    expected = f"finite metrics{_remedy(job, state, step, name, losses)}"
-    text = explain(message, received, expected)
-    return NonFiniteError(text, step=step, name=name, state=state)
-
-
 def _state_error(
     job: Job, state: TrainState, step: int, name: str, losses: np.ndarray
 ) -> NonFiniteError:
     message = f"The state's `{name}` is not finite after step {step}."
-    received = f"NaN or infinity. {_about_tasks(job, step)}"
     expected = "finite parameters and a finite optimizer state"
-    text = explain(message, received, expected + _remedy(job, state, step, name, losses))
-    return NonFiniteError(text, step=step, name=name, state=state)
+    return _error(job, state, step, name, losses, (message, "NaN or infinity", expected))
 
 
 def _too_many(chunk: Chunk, rows: dict[str, np.ndarray], step: int) -> NonFiniteError:
@@ -163,28 +153,35 @@ def _too_many(chunk: Chunk, rows: dict[str, np.ndarray], step: int) -> NonFinite
     losses = rows.get("loss", np.zeros(0))[: row + 1]
     what = f"{name!r} = {float(rows[name][row])}" if name else "a state that was not finite"
     message = f"{MOST_SKIPS} outer steps in a row were skipped, the last of them step {step}."
-    received = f"{what} at step {step}. {_about_tasks(job, step)}"
-    expected = f"fewer than {MOST_SKIPS} in a row{_remedy(job, state, step, name, losses)}"
+    parts = message, f"{what} at step {step}", f"fewer than {MOST_SKIPS} in a row"
+    return _error(job, state, step, name, losses, parts)
+
+
+def _error(
+    job: Job,
+    state: TrainState,
+    step: int,
+    name: str,
+    losses: np.ndarray,
+    parts: tuple[str, str, str],
+) -> NonFiniteError:
+    """Says as well what may explain it and what may help, where a reason has been seen: in the
+    tasks of that step, in the state before it, or in the losses until then."""
+    message, received, expected = parts
+    tasks = _tasks_of(job, jnp.int32(step))
+    if bad := _not_finite(tasks):
+        received += f". The data of that step is not finite: {', '.join(bad)}"
+        expected += ". So must the data be, before anything else helps"
+    else:
+        ranges = label_ranges(tasks, "tasks", ndim=2)
+        labels = f"; labels must be in range(classes), and are {ranges}" if ranges else ""
+        received += f". The data of that step is finite{labels}"
+        expected += _remedy(job, state, name, losses)
     text = explain(message, received, expected)
     return NonFiniteError(text, step=step, name=name, state=state)
 
 
-def _about_tasks(job: Job, step: int) -> str:
-    """What may explain it: tasks that are not finite, and the range of what may be labels."""
-    tasks = _tasks_of(job, jnp.int32(step))
-    bad = _not_finite(tasks)
-    if bad:
-        return f"The data of that step is not finite: {', '.join(bad)}"
-    ranges = label_ranges(tasks, "tasks", ndim=2)
-    labels = f"; labels must be in range(classes), and are {ranges}" if ranges else ""
-    return f"The data of that step is finite{labels}"
-
-
-def _remedy(job: Job, state: TrainState, step: int, name: str, losses: np.ndarray) -> str:
-    """What may help, where a reason for it has been seen: in the tasks of that step, in the state
-    before it, or in the losses until then."""
-    if _not_finite(_tasks_of(job, jnp.int32(step))):
-        return ". So must the data be, before anything else helps"
+def _remedy(job: Job, state: TrainState, name: str, losses: np.ndarray) -> str:
     leaves = jax.tree.leaves(state.model)
     if any(eqx.is_array(x) and x.dtype == jnp.float16 for x in leaves):
         return (

@@ -21,11 +21,12 @@ from .speaker import Speaker, say
 INTERRUPTED = "interrupted"
 _REASONS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
-# By which the speaker's thread wakes the main thread: ignored by default, and nobody's word for
-# anything else (the runtime of Go uses it for the same purpose).
+# By this signal the speaker's thread wakes the main thread. It is ignored by default, and hardly
+# used for anything else (Go's runtime uses it for the same purpose).
 _WAKE = signal.SIGURG
 
-# The main thread is inside a library, and nothing has begun: whom SIGTERM would have ended at once.
+# Before anything has begun SIGTERM ends the process after so many seconds even if the main thread,
+# inside a library, does not react.
 _UNRESPONSIVE = 2.0
 
 
@@ -38,14 +39,14 @@ class NothingBegun(SystemExit, KeyboardInterrupt):
 
 
 class _Stretch(NamedTuple):
-    """What the main thread does now, and how many seconds of it are left to it once the run is to
-    end. 0: it ends with the signal. Infinitely many: nothing is raised in it."""
+    """What the main thread is doing: when that began, and how many seconds it is given once the run
+    is to end. 0: it ends with the signal. Infinity: nothing is raised in it."""
 
     limit: float = math.inf
     began: float = 0.0
 
     def due(self) -> float:
-        # What begins late is given a little as well.
+        # What begins after the signal gets a quarter.
         return max(asked() + self.limit, self.began + self.limit / 4)
 
 
@@ -53,20 +54,19 @@ class Signals:
     """While active, the first of each signal calls `stop(reason)` instead of doing what it would do
     at whatever line it hits: between a dispatch, which consumes the state, and the assignment of
     its result there is no state to return. A second Ctrl-C raises `KeyboardInterrupt`; of SIGTERM
-    there may be several, for those who send it have SIGKILL for whoever takes too long.
+    there may be several: its senders have SIGKILL for a process that takes too long.
 
     What happens is said at once, on stderr. After the block SIGTERM does what it would have done: a
-    handler of the user's is called; the default, which is to die, is `SystemExit(143)`, so that
-    everybody up to the interpreter can clean up, and the shell reads of it what it would have read.
+    handler of the user's is called; the default, which is to die, becomes `SystemExit(143)`, so
+    that every `finally` up to the interpreter runs and the shell sees the same exit status.
 
-    Python allows handlers in the main thread only; elsewhere this says what takes long, no more.
+    Python allows handlers in the main thread only; in another this only says what takes long.
 
     - `stop`: to be assigned, once there is something to stop.
-    - `begun`: whether there is something to lose. Until `begin` is called, nothing is put off: what
-      ends the process is raised at once.
-    - `activity`: what the main thread does that may take its time: see `Run`.
-    - `show`: shows a text, or `None`, in a bar, if there is one.
-    - `talk`: tell of what takes long where no bar shows it.
+    - `begun`: whether there is something to lose. Until `begin` is called a signal ends the process
+      at once.
+    - `activity`, `show`: what may take long, and a bar that shows it: see `Run`. To be assigned.
+    - `talk`: whether to tell of what takes long where no bar shows it.
     """
 
     def __init__(self, *numbers: signal.Signals, talk: bool):
@@ -80,6 +80,7 @@ class Signals:
         self._received: list[int] = []
         self._late: list[int] = []
         self._leaving = False
+        self._nested = False
         self._stretch = _Stretch(0.0)
         self._heard: list[tuple[int, float]] = []
 
@@ -97,6 +98,7 @@ class Signals:
             if (previous := signal.getsignal(_WAKE)) is not None:
                 self._previous[_WAKE] = previous
                 signal.signal(_WAKE, self._wake)
+            self._nested = bool(_active)
             _active.append(self)
         return self
 
@@ -120,14 +122,12 @@ class Signals:
         for number in self._late:
             signal.raise_signal(number)
 
-    def within(self, limit: float | None) -> contextlib.AbstractContextManager[None]:
-        """`Overdue` leaves the block so many seconds after the run was asked to end, if it takes so
-        long. `None`: never."""
-        return self._within(math.inf if limit is None else limit)
-
     @contextlib.contextmanager
-    def _within(self, limit: float) -> Iterator[None]:
-        before, self._stretch = self._stretch, _Stretch(limit, time.monotonic())
+    def within(self, limit: float | None) -> Iterator[None]:
+        """Raises `Overdue` in the block if that takes more than so many seconds after the run was
+        asked to end. `None`: however long it takes."""
+        seconds = math.inf if limit is None else limit
+        before, self._stretch = self._stretch, _Stretch(seconds, time.monotonic())
         try:
             yield
         finally:
@@ -140,14 +140,11 @@ class Signals:
         self._stretch = _Stretch()
 
     def end_if_nothing_has_begun(self) -> None:
-        """Raise what ends the process, if it was asked to, and nobody else decides that."""
+        """Raise what ends the process if it was asked to end, unless a handler of the user's or the
+        run around this one decides that."""
         asked_to = [number for number in self._received if not self._is_users(number)]
         if asked_to and not self._nested and not self.begun:
             self._raise(asked_to[0])
-
-    @property
-    def _nested(self) -> bool:
-        return any(isinstance(_owner(handler), Signals) for handler in self._previous.values())
 
     def _restore(self) -> None:
         if self in _active:
@@ -225,10 +222,6 @@ class Signals:
             if ignored and not self.begun and self._previous[number] == signal.SIG_DFL:
                 leave_at_once(128 + number)
         self._clock.tick(now, self.activity(), self.show())
-
-
-def _owner(handler: object) -> object:
-    return getattr(handler, "__self__", None)
 
 
 _active: list[Signals] = []  # of the main thread, the innermost last

@@ -82,7 +82,7 @@ class InnerLoop(eqx.Module):
 
     Raises `TypeError` or `ValueError` for an argument that is not as above, and `ValueError` when
     called with a model of which `adapt` chooses no inexact array, or with an optimizer whose steps
-    change what is no array in its state.
+    change a leaf of its state that is not an array.
     """
 
     optimizer: optax.GradientTransformation
@@ -227,8 +227,8 @@ class InnerLoop(eqx.Module):
 
 
 def _update_arrays(optimizer: optax.GradientTransformation, static: PyTree) -> Callable[..., Any]:
-    """`optimizer.update` of the arrays in its state; the leaves that are no arrays, `static`, are
-    the same at every step of a compiled loop. Raises `ValueError`, naming it, for one that is not.
+    """`optimizer.update` of the arrays in its state; the other leaves, `static`, are the same
+    at every step of a compiled loop. Raises `ValueError`, naming it, for one that is not.
     """
     name = "`InnerLoop(optimizer=...)`"
     update = update_of(optimizer, name)
@@ -237,7 +237,7 @@ def _update_arrays(optimizer: optax.GradientTransformation, static: PyTree) -> C
         old = eqx.combine(arrays, static)
         updates, new = update(grads, old, params, value)
         if changed := changes(old, new, cast=True):
-            message = f"A step of {name} changed a shape in its state, or what is no array."
+            message = f"A step of {name} changed a shape or a constant leaf in its state."
             raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
         return updates, eqx.filter(new, eqx.is_array)
 

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from .._arguments import check_argument
 from .._errors import explain, warn
 from .holder import HoldsModel
-from .state import TrainState
+from .state import MetaParameters
 
 
 def check_model(
@@ -23,12 +23,10 @@ def check_model(
     expected = "an instance of an Equinox module"
     fault = "is not a model but the class"
     check_argument(not isinstance(model, type), model, argument, expected, TypeError, fault)
-    if isinstance(model, TrainState):
-        expected = "the model in it, `state.model`; to go on with a run `fit(..., resume=)`"
-        raise TypeError(explain(f"`{argument}` is not a model.", "a `TrainState`", expected))
-    if isinstance(model, HoldsModel) and not trained:
+    if isinstance(model, HoldsModel) and not (trained and isinstance(model, MetaParameters)):
         received = f"a `{type(model).__name__}`, which holds a model and more"
-        expected = "your own model: `state.model.model`; to go on with a run `fit(..., resume=)`"
+        inside = "state.model.model" if isinstance(model, MetaParameters) else "state.model"
+        expected = f"the model in it, `{inside}`; to go on with a run `fit(..., resume=)`"
         raise TypeError(explain(f"`{argument}` is not a model.", received, expected))
     if hasattr(model, "sample") and not callable(model):
         message = f"`{argument}` is a task source, not a model."
@@ -45,15 +43,6 @@ def check_model(
                 "pass the model itself, one example in, one output out"
             )
         raise ValueError(explain(f"`{argument}` has no parameters.", repr(model)[:200], expected))
-
-
-def check_held(model: PyTree, unadapted: PyTree | None, argument: str) -> None:
-    """Refuses what another strategy has learnt beside a model, which the one that makes `unadapted`
-    of it does not know. Raises `TypeError`."""
-    if isinstance(model, HoldsModel) and unadapted is model:
-        received = f"a `{type(model).__name__}`, which holds a model and more, of another strategy"
-        expected = "the strategy that it comes from; or the model in it, `state.model.model`"
-        raise TypeError(explain(f"`{argument}` is not a model.", received, expected))
 
 
 def warn_duplicates(model: PyTree, argument: str) -> None:

@@ -69,14 +69,15 @@ def without_weak_types(tree: PyTree) -> PyTree:
 
 
 def without_values(tree: PyTree) -> PyTree:
-    """`tree` with shapes and dtypes in the place of its large arrays. The others cost nothing, and
-    among them is what may be asked of a state: its step, the rate of an optimizer."""
+    """`tree` with shapes and dtypes in the place of its large arrays. Small ones cost nothing; they
+    and what `optax.inject_hyperparams` keeps are looked at: the step, the rate of an optimizer."""
 
-    def shape_of(x: Any) -> Any:
-        large = eqx.is_array(x) and x.size > 10_000
+    def shape_of(path: Any, x: Any) -> Any:
+        asked = ".hyperparams[" in jax.tree_util.keystr(path)
+        large = eqx.is_array(x) and x.size > 10_000 and not asked
         return jax.ShapeDtypeStruct(x.shape, x.dtype) if large else x
 
-    return jax.tree.map(shape_of, tree)
+    return jax.tree_util.tree_map_with_path(shape_of, tree)
 
 
 def to_be_trained(model: PyTree) -> PyTree:
@@ -92,9 +93,9 @@ STATE_EXPECTED = (
 
 
 def changes(old: PyTree, new: PyTree, *, cast: bool = False) -> list[str]:
-    """What a step must not change, and did, by name: shape and dtype of an array (with `cast` the
-    dtype may change), the value of a leaf that is no array (in a compiled loop every step would see
-    the first one), and what is static. `old` and `new` may hold shapes for arrays."""
+    """By name, what a step changed and must not: the shape or dtype of an array (with `cast` the
+    dtype may change), the value of another leaf (in a compiled loop every step would see the first
+    one), and what is static. `old` and `new` may hold shapes for arrays."""
     before, after = _leaves(old), _leaves(new)
     pairs = {path: (before.get(path), after.get(path)) for path in before | after}
     found = [

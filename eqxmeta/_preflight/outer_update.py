@@ -11,9 +11,9 @@ from .._model.state import STATE_EXPECTED, TrainState, changes
 from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
 from .._task.task import Task, shapes_of
-from .held import check_held
 from .loss import check_loss, without_first_axis
 from .slow_layers import warn_slow_convolutions
+from .untouched import check_untouched
 
 
 def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> set[str]:
@@ -44,11 +44,9 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
         message = f"The metrics of {what} use a reserved name."
         raise ValueError(explain(message, repr(name), "another name"))
     if changed := changes(state, TrainState(state.step, new.model, new.opt_state)):
-        message = (
-            f"{what} changed the structure of the state, a shape, a dtype, or what is no array."
-        )
+        message = f"{what} changed the state's structure, a shape, a dtype or a constant leaf."
         raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
-    check_held(strategy, state, closed)
+    check_untouched(strategy, state, closed)
     warn_slow_convolutions(closed)
     return set(metrics)
 

@@ -117,8 +117,9 @@ def _variants(strategy: Strategy, tasks: Task) -> Iterator[Strategy]:
 
 def _differentiated(strategy: Strategy) -> InnerLoop | None:
     """The inner loop through which the outer step goes back, if it does."""
-    descends = isinstance(strategy, GradientStrategy) and isinstance(strategy, RolloutStrategy)
-    return strategy.inner if descends else None
+    if isinstance(strategy, GradientStrategy) and isinstance(strategy, RolloutStrategy):
+        return strategy.inner
+    return None
 
 
 def _with(strategy: Strategy, where: Any, value: Any) -> Strategy:

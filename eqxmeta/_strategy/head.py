@@ -76,7 +76,7 @@ class AdaptsByHead(GradientStrategy, ByInnerLoop):
         argument = f"{name}(head=...)"
         sound = callable(head) and not isinstance(head, type | eqx.Module)
         check_argument(head is None or sound, head, argument, f"{_A_HEAD}, or None", TypeError)
-        self.inner = adapting(self.inner, self.chosen(Head(head, argument)), argument)
+        self.inner = adapting(self.inner, self.chosen(Head(self.head, argument)), argument)
 
     @staticmethod
     @abc.abstractmethod

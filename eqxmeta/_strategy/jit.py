@@ -19,10 +19,10 @@ class StrategyJit:
     """`eqx.filter_jit` of `fun(strategy, ...)`, or of `fun(job, ...)` with a field `job.strategy`;
     but what is compiled for a strategy is kept only as long as that strategy.
 
-    The settings of an optax optimizer are parts of a program, and its functions are new ones every
-    time: a sweep over them would pile up programs that nobody can ask for again, for JAX keeps what
-    it compiles as long as the function. So each strategy has a function of its own (which Equinox
-    would keep too). Strategies that are equal and there at the same time share it.
+    An optax optimizer is made of new functions every time, and these are static parts of a program:
+    a sweep over rates would pile up programs that are never called again, for JAX keeps them as
+    long as the function that it compiled. So each strategy has a function of its own. Equal
+    strategies that exist at the same time share it.
 
     - `donate`: the arguments after the first are consumed.
     """

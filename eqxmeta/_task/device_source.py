@@ -128,7 +128,7 @@ def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
         sizes = {shape[:1] for shape in shapes if shape is not None}
         if empty or (leading == "task" and (len(sizes) != 1 or () in sizes)):
             message = f"`{argument}.{name}` does not lead with one {leading} axis."
-            received = f"shapes {shapes}" + ", None of what is no array" * (None in shapes)
+            received = f"shapes {shapes}" + ", None for what is not an array" * (None in shapes)
             expected = f"arrays, and in each that has it a leading {leading} axis of 1 or longer"
             if leading == "task":
                 expected = "the same leading task axis, 1 or longer, in every array"

@@ -36,8 +36,9 @@ class HostSource:
             message = "`tasks` is too short."
             expected = f"`tasks[step]` for steps 0 to {steps - 1}"
             raise ValueError(explain(message, f"{length} batches", expected))
-        self._batches: deque[Any] = deque()  # an error in the place of the batch it stands for
-        self._changed = threading.Condition()  # for `_batches` and `_stop`
+        self._batches: deque[Task] = deque()
+        self._error: BaseException | None = None  # in the place of the batch after these
+        self._changed = threading.Condition()  # for all of these
         self._stop = False
         self.capacity = 1  # until the size of a batch is known
         self._thread = threading.Thread(
@@ -78,20 +79,11 @@ class HostSource:
         self._thread.join(_LAST_READ if not hurried() else _LAST_READ / 10)
 
     def available(self, steps: int, seconds: float) -> int:
-        """The number of batches that `take` has at once, `steps` at most, when that many are there
-        or so many seconds have passed. The error of one counts as one, behind no other."""
-
-        def there() -> int:
-            whole = [x for x in self._batches if not isinstance(x, BaseException)]
-            return min(steps, len(whole) or len(self._batches))
-
-        def enough() -> bool:
-            last = self._batches[-1] if self._batches else None
-            return len(self._batches) >= steps or isinstance(last, BaseException)
-
+        """The number of batches that `take` has at once, `steps` at most: known once that many are
+        there, or after so many seconds. An error counts as one, if no batch is before it."""
         with self._changed:
-            self._changed.wait_for(enough, seconds)
-            return there()
+            self._changed.wait_for(lambda: len(self._batches) >= steps or self._error, seconds)
+            return min(steps, len(self._batches)) or int(self._error is not None)
 
     def take(self, steps: int) -> Loaded:
         """The batches of the next `steps` outer steps, padded to the one compiled size. They are
@@ -106,28 +98,29 @@ class HostSource:
         return Loaded(jax.device_put(jax.tree.map(lambda *xs: np.stack(xs), *batches, *padding)))
 
     def _peek(self) -> Task:
-        batch = self._batches[0]
-        if isinstance(batch, BaseException):
-            raise batch
-        return batch
+        if not self._batches and self._error is not None:
+            raise self._error
+        return self._batches[0]
 
     def _work(self, start: int, steps: int) -> None:
         first = None
-        for step in range(start, steps):
-            batch: Any = None
-            try:
+        try:
+            for step in range(start, steps):
                 batch = self._read(step, first)
-                first = batch if first is None else first
-            except BaseException as error:  # it goes to the main thread
-                batch = error
+                first = first or batch
+                with self._changed:
+                    self._changed.wait_for(self._has_room)
+                    if self._stop:
+                        return
+                    self._batches.append(batch)
+                    self._changed.notify_all()
+        except BaseException as error:  # it goes to the main thread
             with self._changed:
-                self._changed.wait_for(lambda: self._stop or len(self._batches) < 2 * self.capacity)
-                if self._stop:
-                    return
-                self._batches.append(batch)
+                self._error = error
                 self._changed.notify_all()
-            if isinstance(batch, BaseException):
-                return
+
+    def _has_room(self) -> bool:
+        return self._stop or len(self._batches) < 2 * self.capacity
 
     def _read(self, step: int, like: Task | None) -> Task:
         expected = "a batch of tasks for every outer step"

@@ -107,6 +107,6 @@ def tell_of_other_bits(
     differ = [f"{name} {old.get(name)}, now {new[name]}" for name in names]
     if differ:
         warn(
-            f"`{path}` was computed with {'; '.join(differ)}. So what follows is that of a run "
-            "without an interruption up to rounding, and not to the bit."
+            f"`{path}` was computed with {'; '.join(differ)}. So what follows equals an "
+            "uninterrupted run up to rounding, and not to the bit."
         )

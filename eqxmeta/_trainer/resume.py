@@ -13,9 +13,12 @@ from .._arguments import check_argument, check_path
 from .._callback.callback import Callback, name_of
 from .._callback.log_owner import LOG
 from .._callback.run import Origin
-from .._checkpoint.run_files import check_types, load_run, read_run
+from .._checkpoint.names import refuse_folder
+from .._checkpoint.run_files import load_run
+from .._checkpoint.run_meta import check_types, read_run
 from .._errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, explain, warn
 from .._model.state import TrainState
+from .._task.task import layout_of
 from .identity import as_asked, refuse_another, tell_of_other_bits
 
 
@@ -47,6 +50,7 @@ def find(
             message = f"There is no checkpoint at `fit(resume={resume!r})`."
             expected = "'auto', the path of a checkpoint, or None"
             raise CheckpointNotFound(explain(message, "no such file", expected))
+        refuse_folder(path)
         return [(path, read_run(path))]
     if not any(map(can_resume, callbacks)):
         message = "`fit(resume='auto')` has nothing to resume from."
@@ -85,25 +89,18 @@ def restore(
 
 def _with_arrays(like: TrainState, state: TrainState) -> TrainState:
     """`like`, with the arrays of `state`. Raises `ValueError` if it has not the same ones."""
-    old, new = (
-        {
-            jax.tree_util.keystr(path): x
-            for path, x in jax.tree_util.tree_leaves_with_path(tree)
-            if eqx.is_array(x)
-        }
-        for tree in (like, state)
-    )
+    leaves = {jax.tree_util.keystr(k): x for k, x in jax.tree_util.tree_leaves_with_path(state)}
+    old, new = layout_of(like), layout_of(state)
     for name in {**old, **new}:
-        received, expected = (
-            f"{name} {x[name].dtype}{list(x[name].shape)}" if name in x else f"no array {name}"
-            for x in (new, old)
-        )
-        if received != expected:
+        if old.get(name) != new.get(name):
             message = "`fit(resume=...)` is not a state of this strategy and model."
+            received, expected = (
+                f"{name} {x[name]}" if name in x else f"no array {name}" for x in (new, old)
+            )
             raise ValueError(explain(message, received, expected))
 
     def choose(path: Any, x: Any) -> Any:
-        return jnp.asarray(new[jax.tree_util.keystr(path)], x.dtype) if eqx.is_array(x) else x
+        return jnp.asarray(leaves[jax.tree_util.keystr(path)], x.dtype) if eqx.is_array(x) else x
 
     return jax.tree_util.tree_map_with_path(choose, like)
 

@@ -27,25 +27,15 @@ from .resume import can_resume, find, restore
 from .start import initial_state
 from .summary import describe, render
 
-_EVALUATE = "`eqxmeta.evaluate(strategy, state.model, tasks)`"
-_LOAD = "`eqxmeta.load_best(folder, strategy, model)`, or `eqxmeta.load_model(path, model)`"
+_EVALUATE = "`eqxmeta.evaluate(strategy, state.model, tasks)`; in a run the callback `Evaluate`"
 # What users of other trainers call, and what does that here.
 _ELSEWHERE = {
     "evaluate": _EVALUATE,
     "test": _EVALUATE,
-    "validate": f"{_EVALUATE}; during a run the callback `Evaluate(tasks, every=...)`",
+    "validate": _EVALUATE,
     "predict": "`strategy.inner_adapt(state.model, support)`: a model, which takes an example",
-    "train": "`trainer.fit(model, tasks, steps)`",
-    "resume": "`trainer.fit(model, tasks, steps, resume='auto')`",
-    "load_checkpoint": _LOAD,
-    "load_from_checkpoint": _LOAD,
-    "save": "`eqxmeta.save(path, state)`; during a run the callback `Checkpoint`",
-    "save_checkpoint": "`eqxmeta.save(path, state)`; during a run the callback `Checkpoint`",
-    "model": "the `model` of the state that `fit` returns",
-    "state": "what `fit` returns",
-    "global_step": "`int(state.step)`, of what `fit` returns",
-    "logged_metrics": "the file of the callback `JSONL`; `result` of the callback `Evaluate`",
-    "callback_metrics": "the file of the callback `JSONL`; `result` of the callback `Evaluate`",
+    "load_from_checkpoint": "`eqxmeta.load_best(folder, strategy, model)`",
+    "save_checkpoint": "`eqxmeta.save(path, state)`; in a run the callback `Checkpoint`",
 }
 
 

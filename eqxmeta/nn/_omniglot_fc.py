@@ -23,7 +23,8 @@ class OmniglotFC(eqx.Module):
     - `inputs`: values of an example; 784 for 28x28.
     - `ways`, `norm`: as for `Conv4`; but 0.001 is added to the variance, and there is a shift and
       no scale, as in the code of MAML, by the defaults of TensorFlow's `batch_norm`. (Small weights
-      make small variances: with the usual 1e-5 the first gradient is two to four times as large.)
+      make small variances: with the usual 1e-5 the first gradient is about two to three times as
+      large.)
 
     One example in, of any shape with `inputs` values; logits out, `[ways]`. `features(x): [64]` is
     what the linear layer `head` sees. Initialised as in that code (github.com/cbfinn/maml): weights

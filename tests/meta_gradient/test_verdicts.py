@@ -36,7 +36,7 @@ def test_not_finite_is_a_verdict_of_its_own():
     broken = optax.stateless(lambda grads, params: jax.tree.map(lambda g: -0.1 * same(g), grads))
     found = check(em.InnerLoop(broken, 2))
     assert not found.ok and found.not_finite == ("mixed", "reverse")
-    assert "Not finite: mixed and reverse\nWhat is evaluated has finite slopes" in str(found)
+    assert "Not finite: mixed and reverse\nFinite differences are finite here" in str(found)
     assert "use gradient" not in str(found) and "Neither" not in str(found)
 
 

@@ -327,7 +327,7 @@ MISTAKES = {
         ValueError, "differ in shape", r"predictions \(4, 1\), targets \(3, 1\)", "same shape"),
     "a task has a number of Python": Mistake(
         lambda f: fit(f, tasks=tasks((X, Y, 0.5))),
-        ValueError, "support", "None of what is no array", "arrays"),
+        ValueError, "support", "None for what is not an array", "arrays"),
     "y has lost its last axis": Mistake(
         lambda f: fit(f, tasks=tasks((X, Y[:, 0]), (X, Y[:, 0]))),
         ValueError, "differ in shape", r"targets \(4,\)", "same shape"),

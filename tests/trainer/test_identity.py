@@ -304,6 +304,18 @@ def test_an_injected_rate_is_changed_as_a_plain_one_is(tmp_path):
     assert tree_allclose(same.model, unchanged.model, rtol=1e-6, atol=1e-7)
 
 
+def test_an_injected_array_is_changed_whatever_its_size(tmp_path):
+    def scaled(scales):
+        scale = optax.stateless(lambda g, _: jax.tree.map(lambda x: x * scales.mean(), g))
+        return optax.chain(scale, optax.sgd(0.1))
+
+    injected: Callable = optax.inject_hyperparams(scaled)
+    fit(tmp_path, joint(injected(jnp.ones(10_001))), 1)
+    with pytest.warns(RuntimeWarning, match=r"hyperparams\['scales'\]"):
+        state = fit(tmp_path, joint(injected(jnp.full(10_001, 0.5))), 2)
+    assert np.all(state.opt_state.hyperparams["scales"] == 0.5)
+
+
 def test_a_rate_that_the_run_itself_has_changed_is_no_other_wish(tmp_path):
     # As one that a schedule makes, or a strategy that lowers it.
     schedule = optax.linear_schedule(0.1, 0.0, 10)

@@ -47,6 +47,11 @@ def test_fit_ends_at_steps_and_returns_that_state():
     assert recorder.errors == []
 
 
+def test_a_state_on_the_host_is_one_to_start_from():
+    state = jax.device_get(boring_fit(2))
+    assert same_bits(boring_fit(4, resume=state), boring_fit(4))
+
+
 # Trial runs.
 
 

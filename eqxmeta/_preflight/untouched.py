@@ -12,7 +12,7 @@ from .._model.state import TrainState
 from .._strategy.strategy import Strategy, partition_learnt
 
 
-def check_held(strategy: Strategy, state: TrainState, closed: ClosedJaxpr) -> None:
+def check_untouched(strategy: Strategy, state: TrainState, closed: ClosedJaxpr) -> None:
     """Raises `ValueError` if a parameter that `strategy` does not learn is computed anew.
 
     `closed` is the trace of `strategy.outer_update(state, ...)`: its first inputs and outputs are
@@ -28,7 +28,7 @@ def check_held(strategy: Strategy, state: TrainState, closed: ClosedJaxpr) -> No
     ]
     if moved:
         name = type(strategy).__name__
-        message = f"`{name}.outer_update` does not leave alone what `{name}.learnt` leaves out."
+        message = f"`{name}.outer_update` changes parameters that `{name}.learnt` leaves out."
         received = f"new values of {', '.join(path.lstrip('.') for path in moved[:10])}"
         expected = (
             "the array of the old state itself (a sum with zero is another): "

@@ -1,0 +1,86 @@
+"""The values with which a run was saved, and which of them is the best."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
+
+from .monitor import Monitor
+from .run import Run
+
+# An outer step, and the monitored value there.
+Value: TypeAlias = tuple[int, float]
+
+
+class Best:
+    """What `Checkpoint` knows of the value that it monitors.
+
+    - `saved`: the best of the saves at multiples of `every`, of which the file is written.
+    - `last`: that of the end of a run that took all its steps. It counts until the run goes on.
+    - `newest`: the newest value, saved or not.
+    """
+
+    def __init__(self, monitor: Monitor, every: int):
+        self._monitor = monitor
+        self._every = every
+        self.forget()
+
+    def forget(self) -> None:
+        self.saved: Value | None = None
+        self.last: Value | None = None
+        self.newest: Value | None = None
+        self._counts = True  # whether the newest may be the best
+
+    def observe(self, step: int, values: Mapping[str, Any], *, ended: bool = False) -> None:
+        value = self._monitor.find(values)
+        if value is not None:
+            self.newest = step, value
+            self._counts = step % self._every == 0 and not ended
+
+    def at(self, step: int) -> Value | None:
+        return self.newest if self.newest is not None and self.newest[0] == step else None
+
+    def once_saved(self, step: int) -> Value | None:
+        """What `saved` becomes with the file of `step`."""
+        new = self.at(step)
+        return new if new and self._counts and self._is_better(new) else self.saved
+
+    def end(self, run: Run, saved: Collection[int]) -> bool:
+        """After the last step; whether any save had a value."""
+        new = self.at(run.step) if run.step in saved else None
+        sound = new is not None and self._monitor.improves(new[1], None)
+        if sound and run.step == run.steps:
+            self.last = new
+        return sound or self.step is not None
+
+    @property
+    def step(self) -> int | None:
+        best = self.last if self.last and self._is_better(self.last) else self.saved
+        return best and best[0]
+
+    def _is_better(self, new: Value) -> bool:
+        return self._monitor.improves(new[1], self.saved and self.saved[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        step, value = self.saved or (None, None)
+        watched = {"monitor": self._monitor.name, "mode": self._monitor.mode}
+        return watched | {"best_step": step, "best_value": value}
+
+    def restore(self, state: Mapping[str, Any], run: Run, saved: Collection[int]) -> None:
+        """What another monitor has seen counts for nothing, nor does a file that has gone."""
+        if any(state.get(name) != now for name, now in list(self.state_dict().items())[:2]):
+            return
+        step, value = state.get("best_step"), state.get("best_value")
+        if step is not None and value is not None and step in saved:
+            self.saved = step, value
+        told = run.resumed_meta.get("monitored") or {}
+        ended = run.start == run.steps and run.start in saved
+        if ended and told.get("name") == self._monitor.name and told.get("value") is not None:
+            self.last = run.start, told["value"]
+
+    def told(self, step: int) -> dict[str, Any] | None:
+        """What the file of `step` says of its value."""
+        if self._monitor.name is None:
+            return None
+        new = self.at(step)
+        value, at_end = (new[1], not self._counts) if new else (None, False)
+        watched = {"name": self._monitor.name, "mode": self._monitor.mode}
+        return watched | {"value": value, "at_end": at_end}
