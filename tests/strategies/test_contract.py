@@ -75,7 +75,7 @@ CLASSES = {
     if isinstance(value, type) and issubclass(value, em.Strategy) and value not in BASES
 }
 CLASSES |= {f"{name} of the README": of_readme(name) for name in ("LastLayerMAML", "Towards")}
-CLASSES |= {f"{name} of the example": of_example(name) for name in ("LastLayerMAML",)}
+CLASSES |= {f"{name} of the example": of_example(name) for name in ("EveryStepMAML",)}
 
 
 def without_inner(cls, loss, inner, outer, **options):
@@ -88,9 +88,7 @@ MADE = {
     "LastLayerMAML of the README": functools.partial(
         without_inner, CLASSES["LastLayerMAML of the README"]
     ),
-    "LastLayerMAML of the example": functools.partial(
-        without_inner, CLASSES["LastLayerMAML of the example"]
-    ),
+    "CAVIA": functools.partial(em.CAVIA, context=lambda m: m.layers[0].bias),
     "Towards of the README": lambda loss, inner, outer, **options: CLASSES["Towards of the README"](
         inner, loss, **options
     ),
