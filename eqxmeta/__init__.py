@@ -57,3 +57,4 @@ from .strategies import MetaCurvature as MetaCurvature
 from .strategies import MetaSGD as MetaSGD
 from .strategies import ProtoNet as ProtoNet
 from .strategies import Reptile as Reptile
+from .strategies import TNet as TNet

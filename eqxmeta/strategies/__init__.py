@@ -10,3 +10,4 @@ from ._meta_curvature import MetaCurvature as MetaCurvature
 from ._meta_sgd import MetaSGD as MetaSGD
 from ._proto_net import ProtoNet as ProtoNet
 from ._reptile import Reptile as Reptile
+from ._t_net import TNet as TNet
