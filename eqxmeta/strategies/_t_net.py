@@ -33,7 +33,8 @@ class TNet(GradientStrategy, RolloutStrategy):
     `unadapted(state.model)`, is a model of the user's own type, with `T W` and `T b`.
 
     `TrainState.model` is a `MetaParameters` of `model`, the user's own, and `extra`, a list of T,
-    one for each `eqx.nn.Linear`, `eqx.nn.Conv` and `eqxmeta.nn.Conv2d`, in the model's order.
+    one for each `eqx.nn.Linear`, `eqx.nn.Conv` and `eqxmeta.nn.Conv2d`, in the model's order. (None
+    for a convolution in groups.)
 
     `loss`, `inner`, `optimizer`, `task_chunk`, `learn`, `estimator`: as for `MAML`; `learn` and
     `InnerLoop(adapt=)` are of the user's model, and every T is learnt.
@@ -80,7 +81,9 @@ class TNet(GradientStrategy, RolloutStrategy):
 
 
 def _is_layer(x: Any) -> bool:
-    return isinstance(x, eqx.nn.Linear | eqx.nn.Conv | Conv2d)
+    # Of a grouped convolution `T W` would be another map: its rows see different channels.
+    layers = eqx.nn.Linear | eqx.nn.Conv | Conv2d
+    return isinstance(x, layers) and getattr(x, "groups", 1) == 1
 
 
 def _transformed(model: PyTree, matrices: list[Array]) -> PyTree:

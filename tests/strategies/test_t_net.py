@@ -101,7 +101,8 @@ def test_of_convolutions_channels_are_transformed(conv):
     """Before its activation the layer's output, at every place; layers without bias too."""
     net = eqx.nn.Sequential(
         [
-            conv(2, 4, 3, groups=2, key=KEY),
+            conv(2, 2, 1, groups=2, key=KEY),  # left as it is
+            conv(2, 4, 3, key=KEY),
             eqx.nn.Lambda(lambda x: jnp.tanh(x).ravel()),
             eqx.nn.Linear(16, 3, use_bias=False, key=KEY),
         ]
@@ -109,7 +110,7 @@ def test_of_convolutions_channels_are_transformed(conv):
     strategy = em.TNet(MSE, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))
     meta = moved(strategy.init(net).model)
     assert [x.shape for x in meta.extra] == [(4, 4), (3, 3)]
-    expected = inserted(meta, lambda m: [m.layers[0], m.layers[2]])
+    expected = inserted(meta, lambda m: [m.layers[1], m.layers[3]])
     x = jax.random.normal(KEY, (2, 4, 4))
     np.testing.assert_allclose(strategy.unadapted(meta)(x), expected(x), rtol=1e-4, atol=1e-5)
 
