@@ -83,9 +83,9 @@ def report(learners, test, folder):
 
 def compare(names, shots, steps, folder):
     tasks, test = (em.tasks.Sinusoid(shots, queries, phase=(0.0, math.pi)) for queries in (10, 50))
-    each = {
-        n: train(recipe(n, steps), NETWORK, tasks, test, steps, folder / n.lower()) for n in names
-    }
+    each = {}
+    for name in names:
+        each[name] = train(recipe(name, steps), NETWORK, tasks, test, steps, folder / name.lower())
     report(each, test, folder)
 
 
