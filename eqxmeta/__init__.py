@@ -61,3 +61,4 @@ from .strategies import MetaSGD as MetaSGD
 from .strategies import ProtoMAML as ProtoMAML
 from .strategies import ProtoNet as ProtoNet
 from .strategies import Reptile as Reptile
+from .strategies import TNet as TNet

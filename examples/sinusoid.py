@@ -2,6 +2,7 @@
 
 python examples/sinusoid.py            four algorithms, same tasks, same budget: a minute
 python examples/sinusoid.py --paper    the settings of the MAML and Reptile papers
+python examples/sinusoid.py --all      all that descend a meta-gradient, or those named: 10 shots
 """
 
 import argparse
@@ -18,6 +19,7 @@ from eqxmeta.callbacks import JSONL, AdaptationPlot, Checkpoint, Evaluate, Progr
 
 NETWORK = em.nn.fast(eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0)))
 REPORTED = [0, 1, 5, 10]  # inner steps at test
+ALL = "Joint MAML FOMAML ANIL BOIL MetaSGD MetaCurvature TNet LearntUpdate".split()  # noqa: SIM905
 
 
 class OneSine(eqx.Module):
@@ -33,21 +35,20 @@ def recipe(name, steps):
     if name == "Reptile":
         inner, outer = optax.sgd(0.02), optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
         return em.Reptile(em.losses.mse, em.InnerLoop(inner, steps=5), outer, batch_size=10)
+    rule = lambda params: em.rules.UpdateNetwork(key=jax.random.key(1))  # noqa: E731
+    options = {"LearntUpdate": {"rule": rule}}.get(name, {})
     rate = optax.cosine_decay_schedule(1e-3, steps) if name == "MAMLPlusPlus" else 1e-3
-    return getattr(em, name)(em.losses.mse, em.InnerLoop(optax.sgd(0.01), 1), optax.adam(rate))
+    inner, adam = em.InnerLoop(optax.sgd(0.01), steps=1), optax.adam(rate)
+    return getattr(em, name)(em.losses.mse, inner, adam, **options)
 
 
 def train(strategy, model, tasks, test, steps, folder, meta_batch_size=25):
     """`strategy`, and the model that, of those saved, did best on 600 tasks kept for that."""
     every, trained_for = max(1, steps // 20), f"eval/loss/after_{strategy.inner.steps}"
-    callbacks = [
-        ProgressBar(),
-        TensorBoard(folder / "tensorboard"),
-        JSONL(folder / "metrics.jsonl"),
-        Evaluate(test, every=every, inner_steps=10),
-        AdaptationPlot(test, folder / "adaptation.png"),
-        checkpoint := Checkpoint(folder / "checkpoints", every=every, monitor=trained_for),
-    ]
+    logs = [ProgressBar(), TensorBoard(folder / "tensorboard"), JSONL(folder / "metrics.jsonl")]
+    picture = AdaptationPlot(test, folder / "adaptation.png")
+    checkpoint = Checkpoint(folder / "checkpoints", every=every, monitor=trained_for)
+    callbacks = [*logs, Evaluate(test, every=every, inner_steps=10), picture, checkpoint]
     trainer = em.Trainer(strategy, meta_batch_size=meta_batch_size, callbacks=callbacks)
     state = trainer.fit(model, tasks, steps, resume="auto")  # goes on where Ctrl-C stopped it
     if trainer.stop_reason == "interrupted":
@@ -83,11 +84,10 @@ def report(learners, test, folder):
 
 def compare(names, shots, steps, folder):
     tasks, test = (em.tasks.Sinusoid(shots, queries, phase=(0.0, math.pi)) for queries in (10, 50))
-    learners = {
-        name: train(recipe(name, steps), NETWORK, tasks, test, steps, folder / name.lower())
-        for name in names
-    }
-    report(learners, test, folder)
+    each = {}
+    for name in names:
+        each[name] = train(recipe(name, steps), NETWORK, tasks, test, steps, folder / name.lower())
+    report(each, test, folder)
 
 
 def reptile_paper(steps, folder):
@@ -101,18 +101,20 @@ def reptile_paper(steps, folder):
 def main():
     parser = argparse.ArgumentParser(description="Few-shot regression of sine waves.")
     parser.add_argument("--paper", action="store_true", help="5 and 10 shots, 70,000 outer steps")
+    parser.add_argument("--all", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}")
     parser.add_argument("--steps", type=int, help="outer steps, instead of the recipe's number")
     parser.add_argument("--out", type=Path, default=Path("runs/sinusoid"))
     args = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))  # for the next start
     if args.paper:
         for shots in (5, 10):
-            folder = args.out / f"paper-{shots}-shot"
-            compare(["Joint", "MAML", "FOMAML"], shots, args.steps or 70_000, folder)
+            compare(ALL[:3], shots, args.steps or 70_000, args.out / f"paper-{shots}-shot")
         reptile_paper(args.steps or 30_000, args.out / "paper-reptile")
+    elif args.all is not None:
+        compare(args.all or ALL, 10, args.steps or 20_000, args.out / "all")
     else:
         overfit_one_sine(args.steps or 5_000)
-        compare(["Joint", "MAML", "FOMAML", "Reptile"], 10, args.steps or 10_000, args.out)
+        compare([*ALL[:3], "Reptile"], 10, args.steps or 10_000, args.out)
 
 
 if __name__ == "__main__":

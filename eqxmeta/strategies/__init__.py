@@ -14,3 +14,4 @@ from ._meta_sgd import MetaSGD as MetaSGD
 from ._proto_maml import ProtoMAML as ProtoMAML
 from ._proto_net import ProtoNet as ProtoNet
 from ._reptile import Reptile as Reptile
+from ._t_net import TNet as TNet

@@ -43,11 +43,14 @@ class Net(eqx.Module):
 
 
 class Blobs(eqx.Module):
-    """Three clouds of points, elsewhere in each task: 2 shots and 4 queries of each."""
+    """Three clouds of points, 2 shots and 4 queries of each: elsewhere in each task, but so that
+    what does not adapt has something to learn too."""
 
     def sample(self, key):
         where, noise = jax.random.split(key)
-        x = 2 * jax.random.normal(where, (3, 1, 2)) + 0.3 * jax.random.normal(noise, (3, 6, 2))
+        usual = jnp.array([[[-1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
+        x = usual + 0.7 * jax.random.normal(where, (3, 1, 2))
+        x = x + 0.3 * jax.random.normal(noise, (3, 6, 2))
         y = jnp.broadcast_to(jnp.arange(3)[:, None], (3, 6))
         support, query = slice(2), slice(2, 6)
         return em.Task(*((x[:, s].reshape(-1, 2), y[:, s].ravel()) for s in (support, query)))
@@ -107,7 +110,8 @@ with_inner_steps = pytest.mark.parametrize(
 @functools.cache  # the same functions, hence the same compiled programs
 def make(name: str, gradient: str = "mixed", **options) -> em.Strategy:
     inner = em.InnerLoop(optax.sgd(0.1), 2, gradient)
-    outer = optax.sgd(0.5) if name == "Reptile" else optax.adamw(0.01, weight_decay=0.1)
+    # Not Adam, which makes whole steps of a gradient that is nothing but rounding.
+    outer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.3))
     made = MADE.get(name, CLASSES[name])
     return made(em.losses.cross_entropy, inner, outer, **options)
 
@@ -172,7 +176,8 @@ def test_what_predicts_is_what_is_measured(name):
 @pytest.mark.slow
 @with_inner_steps
 def test_evaluated_with_more_inner_steps_than_trained_with(name):
-    strategy, model = make(name), model_of(name)
+    strategy = make(name)
+    model = strategy.init(model_of(name)).model
     longer = em.evaluate(strategy, model, Blobs(), num_tasks=4, inner_steps=4).values["loss"]
     usual = em.evaluate(strategy, model, Blobs(), num_tasks=4).values["loss"]
     assert longer.shape == (4, 5) and np.isfinite(longer).all()
@@ -232,13 +237,11 @@ def test_learn_says_what_is_learnt(name):
 @pytest.mark.slow
 @every_strategy
 def test_it_learns(name):
+    """The loss after adaptation, on tasks of another seed, against that of the first weights."""
     strategy, model = make(name), model_of(name)
     state = trainer_of(strategy).fit(model, Blobs(), 150)
     before, after = (
-        em.evaluate(strategy, m, Blobs(), num_tasks=100).mean()[-1]
+        em.evaluate(strategy, m, Blobs(), num_tasks=100, seed=1).mean()[-1]
         for m in (strategy.init(model).model, state.model)
     )
-    assert after < SHARE.get(name, 0.8) * before
-
-
-SHARE = {"Joint": 1.1}
+    assert after < 0.8 * before
