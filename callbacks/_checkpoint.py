@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -29,9 +29,10 @@ from eqxmeta._callback.run import Run
 from eqxmeta._checkpoint.run_files import CheckpointFiles, id_of, write
 from eqxmeta._checkpoint.save_load import on_host
 from eqxmeta._direction import Mode
-from eqxmeta._errors import NonFiniteError, explain, warn
+from eqxmeta._errors import CheckpointInUse, NonFiniteError, explain, warn
 from eqxmeta._files.background import Background
 from eqxmeta._files.lock import locked
+from eqxmeta._files.patience import hurried
 
 
 class Checkpoint(Callback):
@@ -109,6 +110,7 @@ class Checkpoint(Callback):
         self._restored: dict[str, Any] = {}
         self._monitor = Monitor("Checkpoint", monitor, mode)
         self._background = Background("eqxmeta-checkpoint")
+        self._check_lock: Callable[[], None] = lambda: None
         self._forget()
 
     @property
@@ -145,7 +147,7 @@ class Checkpoint(Callback):
         self._place = place_of(self.folder, "Checkpoint(folder=...)")
         check_folder(self._place, "Checkpoint(folder=...)")
         with ExitStack() as held:
-            held.enter_context(locked(self._place))
+            self._check_lock = held.enter_context(locked(self._place))
             try:
                 yield
             finally:
@@ -177,6 +179,7 @@ class Checkpoint(Callback):
         self._forget()
         self._monitor.begin(run)
         self._id = run.id
+        self._check_lock()
         self._files.prepare()
         if not run.resuming:
             return
@@ -289,7 +292,16 @@ class Checkpoint(Callback):
         finally:
             candidate, self._best = self._best, best
         size = sum(x.nbytes for x in jax.tree.leaves(state) if eqx.is_array(x))
-        self._background.start(lambda: write(path, state, meta), size)
+        self._check_lock()
+
+        def before() -> None:
+            # What it says is in the logs is on the disk before it. Where the process is to end, the
+            # logs are synced at the run's end, which waits no longer than it may.
+            if not hurried():
+                run.sync_callbacks()
+            self._check_lock()
+
+        self._background.start(lambda: write(path, state, meta, before=before), size)
         self._in_flight, self._meta = (step, candidate), meta
 
     def _add_value(self, run: Run) -> None:
@@ -300,7 +312,8 @@ class Checkpoint(Callback):
             meta = self._meta | {"monitored": told}
             if meta != self._meta:
                 path, state = self._files.path(run.step), on_host(run.state)
-                self._background.start(lambda: write(path, state, meta, again=True))
+                before = self._check_lock
+                self._background.start(lambda: write(path, state, meta, before=before, again=True))
                 self._in_flight = run.step, self._best
                 self._settle()
 
@@ -345,7 +358,7 @@ class Checkpoint(Callback):
                 return
         except Exception as error:  # of the thread: what it means for the run the user has said
             self._in_flight = None
-            if self.on_error == "raise":
+            if self.on_error == "raise" or isinstance(error, CheckpointInUse):
                 error.add_note(f"The checkpoint of step {step} was not written: {path}")
                 raise
             warn(f"{path} was not written, training goes on: {error!r}")
@@ -361,8 +374,13 @@ class Checkpoint(Callback):
             return
         stay = set(sorted(self._mine)[-self.keep :]) | ({self._best[0]} if self._best else set())
         for step in sorted(self._mine - stay):
+            self._check_lock()
+            path = self._files.path(step)
             try:
-                self._files.path(step).unlink(missing_ok=True)
+                if path.exists() and id_of(path) != self._id:
+                    warn(f"{path} is not removed: it is no longer the file that this run wrote.")
+                else:
+                    path.unlink(missing_ok=True)
             except OSError as error:  # tried again at the next save
                 warn(f"An old checkpoint could not be removed: {error}")
             else:

@@ -6,8 +6,8 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from eqxmeta._errors import explain, warn
 from eqxmeta._files.atomic import remove_leftovers, replacing
 from eqxmeta._files.disk import is_absence, is_damage
 from eqxmeta._files.lock import file_locked
-from eqxmeta._files.paths import make_folder, set_aside, stale_name, sync_folder, write_at
+from eqxmeta._files.paths import OwnFile, make_folder, set_aside, stale_name, sync_folder
 
 
 class JSONL(Callback):
@@ -57,11 +57,14 @@ class JSONL(Callback):
         self._thinning = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
         self._held: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
+        self._check_lock: Callable[[], None] = lambda: None
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
         self._place = place_of(self.path, "JSONL(path=...)")
         check_file(self._place, "JSONL(path=...)")
-        return file_locked(self._place)
+        with file_locked(self._place) as self._check_lock:
+            yield
 
     def refuse(self, run: Run) -> None:
         check_file(self._place, "JSONL(path=...)")
@@ -73,6 +76,7 @@ class JSONL(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
+        self._check_lock()
         restored, self._restored = self._restored, None
         # From step 0 nothing of that attempt can be continued: no checkpoint says whose it is.
         if self._occupied() and (run.start == 0 or self._is_foreign(run, restored)):
@@ -82,6 +86,7 @@ class JSONL(Callback):
         remove_leftovers(self._place.parent, glob.escape(self._place.name))
         self._place.touch()
         sync_folder(self._place.parent)  # rows that are synced are not lost with the file's entry
+        self._file = OwnFile(self._place)
         # The newest row is held back, because more may be logged at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.
         self._held = held
@@ -106,21 +111,24 @@ class JSONL(Callback):
             mark = {AT_END: [*self._marked(run.step), *values]} if run.ended else {}
             self._append([{"step": run.step, **values, **mark}])
         if self._ended:
-            self._flush()
+            self._sync()
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        self._flush()
+        self._sync()
 
     def on_fit_end(self, run: Run) -> None:
         # Callbacks whose turn comes later may still log something at this step.
         self._ended = True
-        self._flush()
+        self._sync()
 
     def state_dict(self) -> dict[str, Any]:
         # The checkpoint's step must have its line, with everything that was logged at it.
         self._flush()
         # Which log it is. Not while more may be logged at the step of its first line.
         return {LOG: _first(self._place)} if self._end > 0 else {}
+
+    def sync_files(self) -> None:
+        self._file.sync()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
@@ -153,18 +161,25 @@ class JSONL(Callback):
 
     def _flush(self) -> None:
         if self._held is not None:
-            self._write(b"".join([*self._pending, _line(self._held)]), sync=True)
+            self._write(b"".join([*self._pending, _line(self._held)]))
 
-    def _write(self, data: bytes, *, sync: bool = False) -> None:
+    def _sync(self) -> None:
+        self._flush()
+        self.sync_files()
+
+    def _write(self, data: bytes) -> None:
         """Let the file go on with `data` from `_end`. If that fails it keeps what it had there:
         a checkpoint may have been written since."""
+        self._check_lock()
         same = len(self._last) if data.startswith(self._last) else 0
         try:
-            write_at(self._place, self._end + same, data[same:], sync=sync)
+            self._file.write_at(self._end + same, data[same:])
         except OSError:
             if not same:
+                last, self._last = self._last, b""
                 with suppress(OSError):
-                    write_at(self._place, self._end, self._last)
+                    self._file.write_at(self._end, last)
+                    self._last = last
             raise
         self._last = data
 

@@ -2,8 +2,8 @@
 
 import re
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,14 @@ class TensorBoard(Callback):
         self._inner: EventFile | None = None
         self._ending: EventFile | None = None
         self._restored: dict[str, Any] | None = None
+        self._check_lock: Callable[[], None] = lambda: None
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
         self._place = place_of(self.logdir, "TensorBoard(logdir=...)")
         check_folder(self._place, "TensorBoard(logdir=...)")
-        return locked(self._place, ".tensorboard.lock")
+        with locked(self._place, ".tensorboard.lock") as self._check_lock:
+            yield
 
     def refuse(self, run: Run) -> None:
         check_folder(self._place, "TensorBoard(logdir=...)")
@@ -98,6 +101,7 @@ class TensorBoard(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
+        self._check_lock()
         restored, self._restored = self._restored, None
         earlier = event_files(self._place)
         fate = "Its files stay, but TensorBoard does not show them any more"
@@ -122,6 +126,7 @@ class TensorBoard(Callback):
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         assert self._file is not None
+        self._check_lock()
         if self._ended_before:  # and goes on
             self._ending, self._ended_before = EventFile(self._place / AT_END), False
             self._ending.forget(0)
@@ -144,6 +149,7 @@ class TensorBoard(Callback):
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         assert self._file is not None
+        self._check_lock()
         file = self._file
         if run.ended:
             file = self._ending = self._ending or EventFile(self._place / AT_END)
@@ -168,23 +174,32 @@ class TensorBoard(Callback):
             self._add_inner(run.step, curves)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        self._sync()
+        self._flush()
+        self.sync_files()
 
     def on_fit_end(self, run: Run) -> None:
-        self._sync()
+        self._flush()
+        self.sync_files()
 
     def state_dict(self) -> dict[str, Any]:
-        # What a checkpoint's step has told must be in the file when the run resumes from it.
-        self._sync()
+        self._flush()
         return {} if self._file is None else {LOG: self._file.path.name}
+
+    def sync_files(self) -> None:
+        for file in self._files:
+            file.sync()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
 
-    def _sync(self) -> None:
-        for file in (self._file, self._inner, self._ending):
-            if file is not None:
-                file.flush(sync=True)
+    @property
+    def _files(self) -> list[EventFile]:
+        return [file for file in (self._file, self._inner, self._ending) if file is not None]
+
+    def _flush(self) -> None:
+        self._check_lock()
+        for file in self._files:
+            file.flush()
 
     def _add_inner(self, step: int, curves: Mapping[str, Curve]) -> None:
         """The curves themselves, in a sub-run in which TensorBoard forgets those before. (One

@@ -1,7 +1,7 @@
 """The files of a run in a folder of checkpoints: one per step that was saved."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from .._files.atomic import remove_leftovers
 from .._files.paths import set_aside
 from .._model.state import TrainState
 from .names import path_of, step_of
-from .save_load import load_state, read_manifest, save, verify
+from .save_load import load_state, read_manifest, verify, write_tree
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,33 @@ def id_of(path: Path) -> str | None:
         return None
 
 
-def write(path: Path, state: Any, meta: dict[str, Any], *, again: bool = False) -> None:
-    """Write a checkpoint and read it back. Raises `FileExistsError` instead of overwriting one,
-    unless the run has written this one itself and does so `again`."""
-    if path.exists() and not again:
-        expected = "a folder into which nobody else writes meanwhile"
-        raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
+def write(
+    path: Path,
+    state: Any,
+    meta: dict[str, Any],
+    *,
+    before: Callable[[], object] = lambda: None,
+    again: bool = False,
+) -> None:
+    """Write a checkpoint and read it back. `before` is called when it has all but its name. Raises
+    `FileExistsError` instead of overwriting one, unless the run that `meta` names has written that
+    itself and does so `again`."""
+    ours = False
+
+    def ready() -> None:
+        nonlocal ours
+        before()
+        if path.exists() and not (again and id_of(path) == meta["run"]):
+            expected = "a folder into which nobody else writes meanwhile"
+            raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
+        ours = True
+
     try:
-        save(path, state, meta=meta)
+        write_tree(path, state, meta, ready)
         verify(path)
     except BaseException:
         # Not to be taken for a checkpoint; nor removed, for it tells of the disk.
-        if not again:
+        if ours and not again:
             with suppress(OSError):
                 set_aside(path)
         raise

@@ -172,7 +172,7 @@ def test_rows_that_could_not_be_written_come_with_the_next(path, monkeypatch):
     callback, run = start(path)
     chunk(run, callback, 1, 3)
     with monkeypatch.context() as patch:
-        patch.setattr("eqxmeta.callbacks._jsonl.write_at", full)
+        patch.setattr("eqxmeta._files.paths.OwnFile.write_at", full)
         with pytest.raises(OSError, match="No space"):
             chunk(run, callback, 4, 6)
     chunk(run, callback, 7, 8)
