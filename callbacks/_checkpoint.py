@@ -299,9 +299,9 @@ class Checkpoint(Callback):
             # logs are synced at the run's end, which waits no longer than it may.
             if not hurried():
                 run.sync_callbacks()
-            self._check_lock()
 
-        self._background.start(lambda: write(path, state, meta, before=before), size)
+        check = self._check_lock
+        self._background.start(lambda: write(path, state, meta, check=check, before=before), size)
         self._in_flight, self._meta = (step, candidate), meta
 
     def _add_value(self, run: Run) -> None:
@@ -312,8 +312,8 @@ class Checkpoint(Callback):
             meta = self._meta | {"monitored": told}
             if meta != self._meta:
                 path, state = self._files.path(run.step), on_host(run.state)
-                before = self._check_lock
-                self._background.start(lambda: write(path, state, meta, before=before, again=True))
+                check = self._check_lock
+                self._background.start(lambda: write(path, state, meta, check=check, again=True))
                 self._in_flight = run.step, self._best
                 self._settle()
 

@@ -124,17 +124,20 @@ def write(
     state: Any,
     meta: dict[str, Any],
     *,
-    before: Callable[[], object] = lambda: None,
+    check: Callable[[], None],
+    before: Callable[[], None] = lambda: None,
     again: bool = False,
 ) -> None:
-    """Write a checkpoint and read it back. `before` is called when it has all but its name. Raises
-    `FileExistsError` instead of overwriting one, unless the run that `meta` names has written that
-    itself and does so `again`."""
+    """Write a checkpoint and read it back. `before` is called when it has all but its name, then
+    `check`, which raises if the folder is no longer the run's. Raises `FileExistsError` instead of
+    overwriting one, unless the run that `meta` names has written that itself and does so `again`.
+    """
     ours = False
 
     def ready() -> None:
         nonlocal ours
         before()
+        check()
         if path.exists() and not (again and id_of(path) == meta["run"]):
             expected = "a folder into which nobody else writes meanwhile"
             raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
@@ -146,6 +149,7 @@ def write(
     except BaseException:
         # Not to be taken for a checkpoint; nor removed, for it tells of the disk.
         if ours and not again:
-            with suppress(OSError):
+            with suppress(OSError, CheckpointError):
+                check()
                 set_aside(path)
         raise

@@ -4,6 +4,7 @@ import fcntl
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import BinaryIO
 
 from .paths import sync_folder
 from .patience import hurried, sync_file
+
+_SILENCE = 3600.0  # seconds after which a file that grows no more has no writer
 
 
 @contextmanager
@@ -60,9 +63,12 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Whether nobody else is writing `file`. The lock ends with its process, however that ends."""
+    """Whether nobody else is writing `file`. The lock ends with its process, however that ends.
+    Where there are no locks, nobody is who has written nothing for an hour."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return time.time() - os.fstat(file.fileno()).st_mtime > _SILENCE
     return True

@@ -5,10 +5,11 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._errors import explain, warn
 from .paths import OwnFile, sync_folder
 
 _LONGEST = 1 << 30  # bytes of a record, of which the longest are pictures
@@ -33,7 +34,7 @@ class EventFile:
         self.path.touch(exist_ok=False)
         self._file = OwnFile(self.path)
         self._is_entered = False
-        self._size = 0
+        self.size = 0
         self._pending: list[bytes] = []
         self._add(file_version="brain.Event:2")
 
@@ -51,8 +52,8 @@ class EventFile:
     def flush(self) -> None:
         """Hand everything over to the operating system."""
         data = b"".join(self._pending)
-        self._file.write_at(self._size, data)
-        self._size += len(data)
+        self._file.write_at(self.size, data)
+        self.size += len(data)
         self._pending.clear()
 
     def sync(self) -> None:
@@ -99,6 +100,19 @@ def unreadable(path: Path) -> str | None:
     except Exception as error:  # of the system, or of the parser
         return str(error)
     return None
+
+
+def tell_missing(folder: Path, told: Mapping[str, Mapping[str, int]], last: int) -> None:
+    """Warn of files that `told` has, with the steps up to `last`, and that are gone or shorter."""
+    begins = sorted(file.get("begin", 1) for file in told.values())
+    for name, file in told.items():
+        path, begin, size = folder / name, file.get("begin", 1), file.get("bytes", 0)
+        found = path.stat().st_size if path.is_file() else 0
+        if found < size:
+            end = min([b - 1 for b in begins if b > begin], default=last)
+            received = f"{name} of {found:,} bytes" if path.exists() else f"no {name}"
+            expected = f"{size:,} bytes, with the steps {begin}-{min(end, last)}. The run goes on"
+            warn(explain(f"The log {folder} lacks events.", received, f"{expected} without them"))
 
 
 def proto(name: str) -> Any:
