@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ class JSONL(Callback):
 
     writes = True
     logs = ()
-    state_types = MappingProxyType({**LOG_TYPES, "rows": int, "since": int, "every": int})
+    state_types = LOG_TYPES
 
     def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
         self.path = self._place = check_path(path, "JSONL(path=...)")

@@ -4,22 +4,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from eqxmeta._arguments import check_argument, check_folder, check_int, check_path, place_of
+from eqxmeta._callback import summaries
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
+from eqxmeta._callback.summaries import DETAIL, DETAILS
 from eqxmeta._errors import explain, warn
 from eqxmeta._files.event_file import EventFile, event_files, tell_missing, unreadable
 from eqxmeta._files.lock import locked
-
-from . import _summaries as summaries
-from ._summaries import DETAIL, DETAILS
 
 # The sub-run of the newest curves.
 INNER = "inner_steps"
@@ -55,7 +53,7 @@ class TensorBoard(Callback):
 
     writes = True
     logs = ()
-    state_types = MappingProxyType({**LOG_TYPES, "files": dict[str, dict[str, int]]})
+    state_types = LOG_TYPES
 
     def __init__(
         self,

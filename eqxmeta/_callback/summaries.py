@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from eqxmeta._callback.published import Curve
-from eqxmeta._errors import explain, warn
-from eqxmeta._files.event_file import proto
+from .._errors import explain, warn
+from .._files.event_file import proto
+from .published import Curve
 
 # tensorboardX is imported when it is used: it imports torch wherever that is installed.
 
