@@ -554,6 +554,7 @@ def test_a_refused_run_leaves_the_log_alone(tmp_path):
 
 
 @pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.filterwarnings("ignore:(?s).*lacks (rows|events):RuntimeWarning")
 def test_the_log_of_another_run_is_set_aside(tmp_path, attached):
     def logs(name):
         return [JSONL(tmp_path / f"{name}.jsonl"), TensorBoard(tmp_path / name, every=1)]
