@@ -80,7 +80,7 @@ class JSONL(Callback):
         if self._occupied() and (run.start == 0 or self._is_foreign(run, restored)):
             set_aside(self._place)
         rows = read_rows(self._place, run.start) if run.resuming else []
-        self._expect(run, restored or {}, [row["step"] for _, row in rows])
+        self._expect(run, restored, [row["step"] for _, row in rows])
         make_folder(self._place.parent)
         remove_leftovers(self._place.parent, glob.escape(self._place.name))
         self._place.touch()
@@ -136,14 +136,14 @@ class JSONL(Callback):
         found = [first] if (first := first_line(self._place)) else []
         return is_foreign(run, restored, found, log=self._place, fate="It is kept as *.stale")
 
-    def _expect(self, run: Run, state: Mapping[str, int], steps: list[int]) -> None:
+    def _expect(self, run: Run, state: Mapping[str, Any] | None, steps: list[int]) -> None:
         """Tell which rows up to the checkpoint's step the log lacks, of which it has `steps`."""
-        end = run.start + 1
-        every = min(max(state.get("every", self._thinning), 1), end)
-        since = min(max(state.get("since", steps[0] if steps else end), 1), end)
+        end, known = run.start + 1, {"since": run.start + 1} if state is None else state
+        every = min(max(known.get("every", self._thinning), 1), end)
+        since = min(max(known.get("since", steps[0] if steps else end), 1), end)
         expected = np.arange(min(-(-since // every) * every, end), end, every)
         missing = np.setdiff1d(expected, steps)
-        count = max(len(missing), state.get("rows", 0) - len(steps))
+        count = max(len(missing), known.get("rows", 0) - len(steps))
         if count > 0:
             named = f": at step {_spans(missing, every)}" if len(missing) else ""
             received = f"{len(steps):,} rows, {count:,} less than the run wrote{named}"

@@ -280,6 +280,12 @@ def test_rows_that_were_logged_between_are_counted(path, tmp_path):
         fit(40, 5, "auto")
 
 
+def test_a_log_under_another_name_and_thinned_otherwise_lacks_nothing(path, tmp_path):
+    for steps, log in ((20, JSONL(path, every=10)), (30, JSONL(path, name="mine"))):
+        boring_fit(steps, callbacks=[log, Checkpoint(tmp_path / "s", every=10)], resume="auto")
+    assert steps_of(path) == [10, *range(20, 31)]
+
+
 def test_a_log_that_begins_later_lacks_nothing(path, tmp_path):
     for steps in (10, 20, 30):
         logs = [JSONL(path)] if steps > 10 else []
