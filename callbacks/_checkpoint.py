@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -30,9 +30,10 @@ from eqxmeta._callback.run import Run
 from eqxmeta._checkpoint.run_files import CheckpointFiles, id_of, write
 from eqxmeta._checkpoint.save_load import on_host
 from eqxmeta._direction import Mode
-from eqxmeta._errors import NonFiniteError, explain, warn
+from eqxmeta._errors import CheckpointInUse, NonFiniteError, explain, warn
 from eqxmeta._files.background import Background
 from eqxmeta._files.lock import locked
+from eqxmeta._files.patience import hurried
 
 
 class Checkpoint(Callback):
@@ -111,6 +112,7 @@ class Checkpoint(Callback):
         self._monitor = Monitor("Checkpoint", monitor, mode)
         self._best = Best(self._monitor, self.every)
         self._background = Background("eqxmeta-checkpoint")
+        self._check_lock: Callable[[], None] = lambda: None
         self._forget()
 
     @property
@@ -143,7 +145,7 @@ class Checkpoint(Callback):
         self._place = place_of(self.folder, "Checkpoint(folder=...)")
         check_folder(self._place, "Checkpoint(folder=...)")
         with ExitStack() as held:
-            held.enter_context(locked(self._place))
+            self._check_lock = held.enter_context(locked(self._place))
             try:
                 yield
             finally:
@@ -175,6 +177,7 @@ class Checkpoint(Callback):
         self._forget()
         self._monitor.begin(run)
         self._id = run.id
+        self._check_lock()
         self._files.prepare()
         if not run.resuming:
             return
@@ -258,7 +261,16 @@ class Checkpoint(Callback):
         finally:
             self._best.saved = best
         size = sum(x.nbytes for x in jax.tree.leaves(state) if eqx.is_array(x))
-        self._background.start(lambda: write(path, state, meta), size)
+        self._check_lock()
+
+        def before() -> None:
+            # What it says is in the logs is on the disk before it. Where the process is to end, the
+            # logs are synced at the run's end, which waits no longer than it may.
+            if not hurried():
+                run.sync_callbacks()
+
+        check = self._check_lock
+        self._background.start(lambda: write(path, state, meta, check=check, before=before), size)
         self._in_flight, self._meta = (step, candidate), meta
 
     def _add_value(self, run: Run) -> None:
@@ -268,7 +280,8 @@ class Checkpoint(Callback):
             meta = self._meta | {"monitored": self._best.told(run.step)}
             if meta != self._meta:
                 path, state = self._files.path(run.step), on_host(run.state)
-                self._background.start(lambda: write(path, state, meta, again=True))
+                check = self._check_lock
+                self._background.start(lambda: write(path, state, meta, check=check, again=True))
                 self._in_flight = run.step, self._best.saved
                 self._settle()
 
@@ -302,7 +315,7 @@ class Checkpoint(Callback):
                 return
         except Exception as error:  # of the thread: what it means for the run the user has said
             self._in_flight = None
-            if self.on_error == "raise":
+            if self.on_error == "raise" or isinstance(error, CheckpointInUse):
                 error.add_note(f"The checkpoint of step {step} was not written: {path}")
                 raise
             warn(f"{path} was not written, training goes on: {error!r}")
@@ -319,8 +332,13 @@ class Checkpoint(Callback):
         best = self._best.saved
         stay = set(sorted(self._mine)[-self.keep :]) | ({best[0]} if best else set())
         for step in sorted(self._mine - stay):
+            self._check_lock()
+            path = self._files.path(step)
             try:
-                self._files.path(step).unlink(missing_ok=True)
+                if path.exists() and id_of(path) != self._id:
+                    warn(f"{path} is not removed: it is no longer the file that this run wrote.")
+                else:
+                    path.unlink(missing_ok=True)
             except OSError as error:  # tried again at the next save
                 warn(f"An old checkpoint could not be removed: {error}")
             else:

@@ -1,28 +1,25 @@
 """A callback that logs one line of JSON per outer step."""
 
 import glob
-import hashlib
-import io
 import json
 import math
-import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eqxmeta._arguments import check_file, check_int, check_json, check_path, place_of
+from eqxmeta._arguments import check_file, check_int, check_path, place_of
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
 from eqxmeta._errors import explain, warn
-from eqxmeta._files.atomic import remove_leftovers, replacing
-from eqxmeta._files.disk import is_absence, is_damage
+from eqxmeta._files.atomic import remove_leftovers
 from eqxmeta._files.lock import file_locked
-from eqxmeta._files.paths import make_folder, set_aside, stale_name, sync_folder, write_at
+from eqxmeta._files.paths import OwnFile, make_folder, set_aside, sync_folder
+from eqxmeta._files.rows import first_line, read_rows
 
 
 class JSONL(Callback):
@@ -39,9 +36,10 @@ class JSONL(Callback):
     "-Infinity", which `float` understands.
 
     A resumed run continues the file: lines of steps after the checkpoint's, and a torn last line,
-    are removed; where other lines are no rows, a copy of it all is kept. If there was no checkpoint
-    yet, or the file is of another run than that which goes on, it is renamed to `*.stale`. After
-    `kill -9` all steps before the last chunk's last one are there.
+    are removed; where other lines are no rows, or of a step that has one, a copy of it all is kept.
+    Rows that it lacks are told by their steps. If there was no checkpoint yet, or the file is of
+    another run than that which goes on, it is renamed to `*.stale`. After `kill -9` all steps
+    before the last chunk's last one are there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty, and
     `CheckpointInUse` while another run writes to it.
@@ -57,11 +55,14 @@ class JSONL(Callback):
         self._thinning = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
         self._held: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
+        self._check_lock: Callable[[], None] = lambda: None
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
         self._place = place_of(self.path, "JSONL(path=...)")
         check_file(self._place, "JSONL(path=...)")
-        return file_locked(self._place)
+        with file_locked(self._place) as self._check_lock:
+            yield
 
     def refuse(self, run: Run) -> None:
         check_file(self._place, "JSONL(path=...)")
@@ -73,24 +74,23 @@ class JSONL(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
+        self._check_lock()
         restored, self._restored = self._restored, None
         # From step 0 nothing of that attempt can be continued: no checkpoint says whose it is.
         if self._occupied() and (run.start == 0 or self._is_foreign(run, restored)):
             set_aside(self._place)
-        end, last, held = _resumed(self._place, run.start) if run.resuming else (0, b"", None)
+        rows = read_rows(self._place, run.start) if run.resuming else []
+        self._expect(run, restored, [row["step"] for _, row in rows])
         make_folder(self._place.parent)
         remove_leftovers(self._place.parent, glob.escape(self._place.name))
         self._place.touch()
         sync_folder(self._place.parent)  # rows that are synced are not lost with the file's entry
+        self._file = OwnFile(self._place)
         # The newest row is held back, because more may be logged at its step. It may be in
         # the file already; its line then begins at `_end`, and is written again if it changes.
-        self._held = held
-        if held is not None and held["step"] < run.start - run.start % self._thinning:
-            received = f"step {held['step']} as the newest"
-            expected = f"a row up to step {run.start}, where the run goes on: later ones are lost"
-            warn(explain(f"The log {self._place} is short.", received, expected))
-        self._end = end
-        self._last = last  # what the file holds from `_end` on
+        # What the file holds from `_end` on is `_last`.
+        self._last, self._held = rows[-1] if rows else (b"", None)
+        self._end = sum(len(line) for line, _ in rows) - len(self._last)
         self._pending: list[bytes] = []  # complete lines that are not in the file
         self._ended = False
 
@@ -106,21 +106,25 @@ class JSONL(Callback):
             mark = {AT_END: [*self._marked(run.step), *values]} if run.ended else {}
             self._append([{"step": run.step, **values, **mark}])
         if self._ended:
-            self._flush()
+            self._sync()
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        self._flush()
+        self._sync()
 
     def on_fit_end(self, run: Run) -> None:
         # Callbacks whose turn comes later may still log something at this step.
         self._ended = True
-        self._flush()
+        self._sync()
 
     def state_dict(self) -> dict[str, Any]:
         # The checkpoint's step must have its line, with everything that was logged at it.
         self._flush()
+        state = {"rows": self._rows, "since": self._since, "every": self._thinning}
         # Which log it is. Not while more may be logged at the step of its first line.
-        return {LOG: _first(self._place)} if self._end > 0 else {}
+        return state | ({LOG: first_line(self._place)} if self._end > 0 else {})
+
+    def sync_files(self) -> None:
+        self._file.sync()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
@@ -129,8 +133,24 @@ class JSONL(Callback):
         return self._place.exists() and self._place.stat().st_size > 0
 
     def _is_foreign(self, run: Run, restored: dict[str, Any] | None) -> bool:
-        found = [first] if (first := _first(self._place)) else []
+        found = [first] if (first := first_line(self._place)) else []
         return is_foreign(run, restored, found, log=self._place, fate="It is kept as *.stale")
+
+    def _expect(self, run: Run, state: Mapping[str, Any] | None, steps: list[int]) -> None:
+        """Tell which rows up to the checkpoint's step the log lacks, of which it has `steps`."""
+        end, known = run.start + 1, {"since": run.start + 1} if state is None else state
+        every = min(max(known.get("every", self._thinning), 1), end)
+        since = min(max(known.get("since", steps[0] if steps else end), 1), end)
+        expected = np.arange(min(-(-since // every) * every, end), end, every)
+        missing = np.setdiff1d(expected, steps)
+        count = max(len(missing), known.get("rows", 0) - len(steps))
+        if count > 0:
+            named = f": at step {_spans(missing, every)}" if len(missing) else ""
+            received = f"{len(steps):,} rows, {count:,} less than the run wrote{named}"
+            wanted = f"all up to step {run.start}, where the run goes on. It goes on without them"
+            warn(explain(f"The log {self._place} lacks rows.", received, wanted))
+        self._since = since if every == self._thinning else end
+        self._rows = len(steps)
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
         for row in rows:
@@ -139,7 +159,10 @@ class JSONL(Callback):
                 continue
             if self._held is not None and (held := _without_marked(self._held)):
                 self._pending.append(_line(held))
+            elif self._held is not None:
+                self._rows -= 1
             self._held = row
+            self._rows += 1
         if self._pending:
             lines = b"".join(self._pending)
             self._write(lines)
@@ -153,18 +176,25 @@ class JSONL(Callback):
 
     def _flush(self) -> None:
         if self._held is not None:
-            self._write(b"".join([*self._pending, _line(self._held)]), sync=True)
+            self._write(b"".join([*self._pending, _line(self._held)]))
 
-    def _write(self, data: bytes, *, sync: bool = False) -> None:
+    def _sync(self) -> None:
+        self._flush()
+        self.sync_files()
+
+    def _write(self, data: bytes) -> None:
         """Let the file go on with `data` from `_end`. If that fails it keeps what it had there:
         a checkpoint may have been written since."""
+        self._check_lock()
         same = len(self._last) if data.startswith(self._last) else 0
         try:
-            write_at(self._place, self._end + same, data[same:], sync=sync)
+            self._file.write_at(self._end + same, data[same:])
         except OSError:
             if not same:
+                last, self._last = self._last, b""
                 with suppress(OSError):
-                    write_at(self._place, self._end, self._last)
+                    self._file.write_at(self._end, last)
+                    self._last = last
             raise
         self._last = data
 
@@ -177,62 +207,10 @@ def _without_marked(row: dict[str, Any]) -> dict[str, Any] | None:
     return rest if len(rest) > 1 else None
 
 
-def _first(path: Path) -> str | None:
-    """A digest of the first line: by which a log is known. `None` if it has none that is sound."""
-    try:
-        with open(path, "rb") as file:
-            line = file.readline()
-    except OSError as error:
-        if is_absence(error) or is_damage(error):
-            return None
-        raise
-    return None if _parse(line) is None else hashlib.sha256(line).hexdigest()[:16]
-
-
-def _resumed(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
-    """As `_read`; what the disk cannot give back is set aside, and the log begins anew."""
-    try:
-        return _read(path, last)
-    except OSError as error:
-        if not is_damage(error):
-            raise
-        stale = set_aside(path)
-        expected = f"records that can be read. It is kept as {stale}; this one begins anew"
-        warn(explain(f"The log {path} is damaged.", error, expected))
-        return 0, b"", None
-
-
-def _read(path: Path, last: int) -> tuple[int, bytes, dict[str, Any] | None]:
-    """Leave `path` with its sound lines up to step `last`. Where the newest of them begins, and
-    that one, also as a row. Warns of damage that is no torn end, and then leaves a copy."""
-    data = path.read_bytes() if path.exists() else b""
-    parsed = [(line, _parse(line)) for line in io.BytesIO(data)]
-    rows = [(line, row) for line, row in parsed if row is not None and row["step"] <= last]
-    # A line without an end is the last, and no more than torn off.
-    if any(row is None and line.endswith(b"\n") for line, row in parsed):
-        stale = stale_name(path)
-        stale.touch(0o600)
-        shutil.copy(path, stale)  # its mode too
-        received = "records that are not as they were written, and not only torn off at its end"
-        expected = f"sound records. They stay; all of it as it was is in {stale}"
-        warn(explain(f"The log {path} is damaged.", received, expected))
-    kept = b"".join(line for line, _ in rows)
-    if kept != data:
-        with replacing(path) as file:
-            file.write(kept)
-    newest, row = rows[-1] if rows else (b"", None)
-    return len(kept) - len(newest), newest, row
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line.decode())  # of bytes it would guess the encoding
-        check_json(row, "row", 0)  # so deep that it can be written again
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+def _spans(steps: np.ndarray, every: int) -> str:
+    parts = np.split(steps, np.flatnonzero(np.diff(steps) != every) + 1)
+    spans = [f"{part[0]}" if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
+    return ", ".join(spans[:20]) + (", ..." if len(spans) > 20 else "")
 
 
 _encode = json.JSONEncoder(allow_nan=False).encode

@@ -1,34 +1,26 @@
 """A callback that logs to TensorBoard."""
 
-import re
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eqxmeta._arguments import check_argument, check_folder, check_int, check_path, place_of
+from eqxmeta._callback import summaries
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.log_owner import LOG, LOG_TYPES, is_foreign
 from eqxmeta._callback.published import AT_END, Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
+from eqxmeta._callback.summaries import DETAIL, DETAILS
 from eqxmeta._errors import explain, warn
-from eqxmeta._files.event_file import EventFile, event_files, proto, unreadable
+from eqxmeta._files.event_file import EventFile, event_files, tell_missing, unreadable
 from eqxmeta._files.lock import locked
 
-# tensorboardX is imported when it is used: it imports torch wherever that is installed.
-
-# TensorBoard groups tags by what comes before the first slash, in alphabetical order. What is in
-# this group comes after `eval` and `train`.
-_DETAILS = "within_task"
 # The sub-run of the newest curves.
-_INNER = "inner_steps"
-# A metric before adaptation, or of one inner step.
-_DETAIL = re.compile(r"_before$|/\d+$")
-# Of a histogram; TensorBoard draws about as many.
-_BINS = 30
+INNER = "inner_steps"
 
 
 class TensorBoard(Callback):
@@ -51,8 +43,9 @@ class TensorBoard(Callback):
 
     A resumed run adds a file that tells TensorBoard to forget the steps after the checkpoint's, so
     that it shows every step once. If there was no checkpoint yet, or the files are of another run
-    than that which goes on, it is told to forget them all. No file that is there is changed. After
-    `kill -9` everything up to the last chunk is there.
+    than that which goes on, it is told to forget them all. No file that is there is changed. Files
+    that are gone, or shorter than they were, are warned of with their steps. After `kill -9`
+    everything up to the last chunk is there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `logdir` already holds
     event files, and `CheckpointInUse` while another run writes to it.
@@ -82,11 +75,14 @@ class TensorBoard(Callback):
         self._inner: EventFile | None = None
         self._ending: EventFile | None = None
         self._restored: dict[str, Any] | None = None
+        self._check_lock: Callable[[], None] = lambda: None
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
         self._place = place_of(self.logdir, "TensorBoard(logdir=...)")
         check_folder(self._place, "TensorBoard(logdir=...)")
-        return locked(self._place, ".tensorboard.lock")
+        with locked(self._place, ".tensorboard.lock") as self._check_lock:
+            yield
 
     def refuse(self, run: Run) -> None:
         check_folder(self._place, "TensorBoard(logdir=...)")
@@ -98,6 +94,7 @@ class TensorBoard(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
+        self._check_lock()
         restored, self._restored = self._restored, None
         earlier = event_files(self._place)
         fate = "Its files stay, but TensorBoard does not show them any more"
@@ -108,7 +105,11 @@ class TensorBoard(Callback):
             if (reason := unreadable(self._place / name)) is not None:
                 message = f"TensorBoard cannot show {self._place} while {name} is in it."
                 warn(explain(message, reason, "an event file. It stays as it is: move it away"))
+        # Of this run: by name the step with which each began, and how many bytes it had.
+        self._told = dict((restored or {}).get("files", {}))
+        tell_missing(self._place, self._told, run.start)
         self._file = EventFile(self._place)
+        self._began = run.start + 1
         self._inner = self._ending = None
         self._ended_before = bool(event_files(self._place / AT_END))
         self._inner_step: int | None = None  # the outer step of the curves in `_inner`
@@ -117,11 +118,12 @@ class TensorBoard(Callback):
         if earlier:
             self._file.forget(run.start + 1 if goes_on else 0)
         if not goes_on:
-            self._file.add(0, _hparams(self.hparams, run.config))
+            self._file.add(0, summaries.hparams(self.hparams, run.config))
         self._file.flush()
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         assert self._file is not None
+        self._check_lock()
         if self._ended_before:  # and goes on
             self._ending, self._ended_before = EventFile(self._place / AT_END), False
             self._ending.forget(0)
@@ -132,18 +134,19 @@ class TensorBoard(Callback):
         self._last_time = now
         keep = metrics["step"] % self._thinning == 0
         columns = {
-            f"{_DETAILS}/train/{name}" if _DETAIL.search(name) else f"train/{name}": values[keep]
+            f"{DETAILS}/train/{name}" if DETAIL.search(name) else f"train/{name}": values[keep]
             for name, values in metrics.items()
             if name != "step"
         }
         rows = zip(*(values.astype(float).tolist() for values in columns.values()), strict=True)
         steps = metrics["step"][keep].tolist()
         for step, wall_time, row in zip(steps, times[keep].tolist(), rows, strict=False):
-            self._file.add(step, _scalars(zip(columns, row, strict=True)), wall_time)
+            self._file.add(step, summaries.scalars(zip(columns, row, strict=True)), wall_time)
         self._file.flush()
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         assert self._file is not None
+        self._check_lock()
         file = self._file
         if run.ended:
             file = self._ending = self._ending or EventFile(self._place / AT_END)
@@ -151,46 +154,59 @@ class TensorBoard(Callback):
         for name, value in scalars.items():
             if isinstance(value, Curve):
                 curves[name] = value
-                numbers |= _points(name, value)
+                numbers |= summaries.points(name, value)
             elif isinstance(value, Image):
-                values += _image(name, value.pixels)
+                values += summaries.image(name, value.pixels)
             elif isinstance(value, Histogram):
-                values += _histogram(name, value.values)
+                values += summaries.histogram(name, value.values)
             else:
                 numbers[name] = float(value)
-        file.add(run.step, [*_scalars(numbers.items()), *values])
+        file.add(run.step, [*summaries.scalars(numbers.items()), *values])
         if not curves.keys() <= self._curves:
             self._curves |= curves.keys()
-            self._file.add(0, _layout(sorted(self._curves)))
+            self._file.add(0, summaries.layout(sorted(self._curves)))
             self._file.flush()
         file.flush()
         if curves:
             self._add_inner(run.step, curves)
 
     def on_exception(self, run: Run, error: BaseException) -> None:
-        self._sync()
+        self._flush()
+        self.sync_files()
 
     def on_fit_end(self, run: Run) -> None:
-        self._sync()
+        self._flush()
+        self.sync_files()
 
     def state_dict(self) -> dict[str, Any]:
-        # What a checkpoint's step has told must be in the file when the run resumes from it.
-        self._sync()
-        return {} if self._file is None else {LOG: self._file.path.name}
+        if self._file is None:
+            return {}
+        self._flush()
+        name = self._file.path.name
+        self._told[name] = {"begin": self._began, "bytes": self._file.size}
+        return {LOG: name, "files": self._told}
+
+    def sync_files(self) -> None:
+        for file in self._files:
+            file.sync()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state
 
-    def _sync(self) -> None:
-        for file in (self._file, self._inner, self._ending):
-            if file is not None:
-                file.flush(sync=True)
+    @property
+    def _files(self) -> list[EventFile]:
+        return [file for file in (self._file, self._inner, self._ending) if file is not None]
+
+    def _flush(self) -> None:
+        self._check_lock()
+        for file in self._files:
+            file.flush()
 
     def _add_inner(self, step: int, curves: Mapping[str, Curve]) -> None:
         """The curves themselves, in a sub-run in which TensorBoard forgets those before. (One
         sub-run an evaluation is no way: beyond forty runs TensorBoard deselects them all.)"""
         if self._inner is None:
-            self._inner = EventFile(self._place / _INNER)
+            self._inner = EventFile(self._place / INNER)
         if self._inner_step != step:
             self._inner.forget(0)
             self._inner_step = step
@@ -200,79 +216,6 @@ class TensorBoard(Callback):
                 if i < len(curve.mean):
                     mean, half = float(curve.mean[i]), float(curve.ci95[i])
                     ends = {"": mean, "_low": mean - half, "_high": mean + half}
-                    numbers |= {f"{_DETAILS}/{name}{end}": value for end, value in ends.items()}
-            self._inner.add(i, _scalars(numbers.items()))
+                    numbers |= {f"{DETAILS}/{name}{end}": value for end, value in ends.items()}
+            self._inner.add(i, summaries.scalars(numbers.items()))
         self._inner.flush()
-
-
-def _points(name: str, curve: Curve) -> dict[str, float]:
-    """What is drawn of a curve against outer steps, by tag. Of the interval only that of the last
-    point: then the tags of a metric are the same for any number of inner steps."""
-    mean, half = np.asarray(curve.mean, float).tolist(), float(curve.ci95[-1])
-    value, low, high = _band(name)
-    after = {f"{_DETAILS}/{name}/after_{i}": x for i, x in enumerate(mean)}
-    return {value: mean[-1], low: mean[-1] - half, high: mean[-1] + half, **after}
-
-
-def _band(name: str) -> list[str]:
-    return [name, f"{_DETAILS}/{name}/ci95_low", f"{_DETAILS}/{name}/ci95_high"]
-
-
-def _layout(names: list[str]) -> list[Any]:
-    """Of "Custom scalars"; TensorBoard takes the newest of a run, and merges those of several."""
-    from tensorboardX.summary import custom_scalars
-
-    points = {name: re.escape(f"{_DETAILS}/{name}/after_") + r"\d+$" for name in names}
-    layout = {
-        "adapted, with 95% interval": {name: ["Margin", _band(name)] for name in names},
-        "after each inner step": {name: ["Multiline", [tag]] for name, tag in points.items()},
-    }
-    return list(custom_scalars(layout).value)
-
-
-def _scalars(numbers: Any) -> list[Any]:
-    """Of pairs of tag and number, but for NaN."""
-    value = proto("summary").Summary.Value
-    return [value(tag=tag, simple_value=x) for tag, x in numbers if x == x]
-
-
-def _hparams(own: Mapping[str, Any], config: Mapping[str, Any]) -> list[Any]:
-    from tensorboardX.summary import hparams
-
-    # TensorBoard sorts them by name.
-    rest = {f"~{name}": value for name, value in config.items() if name != "fingerprint"}
-    # Of tensorboardX's three summaries only the values. The declaration of metrics is left out:
-    # TensorBoard then offers all scalars, also those that nobody knows yet.
-    _, session_start, _ = hparams({k: _plain(v) for k, v in {**own, **rest}.items()}, {})
-    return list(session_start.value)
-
-
-def _plain(value: Any) -> str | bool | int | float:
-    """What the HParams tab can show; anything else would be dropped there without a word."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return value if isinstance(value, str | bool | int | float) else str(value)
-
-
-def _image(name: str, pixels: np.ndarray) -> list[Any]:
-    from tensorboardX.summary import image
-
-    try:
-        return list(image(name, np.asarray(pixels), dataformats="HWC").value)
-    except ImportError as error:  # no reason to end a run that may have taken hours
-        expected = "Pillow, which encodes pictures: pip install pillow"
-        warn(explain(f"TensorBoard leaves out the picture {name!r}.", repr(error), expected))
-        return []
-
-
-def _histogram(name: str, values: np.ndarray) -> list[Any]:
-    from tensorboardX.summary import histogram
-
-    values = np.asarray(values, np.float64).ravel()
-    values = values[np.isfinite(values)]  # a mask's -inf has no place on an axis
-    if not values.size:
-        return []
-    # In halves, for the width of the range may be more than the largest number.
-    edges = 2 * np.linspace(values.min() / 2, values.max() / 2, _BINS + 1)
-    with np.errstate(over="ignore"):
-        return list(histogram(name, values, bins=edges).value)

@@ -206,7 +206,14 @@ class CheckpointMismatch(CheckpointError):
 
 
 class CheckpointInUse(CheckpointError):
-    """Another run is writing to the folder."""
+    """Another run is writing to the folder, or may be: it is not the one that this run locked."""
+
+
+def in_use(what: object, received: str) -> CheckpointInUse:
+    expected = (
+        "a folder for each run, in which nobody moves or replaces anything until it has ended"
+    )
+    return CheckpointInUse(explain(f"{what} is in use.", received, expected))
 
 
 class CheckpointTooNew(CheckpointError):

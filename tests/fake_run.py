@@ -22,6 +22,7 @@ def fake_run(*callbacks, start=0, steps=40, resuming=False, strategy=None, state
         state_after=lambda step: state,
         publish=publish,
         callback_states=dict,
+        sync_callbacks=lambda: None,
     )
     return run
 

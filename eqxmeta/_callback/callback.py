@@ -90,8 +90,13 @@ class Callback:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: JSON values only. Called when a checkpoint is written, so
-        whatever the callback has buffered up to this step must reach its file here."""
+        whatever the callback has buffered up to this step must reach its file here (`sync_files`
+        sees to the disk)."""
         return {}
+
+    def sync_files(self) -> None:
+        """Until what `state_dict` has handed to the operating system is on the disk. Called after
+        it, before the checkpoint gets its name, on another thread: training goes on meanwhile."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; called before `on_fit_start`."""

@@ -1,8 +1,8 @@
 """What callbacks that draw a figure have in common."""
 
 import abc
-import contextlib
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ class Drawing(Callback, abc.ABC):
         self.every = check_int_or_none(every, f"{caller}(every=...)", minimum=1, what=what)
         self.name = name
         self._drawn: int | None = None  # at which step of this run
+        self._check_lock: Callable[[], None] = lambda: None
 
     @abc.abstractmethod
     def draw(self, run: Run, title: str) -> "Figure":
@@ -47,12 +48,15 @@ class Drawing(Callback, abc.ABC):
     def check(self, strategy: Strategy, model: PyTree) -> None:
         """Raise if `draw` could not, as far as shapes tell: the first picture may be hours away."""
 
-    def exclusive(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
         if self.path is None:
-            return contextlib.nullcontext()
+            yield
+            return
         self._place = place_of(self.path, f"{type(self).__name__}(path=...)")
         check_file(self._place, f"{type(self).__name__}(path=...)")
-        return file_locked(self._place)
+        with file_locked(self._place) as self._check_lock:
+            yield
 
     def refuse(self, run: Run) -> None:
         if self._place is not None:
@@ -70,7 +74,7 @@ class Drawing(Callback, abc.ABC):
             canvas.draw()
         else:
             self._place.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self._place) as picture:
+            with replacing(self._place, self._check_lock) as picture:
                 canvas.print_png(picture)  # draws first
         self._drawn = run.step
         pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()

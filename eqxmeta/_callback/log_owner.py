@@ -9,7 +9,14 @@ from .run import Run
 
 # In the state of a callback that writes a log: by what the log is known.
 LOG = "log"
-LOG_TYPES = {LOG: str}
+# All that such a state holds: also what must be in the log, for it to lack nothing.
+LOG_TYPES = {
+    LOG: str,
+    "rows": int,
+    "since": int,
+    "every": int,
+    "files": dict[str, dict[str, int]],
+}
 
 
 def is_foreign(

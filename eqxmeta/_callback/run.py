@@ -91,6 +91,7 @@ class Run:
         state_after: Callable[[int], TrainState],
         publish: Callable[[Mapping[str, Published]], None],
         callback_states: Callable[[], dict[str, dict[str, Any]]],
+        sync_callbacks: Callable[[], None],
     ):
         self.id = secrets.token_hex(8)
         self.strategy = settings.strategy
@@ -111,6 +112,7 @@ class Run:
         self._state_after = state_after
         self._publish = publish
         self._callback_states = callback_states
+        self._sync_callbacks = sync_callbacks
 
     @property
     def state(self) -> TrainState:
@@ -140,3 +142,7 @@ class Run:
     def callback_states(self) -> dict[str, dict[str, Any]]:
         """`state_dict()` of every callback, by name: what a checkpoint holds beside the state."""
         return self._callback_states()
+
+    def sync_callbacks(self) -> None:
+        """`sync_files()` of every callback: what a checkpoint says is in its files, is there."""
+        self._sync_callbacks()

@@ -12,7 +12,7 @@ import math
 import os
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -38,13 +38,17 @@ _DIRECTORY = MOST_BYTES // 2
 
 
 def write(
-    path: Path, leaves: Iterable[tuple[dict[str, Any], np.ndarray]], fields: dict[str, Any]
+    path: Path,
+    leaves: Iterable[tuple[dict[str, Any], np.ndarray]],
+    fields: dict[str, Any],
+    before: Callable[[], object],
 ) -> None:
     """Write `leaves`, each an array with its entry of the manifest, and the manifest's `fields`.
 
-    `leaves` is consumed one at a time. `path` keeps its old content until the new one is on disk.
+    `leaves` is consumed one at a time. `path` keeps its old content until the new one is on disk,
+    and `before` has been called.
     """
-    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path, before) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         entries = []
         for index, (entry, array) in enumerate(leaves):
             array = np.asarray(array, array.dtype.newbyteorder("<"), order="C")

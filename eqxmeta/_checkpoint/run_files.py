@@ -1,5 +1,6 @@
 """The files of a run in a folder of checkpoints: one per step that was saved."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from .._files.paths import set_aside
 from .._model.state import TrainState
 from .names import files_by_step, path_of
 from .run_meta import corrupt, read_run
-from .save_load import load_state, save, verify
+from .save_load import load_state, verify, write_tree
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,37 @@ def id_of(path: Path) -> str | None:
         return None
 
 
-def write(path: Path, state: Any, meta: dict[str, Any], *, again: bool = False) -> None:
-    """Write a checkpoint and read it back. Raises `FileExistsError` instead of overwriting one,
-    unless the run has written this one itself and does so `again`."""
-    if path.exists() and not again:
-        expected = "a folder into which nobody else writes meanwhile"
-        raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
+def write(
+    path: Path,
+    state: Any,
+    meta: dict[str, Any],
+    *,
+    check: Callable[[], None],
+    before: Callable[[], None] = lambda: None,
+    again: bool = False,
+) -> None:
+    """Write a checkpoint and read it back. `before` is called when it has all but its name, then
+    `check`, which raises if the folder is no longer the run's. Raises `FileExistsError` instead of
+    overwriting one, unless the run that `meta` names has written that itself and does so `again`.
+    """
+    ours = False
+
+    def ready() -> None:
+        nonlocal ours
+        before()
+        check()
+        if path.exists() and not (again and id_of(path) == meta["run"]):
+            expected = "a folder into which nobody else writes meanwhile"
+            raise FileExistsError(explain(f"{path} is not overwritten.", "a file", expected))
+        ours = True
+
     try:
-        save(path, state, meta=meta)
+        write_tree(path, state, meta, ready)
         verify(path)
     except BaseException:
         # Not to be taken for a checkpoint; nor removed, for it tells of the disk.
-        if not again:
-            with suppress(OSError):
+        if ours and not again:
+            with suppress(OSError, CheckpointError):
+                check()
                 set_aside(path)
         raise

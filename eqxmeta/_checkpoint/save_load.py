@@ -1,6 +1,7 @@
 """Checkpoints of pytrees: the arrays go to a file, everything else stays with the code."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,13 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
     than 8 MB, `FileNotFoundError` if the folder does not exist, and another `OSError` if there
     cannot be a file at `path`.
     """
-    path = check_path(path, "save(path=...)")
-    meta = {} if meta is None else meta
+    write_tree(check_path(path, "save(path=...)"), tree, {} if meta is None else meta)
+
+
+def write_tree(
+    path: Path, tree: PyTree, meta: dict[str, Any], before: Callable[[], object] = lambda: None
+) -> None:
+    """As `save`; `before` is called when the file has all but its name, and may still raise."""
     check_argument(isinstance(meta, dict), meta, "meta", "a dict of JSON values", TypeError)
     check_json(meta, "meta", 0)
     if not path.parent.is_dir():
@@ -48,7 +54,7 @@ def save(path: str | os.PathLike[str], tree: PyTree, *, meta: dict[str, Any] | N
     # All of them before any is written, so that a wrong dtype is refused at once.
     entries = [(_entry(name, leaf), leaf) for name, leaf in leaves.items()]
     stored = ((entry, _to_numpy(leaf)) for entry, leaf in entries)
-    _container.write(path, stored, {"versions": library_versions(), "meta": meta})
+    _container.write(path, stored, {"versions": library_versions(), "meta": meta}, before)
 
 
 def on_host(tree: PyTree) -> PyTree:

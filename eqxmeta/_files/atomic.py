@@ -4,7 +4,8 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -12,14 +13,17 @@ from typing import BinaryIO
 from .paths import sync_folder
 from .patience import hurried, sync_file
 
+_SILENCE = 3600.0  # seconds after which a file that grows no more has no writer
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, before: Callable[[], object] = lambda: None) -> Iterator[BinaryIO]:
     """A file to write into, that becomes `path` when the block ends well and vanishes otherwise.
 
     It is on the disk before it has the name. Only where the process is to end, and there is no such
     file yet, the name comes first: the disk may take longer than the process is given. It
-    belongs to whom `path` belongs, and who may read that may read this.
+    belongs to whom `path` belongs, and who may read that may read this. `before` is called when it
+    lacks no more than its name: what that raises leaves everything as it was.
     """
     path = Path(os.path.realpath(path))  # through a symbolic link: it stays one
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -31,9 +35,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             named = hurried() and not path.exists()
             if named:
+                before()
                 os.replace(temporary, path)
             sync_file(file.fileno())
         if not named:
+            before()
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -57,9 +63,12 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Whether nobody else is writing `file`. The lock ends with its process, however that ends."""
+    """Whether nobody else is writing `file`. The lock ends with its process, however that ends.
+    Where there are no locks, nobody is who has written nothing for an hour."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return time.time() - os.fstat(file.fileno()).st_mtime > _SILENCE
     return True

@@ -5,11 +5,12 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .paths import make_folder, sync_folder, write_at
+from .._errors import explain, warn
+from .paths import OwnFile, sync_folder
 
 _LONGEST = 1 << 30  # bytes of a record, of which the longest are pictures
 
@@ -24,15 +25,16 @@ class EventFile:
     """
 
     def __init__(self, folder: Path):
-        make_folder(folder)
+        folder.mkdir(exist_ok=True)
         # TensorBoard reads files in the order of their names, and never goes back. So a name is
         # later than all others, also if the clock has been set back.
         stamps = (re.search(r"tfevents\.([0-9]{1,150})", name) for name in event_files(folder))
         stamp = max([f"{int(time.time()):010d}", *(_after(x[1]) for x in stamps if x)])
         self.path = folder / f"events.out.tfevents.{stamp}.{socket.gethostname()}"
         self.path.touch(exist_ok=False)
-        sync_folder(folder)  # what is synced into the file is not lost with its entry
-        self._size = 0
+        self._file = OwnFile(self.path)
+        self._is_entered = False
+        self.size = 0
         self._pending: list[bytes] = []
         self._add(file_version="brain.Event:2")
 
@@ -47,12 +49,20 @@ class EventFile:
         log = proto("event").SessionLog
         self._add(step=step, session_log=log(status=log.START))
 
-    def flush(self, *, sync: bool = False) -> None:
-        """Hand everything over to the operating system; with `sync`, to the disk."""
+    def flush(self) -> None:
+        """Hand everything over to the operating system."""
         data = b"".join(self._pending)
-        write_at(self.path, self._size, data, sync=sync)
-        self._size += len(data)
+        self._file.write_at(self.size, data)
+        self.size += len(data)
         self._pending.clear()
+
+    def sync(self) -> None:
+        """Until what was flushed is on the disk, and the file's entry, with which it would go."""
+        self._file.sync()
+        if not self._is_entered:
+            sync_folder(self.path.parent)
+            sync_folder(self.path.parent.parent)
+            self._is_entered = True
 
     def _add(self, wall_time: float | None = None, **content: Any) -> None:
         from tensorboardX.record_writer import masked_crc32c
@@ -90,6 +100,19 @@ def unreadable(path: Path) -> str | None:
     except Exception as error:  # of the system, or of the parser
         return str(error)
     return None
+
+
+def tell_missing(folder: Path, told: Mapping[str, Mapping[str, int]], last: int) -> None:
+    """Warn of files that `told` has, with the steps up to `last`, and that are gone or shorter."""
+    begins = sorted(file.get("begin", 1) for file in told.values())
+    for name, file in told.items():
+        path, begin, size = folder / name, file.get("begin", 1), file.get("bytes", 0)
+        found = path.stat().st_size if path.is_file() else 0
+        if found < size:
+            end = min([b - 1 for b in begins if b > begin], default=last)
+            received = f"{name} of {found:,} bytes" if path.exists() else f"no {name}"
+            expected = f"{size:,} bytes, with the steps {begin}-{min(end, last)}. The run goes on"
+            warn(explain(f"The log {folder} lacks events.", received, f"{expected} without them"))
 
 
 def proto(name: str) -> Any:

@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 
-from .._errors import explain
+from .._errors import explain, in_use
 from .patience import sync_file
 
 
@@ -84,25 +86,51 @@ def open_shared(path: Path) -> int:
             raise PermissionError(explain(message, received, expected)) from error
 
 
-def write_at(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:
-    """Let the existing file `path` end with `data`, from byte `offset` on.
+class OwnFile:
+    """The file at `path`, which one run appends to; `CheckpointInUse` if somebody has meanwhile
+    moved, replaced or shortened it.
 
-    The file is open only meanwhile, so nothing is left to be closed after an error; what was
-    written survives the end of the process, and with `sync` that of the machine. If the disk is
-    full the file ends at `offset`, not in the middle of a record.
+    It is open for writing only meanwhile, so nothing is left to be closed after an error; what was
+    written survives the end of the process, and after `sync` that of the machine.
     """
-    with open(path, "r+b", buffering=0) as file:
-        file.seek(offset)
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[file.write(rest) :]
-        except OSError:
-            file.truncate(offset)
-            raise
-        file.truncate()
-        if sync:
+
+    def __init__(self, path: Path):
+        self.path = path
+        # Kept open: else another file might get the number by which this one is known.
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Let the file end with `data`, from byte `offset` on. If the disk is full it ends at
+        `offset`, not in the middle of a record."""
+        with self._opened(offset) as file:
+            file.seek(offset)
+            rest = memoryview(data)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(offset)
+                raise
+            file.truncate()
+
+    def sync(self) -> None:
+        with self._opened() as file:
             sync_file(file.fileno())
+
+    @contextlib.contextmanager
+    def _opened(self, size: int = 0) -> Iterator[FileIO]:
+        received = "another file in its place"
+        try:
+            with open(self.path, "r+b", buffering=0) as file:
+                if os.path.sameopenfile(file.fileno(), self._descriptor):
+                    received = "a file that somebody has shortened"
+                    if os.fstat(file.fileno()).st_size >= size:
+                        yield file
+                        return
+        except FileNotFoundError:
+            received = "no file in its place"
+        raise in_use(self.path, received)
 
 
 def set_aside(path: Path) -> Path:

@@ -42,6 +42,10 @@ class Hooks:
                 states[name_of(callback)] = callback.state_dict()
         return states
 
+    def sync(self) -> None:
+        for callback in self._callbacks:
+            callback.sync_files()
+
     def load_states(self, states: Mapping[str, dict[str, Any]]) -> None:
         for callback in self._callbacks:
             if name_of(callback) in states:

@@ -45,6 +45,7 @@ class Loop:
             state_after=self._device.state_after,
             publish=lambda scalars: self._hooks.log(self.run, scalars),
             callback_states=self._hooks.states,
+            sync_callbacks=self._hooks.sync,
         )
         self._watch = Watch(origin.state, self.run.skipped, self.run.skipped_in_a_row)
         self._pace = Pace(settings.steps_per_execution, source.capacity)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from .._arguments import check_argument, check_path
 from .._callback.callback import Callback, name_of
-from .._callback.log_owner import LOG
+from .._callback.log_owner import LOG_TYPES
 from .._callback.run import Origin
 from .._checkpoint.names import refuse_folder
 from .._checkpoint.run_files import load_run
@@ -167,7 +167,9 @@ def _load(
     state = as_asked(path, state, like, saved, config)
     tell_of_other_bits(path, versions, saved, config)
     attached = {name_of(callback) for callback in callbacks}
-    forgotten = [n for n, value in states.items() if value.keys() - {LOG} and n not in attached]
+    forgotten = [
+        n for n, value in states.items() if value.keys() - LOG_TYPES.keys() and n not in attached
+    ]
     if forgotten:
         warn(f"`{path}` holds the state of callbacks that are not attached: {forgotten}")
     return Origin(state, resuming=True, path=path, meta=meta)

@@ -19,7 +19,7 @@ from eqxmeta import (
 )
 from eqxmeta._callback.callback import Callback, attach, name_of
 from eqxmeta._callback.run import Origin, Run
-from eqxmeta._checkpoint.save_load import read_manifest
+from eqxmeta._checkpoint.save_load import read_manifest, write_tree
 from eqxmeta.callbacks import Checkpoint
 
 from ..fake_run import settings
@@ -63,6 +63,7 @@ def fit(checkpoint, steps, *, resume=None, loss=None, logs=None, others=(), stop
         state_after=state_at,
         publish=lambda scalars: [c.on_log(run, scalars) for c in callbacks] and None,
         callback_states=lambda: {name_of(c): c.state_dict() for c in callbacks},
+        sync_callbacks=lambda: [c.sync_files() for c in callbacks] and None,
     )
     with checkpoint.exclusive():
         for callback in callbacks:
@@ -354,11 +355,11 @@ def test_the_old_stay_until_the_new_is_read_back(tmp_path, monkeypatch):
     checkpoint = Checkpoint(tmp_path, every=10, keep=1)
 
     def damaging(path, *args, **kwargs):
-        save(path, *args, **kwargs)
+        write_tree(path, *args, **kwargs)
         if path.name == "step-000000020.ckpt":
             spoil(path)
 
-    monkeypatch.setattr("eqxmeta._checkpoint.run_files.save", damaging)
+    monkeypatch.setattr("eqxmeta._checkpoint.run_files.write_tree", damaging)
     with pytest.raises(CheckpointCorrupt):
         fit(checkpoint, 30)
     load(tmp_path / "step-000000010.ckpt", state_at(0))
@@ -370,9 +371,9 @@ def test_a_failed_save_is_not_the_best(tmp_path, monkeypatch):
     def fail(path, *args, **kwargs):
         if path.name == "step-000000020.ckpt":
             raise OSError(28, "No space left on device")
-        save(path, *args, **kwargs)
+        write_tree(path, *args, **kwargs)
 
-    monkeypatch.setattr("eqxmeta._checkpoint.run_files.save", fail)
+    monkeypatch.setattr("eqxmeta._checkpoint.run_files.write_tree", fail)
     with pytest.raises(OSError, match="No space"):
         fit(checkpoint, 30, loss=lambda s: -s)
     assert checkpoint.best_path == checkpoint.last_path == tmp_path / "step-000000010.ckpt"

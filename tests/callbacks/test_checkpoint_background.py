@@ -22,18 +22,18 @@ class Gate:
         self.open = threading.Event()
         self.began = []
         self.failing = failing
-        self._save = _checkpoint_files.save
+        self._save = _checkpoint_files.write_tree
         if opened:
             self.open.set()
-        monkeypatch.setattr(_checkpoint_files, "save", self)
+        monkeypatch.setattr(_checkpoint_files, "write_tree", self)
 
-    def __call__(self, path, state, *, meta):
+    def __call__(self, path, state, meta, before):
         assert threading.current_thread() is not threading.main_thread()
         self.began.append(meta["step"])
         assert self.open.wait(60)
         if meta["step"] in self.failing:
             raise OSError(28, "No space left on device")
-        self._save(path, state, meta=meta)
+        self._save(path, state, meta, before)
 
 
 @pytest.fixture(autouse=True)
@@ -157,9 +157,9 @@ def test_the_end_tries_again_what_failed_at_the_same_step(tmp_path, monkeypatch)
     gate = Gate(monkeypatch, failing=[20])
     save = gate._save
 
-    def once(path, state, *, meta):
+    def once(path, state, meta, before):
         gate.failing = []
-        save(path, state, meta=meta)
+        save(path, state, meta, before)
 
     gate._save = once
     with pytest.warns(RuntimeWarning, match=r"step-000000020\.ckpt was not written"):
@@ -168,16 +168,16 @@ def test_the_end_tries_again_what_failed_at_the_same_step(tmp_path, monkeypatch)
 
 
 def test_a_file_that_does_not_read_back_is_no_checkpoint(tmp_path, monkeypatch):
-    save = _checkpoint_files.save
+    save = _checkpoint_files.write_tree
 
-    def rotten(path, state, *, meta):
-        save(path, state, meta=meta)
+    def rotten(path, state, meta, before):
+        save(path, state, meta, before)
         if meta["step"] == 20:
             data = bytearray(path.read_bytes())
             data[300] ^= 1
             path.write_bytes(data)
 
-    monkeypatch.setattr(_checkpoint_files, "save", rotten)
+    monkeypatch.setattr(_checkpoint_files, "write_tree", rotten)
     checkpoint = Checkpoint(tmp_path, every=10, keep=1, on_error="warn")
     with pytest.warns(RuntimeWarning, match="CheckpointCorrupt"):
         boring_fit(20, callbacks=[checkpoint])
@@ -188,12 +188,12 @@ def test_a_file_that_does_not_read_back_is_no_checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_fork_does_not_take_the_file_for_written(tmp_path, monkeypatch):
-    save, opened = _checkpoint_files.save, threading.Event()
+    save, opened = _checkpoint_files.write_tree, threading.Event()
     checkpoint = Checkpoint(tmp_path, every=10, keep=1, monitor="index", mode="max")
 
-    def late(path, state, *, meta):
+    def late(path, state, meta, before):
         assert meta["step"] == 10 or opened.wait(60)
-        save(path, state, meta=meta)
+        save(path, state, meta, before)
 
     def fork(run):
         child = os.fork()
@@ -207,7 +207,7 @@ def test_a_fork_does_not_take_the_file_for_written(tmp_path, monkeypatch):
         opened.set()
 
     statuses = []
-    monkeypatch.setattr(_checkpoint_files, "save", late)
+    monkeypatch.setattr(_checkpoint_files, "write_tree", late)
     forking = Recorder(act=at("on_chunk_end", 21, fork))
     boring_fit(25, callbacks=[forking, checkpoint], steps_per_execution=5)
     # That of step 20 is the best of those from which a longer run would go on.

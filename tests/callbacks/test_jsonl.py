@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from eqxmeta._callback.published import Curve, Image
-from eqxmeta.callbacks import JSONL
+from eqxmeta.callbacks import JSONL, Checkpoint
 
+from ..boring import Recorder, boring_fit
 from ..fake_run import chunk, fake_run, loss
 
 
@@ -172,7 +173,7 @@ def test_rows_that_could_not_be_written_come_with_the_next(path, monkeypatch):
     callback, run = start(path)
     chunk(run, callback, 1, 3)
     with monkeypatch.context() as patch:
-        patch.setattr("eqxmeta.callbacks._jsonl.write_at", full)
+        patch.setattr("eqxmeta._files.paths.OwnFile.write_at", full)
         with pytest.raises(OSError, match="No space"):
             chunk(run, callback, 4, 6)
     chunk(run, callback, 7, 8)
@@ -189,15 +190,108 @@ def test_damage_in_the_middle_and_a_lost_end_are_told_of(path, every):
     damaged = bytearray(whole)
     damaged[whole.index(b'"step": 6,')] ^= 0x80
     path.write_bytes(damaged)
-    with pytest.warns(RuntimeWarning, match=r"(?s)is damaged.*run\.jsonl\.stale"):
+    with (
+        pytest.warns(RuntimeWarning, match=r"(?s)lacks rows.*: at step 6\n"),
+        pytest.warns(RuntimeWarning, match=r"(?s)is damaged.*run\.jsonl\.stale"),
+    ):
         start(path, start=20, every=every, resuming=True)
     assert path.with_name("run.jsonl.stale").read_bytes() == damaged
     assert steps_of(path) == [s for s in range(every, 21, every) if s != 6]
 
     path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
-    newest = steps_of(path)[-1]
-    with pytest.warns(RuntimeWarning, match=f"(?s)is short.*step {newest} as the newest"):
+    newest = steps_of(path)[-1] + every
+    with pytest.warns(RuntimeWarning, match=f"(?s)lacks rows.* 1 less .*: at step {newest}\n"):
         start(path, start=20, every=every, resuming=True)
+
+
+def thinned(lines):
+    return lines[:3] + lines[5:8] + lines[9:]
+
+
+def gone(lines):
+    return None
+
+
+def with_a_foreign_end(lines):
+    return [*lines, b'{"step": 3, "who": 1}\n']
+
+
+def doubled(lines):
+    return [*lines[:4], lines[2], *lines[4:]]
+
+
+def reversed_after_the_first(lines):
+    return [lines[0], *lines[:0:-1]]
+
+
+CHANGES = {
+    thinned: "lacks rows.*: at step 4-5, 9\n",
+    gone: "lacks rows.*: at step 1-20\n",
+    (lambda lines: []): "lacks rows.*0 rows, 20 less .*: at step 1-20\n",
+    (lambda lines: lines[:-4]): "lacks rows.*: at step 17-20\n",
+    (lambda lines: lines[1:]): "lacks rows.*: at step 1-20\n",  # it is not known again
+    with_a_foreign_end: r"damaged.*run\.jsonl\.stale",
+    doubled: r"damaged.*run\.jsonl\.stale",
+    reversed_after_the_first: r"damaged.*run\.jsonl\.stale",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.filterwarnings("ignore:(?s).*of another run")
+def test_nothing_vanishes_or_is_doubled_in_silence(path, tmp_path, change):
+    saved = tmp_path / "saved"
+
+    def fit(steps, resume=None):
+        boring_fit(steps, callbacks=[JSONL(path), Checkpoint(saved, every=20)], resume=resume)
+
+    fit(20)
+    whole = path.read_bytes()
+    lines = change(whole.splitlines(keepends=True))
+    path.unlink() if lines is None else path.write_bytes(b"".join(lines))
+    with pytest.warns(RuntimeWarning, match=f"(?s){CHANGES[change]}"):
+        fit(30, "auto")
+    kept = {json.loads(line)["step"] for line in lines or []}
+    stale, damaged = path.with_name("run.jsonl.stale"), "damaged" in CHANGES[change]
+    if stale.exists():  # whatever is removed is there
+        assert stale.read_bytes() == b"".join(lines)
+        kept = kept if damaged else set()
+    assert not damaged or (stale.exists() and path.read_bytes().startswith(whole))
+    assert steps_of(path) == sorted(kept | {*range(21, 31)})
+
+
+def test_rows_that_were_logged_between_are_counted(path, tmp_path):
+    saved = tmp_path / "saved"
+
+    def log_x(hook, step, run):
+        if hook == "on_step_end":
+            run.log({"x": 1.0})
+
+    def fit(steps, every, resume=None):
+        log = Recorder("x", every=3, act=log_x)
+        callbacks = [JSONL(path, every=every), log, Checkpoint(saved, every=10)]
+        boring_fit(steps, callbacks=callbacks, resume=resume)
+
+    fit(20, 10)
+    fit(30, 5, "auto")  # thinned less from now on: nothing is missed
+    assert steps_of(path) == [3, 6, 9, 10, 12, 15, 18, 20, 21, 24, 25, 27, 30]
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:1] + lines[2:9] + lines[10:]))
+    with pytest.warns(RuntimeWarning, match=r"lacks rows.\n.*11 rows, 2 less than the run wrote\n"):
+        fit(40, 5, "auto")
+
+
+def test_a_log_under_another_name_and_thinned_otherwise_lacks_nothing(path, tmp_path):
+    for steps, log in ((20, JSONL(path, every=10)), (30, JSONL(path, name="mine"))):
+        boring_fit(steps, callbacks=[log, Checkpoint(tmp_path / "s", every=10)], resume="auto")
+    assert steps_of(path) == [10, *range(20, 31)]
+
+
+def test_a_log_that_begins_later_lacks_nothing(path, tmp_path):
+    for steps in (10, 20, 30):
+        logs = [JSONL(path)] if steps > 10 else []
+        callbacks = [*logs, Checkpoint(tmp_path / "saved", every=10)]
+        boring_fit(steps, callbacks=callbacks, resume="auto")
+    assert steps_of(path) == [*range(11, 31)]
 
 
 DAMAGE = {

@@ -20,8 +20,9 @@ from tensorboardX.record_writer import masked_crc32c
 
 from eqxmeta._callback.callback import attach
 from eqxmeta._callback.published import Curve, Histogram, Image
-from eqxmeta.callbacks import TensorBoard
+from eqxmeta.callbacks import Checkpoint, TensorBoard
 
+from ..boring import boring_fit
 from ..fake_run import chunk, fake_run, loss
 
 
@@ -283,6 +284,62 @@ def test_the_files_of_other_writers_are_left_alone(tmp_path, start):
     before = files_of(tmp_path)
     resumed_run(tmp_path, start, 20)
     assert files_of(tmp_path).items() > before.items()
+
+
+def gone(path):
+    path.unlink()
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def thinned(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:200] + data[300:])
+
+
+@pytest.mark.parametrize("change", [gone, emptied, thinned])
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.filterwarnings("ignore:(?s).*(of another run|cannot show)")
+def test_events_that_are_gone_are_told_of_with_their_steps(tmp_path, change, which):
+    board = tmp_path / "board"
+    for steps, resume in ((10, None), (20, "auto"), (30, "auto")):
+        if steps == 30:
+            file = sorted(board.iterdir())[which]
+            change(file)
+            told = rf"(?s)lacks events.*{file.name}.*the steps {10 * which + 1}-{10 * which + 10}\."
+            with pytest.warns(RuntimeWarning, match=told):
+                callbacks = [TensorBoard(board, every=1), Checkpoint(tmp_path / "saved", every=10)]
+                boring_fit(steps, callbacks=callbacks, resume=resume)
+            continue
+        callbacks = [TensorBoard(board, every=1), Checkpoint(tmp_path / "saved", every=10)]
+        boring_fit(steps, callbacks=callbacks, resume=resume)
+    assert set(range(21, 31)) <= set(steps_of(board))
+
+
+@pytest.mark.parametrize("shift", [-3600, -(10**8)])
+def test_a_clock_that_goes_back_during_runs_and_between_them(tmp_path, monkeypatch, shift):
+    """At every look at the clock it is earlier than at the one before."""
+    now = [time.time()]
+
+    def clock():
+        now[0] += shift / 1000
+        return now[0]
+
+    monkeypatch.setattr(time, "time", clock)
+    for steps in (70, 130, 200):
+        callbacks = [
+            TensorBoard(tmp_path / "board", every=1),
+            Checkpoint(tmp_path / "saved", every=50),
+        ]
+        boring_fit(steps, callbacks=callbacks, resume="auto", steps_per_execution=10)
+        for path in (tmp_path / "saved").glob(f"step-*{steps}.ckpt"):
+            if steps < 200:
+                path.unlink()  # so that steps are taken again
+    assert steps_of(tmp_path / "board") == list(range(1, 201))
+    times = [s.wall_time for s in read(tmp_path / "board").Scalars("train/loss")]
+    assert times[0] > times[-1]  # that is the clock's
 
 
 def record(event: bytes, length: int | None = None) -> bytes:

@@ -1,6 +1,9 @@
+import errno
+import fcntl
 import itertools
 import json
 import os
+import time
 import tracemalloc
 import warnings
 import zipfile
@@ -519,6 +522,22 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
         file.write(b"whole")
     assert (tmp_path / "step-000000002.ckpt").read_bytes() == b"whole"
     assert mine.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_without_locks_the_dead_are_known_by_their_silence(tmp_path, monkeypatch, code):
+    def unknown(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    dead = tmp_path / ".step-000000001.ckpt.0123abcd.tmp"
+    dead.write_bytes(b"half")
+    os.utime(dead, (time.time() - 2 * 3600,) * 2)
+    with _atomic.replacing(tmp_path / "step-000000002.ckpt") as file:
+        _atomic.remove_leftovers(tmp_path, "step-*.ckpt")
+        assert not dead.exists()
+        file.write(b"whole")
+    assert (tmp_path / "step-000000002.ckpt").read_bytes() == b"whole"
 
 
 def test_large_leaves_are_not_copied_on_the_way_to_the_disk(tmp_path):

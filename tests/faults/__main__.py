@@ -10,7 +10,7 @@ from pathlib import Path
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, times in (("kill", 100), ("writes", 0), ("damage", 1000)):
+    for name, times in (("kill", 100), ("writes", 0), ("damage", 1000), ("exchange", 200)):
         command = commands.add_parser(name)
         command.add_argument("--seed", type=int, default=0, help="of what is random")
         if times:
@@ -31,6 +31,10 @@ def main() -> int:
             from .writes import writes
 
             tally = writes(folder)
+        elif args.command == "exchange":
+            from .exchange import exchange
+
+            tally = exchange(folder, rng, times=args.times)
         elif args.command == "fuzz":
             from .fuzz import fuzz
 

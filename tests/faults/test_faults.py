@@ -15,6 +15,7 @@ from eqxmeta.callbacks import Checkpoint
 
 from ..boring import Recorder, at, boring_fit, same_bits
 from .damage import damage
+from .exchange import exchange
 from .fuzz import fuzz
 from .writes import writes
 
@@ -35,6 +36,18 @@ def test_writes_that_fail_lose_nothing(tmp_path):
     tally = writes(tmp_path, stride=17)
     assert not tally.lost, tally
     assert sum(tally.tried.values()) > 15
+
+
+@pytest.mark.parametrize(
+    ("stride", "times"), [(25, 3), pytest.param(1, 50, marks=pytest.mark.slow)]
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_is_moved_or_thinned_by_others_is_told_and_nobody_else_suffers(
+    tmp_path, stride, times
+):
+    tally = exchange(tmp_path, random.Random(0), stride=stride, times=times)
+    assert not tally.lost, tally
+    assert sum(tally.tried.values()) > times
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

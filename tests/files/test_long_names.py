@@ -49,8 +49,11 @@ def test_longer_ones_are_refused_before_anything_is_there(tmp_path, size, throug
         fit(path, 5)
     with pytest.raises(OSError, match=told):
         em.save(path, jnp.ones(1))
-    with pytest.raises(OSError, match=told):
-        AdaptationPlot(em.tasks.Sinusoid(shots=5, queries=5), path).exclusive()
+    with (
+        pytest.raises(OSError, match=told),
+        AdaptationPlot(em.tasks.Sinusoid(shots=5, queries=5), path).exclusive(),
+    ):
+        pass
     assert os.listdir(tmp_path) == before
 
 

@@ -1,10 +1,16 @@
 """What is on the disk when: of a machine that loses its power only what was synced is left."""
 
 import errno
+import json
 import os
+import shutil
 import stat
+import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import eqxmeta as em
 from eqxmeta._checkpoint import container as _container
@@ -13,7 +19,7 @@ from eqxmeta._files import paths as _files
 from eqxmeta._files.paths import make_folder, sync_folder
 from eqxmeta.callbacks import JSONL, Checkpoint, TensorBoard
 
-from ..boring import BoringModel, boring_fit
+from ..boring import BoringModel, Recorder, boring_fit
 
 
 @pytest.fixture
@@ -43,6 +49,89 @@ def test_a_power_cut_leaves_no_checkpoint_without_its_folder_and_logs(tmp_path, 
     paths += [path.parent for path in paths[:3]]
     first = synced.index(str(saved / "step-000000005.ckpt"))
     assert {str(path) for path in paths} <= set(synced[:first])
+
+
+class Slow:
+    """`os.fsync` that does not end before `open` is set; what is on the disk afterwards."""
+
+    def __init__(self, monkeypatch, folder):
+        self.open, self.threads, self.disk = threading.Event(), [], {}
+        self._fsync, self._replace, self._folder = os.fsync, os.replace, folder
+        self.named = []  # each checkpoint that got its name, with what the disk had then
+        monkeypatch.setattr(os, "fsync", self.fsync)
+        monkeypatch.setattr(os, "replace", self.replace)
+
+    def fsync(self, descriptor):
+        self.threads.append(threading.current_thread().name)
+        assert self.open.wait(60)
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            self.disk[path] = Path(path).read_bytes()
+        self._fsync(descriptor)
+
+    def replace(self, temporary, path):
+        self.named.append((Path(path), dict(self.disk)))
+        self._replace(temporary, path)
+
+
+def steps_on_the_disk(disk, folder):
+    """Those that the JSONL and TensorBoard would show after a power cut."""
+    rows = [json.loads(x)["step"] for x in disk[str(folder / "x.jsonl")].splitlines()]
+    after = folder.with_name("after")
+    after.mkdir()
+    for path in folder.glob("*tfevents*"):
+        (after / path.name).write_bytes(disk[str(path)])
+    events = EventAccumulator(str(after), size_guidance={"scalars": 0}).Reload()
+    shutil.rmtree(after)
+    return rows, [event.step for event in events.Scalars("train/loss")]
+
+
+class Curves(Recorder):
+    """Logs a curve, for which `TensorBoard` opens another file."""
+
+    def on_step_end(self, run):
+        super().on_step_end(run)
+        run.log({"eval/loss": em.Curve(np.ones(2), np.zeros(2)), "value": float(run.step)})
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_training_does_not_wait_for_the_logs_and_they_are_on_the_disk_first(tmp_path, monkeypatch):
+    logs = tmp_path / "logs"
+    slow = Slow(monkeypatch, logs)
+    slow.open.set()
+    seen = []
+
+    def act(hook, step, run):
+        if hook == "on_fit_start":
+            slow.threads.clear()
+        elif hook == "on_chunk_end":
+            # From here to step 38 no sync ends: whoever waits for one would wait for ever.
+            slow.open.clear() if step < 38 else slow.open.set()
+            seen.append((step, {*slow.threads}))
+
+    last = Curves("last", every=10, act=act)
+    last.last = True
+    saved = Checkpoint(tmp_path / "saved", every=20, keep=None)
+    callbacks = [JSONL(logs / "x.jsonl"), TensorBoard(logs, every=1), saved, last]
+    boring_fit(40, callbacks=callbacks, steps_per_execution=2)
+    before_the_end = [threads for step, threads in seen if step <= 38]
+    assert len(seen) == 20 and before_the_end[-1] == {"eqxmeta-checkpoint"}
+    assert [path.name for path, _ in slow.named] == [f"step-0000000{n}.ckpt" for n in (20, 40)]
+    for path, disk in slow.named:
+        rows, events = steps_on_the_disk(disk, logs)
+        expected = list(range(1, int(path.name[5:-5]) + 1))
+        assert rows[: len(expected)] == events[: len(expected)] == expected
+
+
+def test_logs_that_cannot_be_synced_leave_no_checkpoint_behind(tmp_path, monkeypatch):
+    def fails(self):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(JSONL, "sync_files", fails)
+    with pytest.raises(OSError, match="Input/output") as error:
+        boring_fit(20, callbacks=[JSONL(tmp_path / "log"), Checkpoint(tmp_path / "saved", every=5)])
+    assert "step 5 was not written" in error.value.__notes__[0]
+    assert os.listdir(tmp_path) == ["log"]
 
 
 def test_a_folder_that_cannot_be_synced_is_not_left_behind(tmp_path, monkeypatch):

@@ -554,6 +554,7 @@ def test_a_refused_run_leaves_the_log_alone(tmp_path):
 
 
 @pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.filterwarnings("ignore:(?s).*lacks (rows|events):RuntimeWarning")
 def test_the_log_of_another_run_is_set_aside(tmp_path, attached):
     def logs(name):
         return [JSONL(tmp_path / f"{name}.jsonl"), TensorBoard(tmp_path / name, every=1)]
@@ -566,7 +567,7 @@ def test_the_log_of_another_run_is_set_aside(tmp_path, attached):
     boring_fit(10, callbacks=[*mine, saving(tmp_path / "saved")], resume="auto")  # its own
     with pytest.warns(RuntimeWarning, match="is of another run") as warned:
         boring_fit(12, callbacks=[*logs("other"), saving(tmp_path / "saved")], resume="auto")
-    assert len(warned) == 2
+    assert sum("is of another run" in str(warning.message) for warning in warned) == 2
     assert (tmp_path / "other.jsonl.stale").read_bytes() == rows
     assert contents(tmp_path / "other").items() > before.items()
     assert logged_steps(tmp_path / "other") == [11, 12]  # those of the other run are hidden
