@@ -35,10 +35,9 @@ def recipe(name, steps):
     if name == "Reptile":
         inner, outer = optax.sgd(0.02), optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
         return em.Reptile(em.losses.mse, em.InnerLoop(inner, steps=5), outer, batch_size=10)
-    rule = lambda params: em.rules.UpdateNetwork(key=jax.random.key(1))  # noqa: E731
-    options = {"LearntUpdate": {"rule": rule}}.get(name, {})
-    inner, adam = em.InnerLoop(optax.sgd(0.01), steps=1), optax.adam(1e-3)
-    return getattr(em, name)(em.losses.mse, inner, adam, **options)
+    network = {"rule": lambda params: em.rules.UpdateNetwork(key=jax.random.key(1))}
+    inner, more = em.InnerLoop(optax.sgd(0.01), 1), network if name == "LearntUpdate" else {}
+    return getattr(em, name)(em.losses.mse, inner, optax.adam(1e-3), **more)
 
 
 def train(strategy, model, tasks, test, steps, folder, meta_batch_size=25):
