@@ -19,7 +19,8 @@ from eqxmeta.callbacks import JSONL, AdaptationPlot, Checkpoint, Evaluate, Progr
 
 NETWORK = em.nn.fast(eqx.nn.MLP(1, 1, width_size=40, depth=2, key=jax.random.key(0)))
 REPORTED = [0, 1, 5, 10]  # inner steps at test
-ALL = "Joint MAML FOMAML ANIL BOIL MetaSGD MetaCurvature TNet LearntUpdate".split()  # noqa: SIM905
+ALL = ["Joint", "MAML", "FOMAML", "ANIL", "BOIL", "MetaSGD", "MAMLPlusPlus", "MetaCurvature"]
+ALL += ["TNet", "LearntUpdate"]
 
 
 class OneSine(eqx.Module):
@@ -35,11 +36,10 @@ def recipe(name, steps):
     if name == "Reptile":
         inner, outer = optax.sgd(0.02), optax.sgd(optax.linear_schedule(1.0, 0.0, steps))
         return em.Reptile(em.losses.mse, em.InnerLoop(inner, steps=5), outer, batch_size=10)
-    rule = lambda params: em.rules.UpdateNetwork(key=jax.random.key(1))  # noqa: E731
-    options = {"LearntUpdate": {"rule": rule}}.get(name, {})
     rate = optax.cosine_decay_schedule(1e-3, steps) if name == "MAMLPlusPlus" else 1e-3
-    inner, adam = em.InnerLoop(optax.sgd(0.01), steps=1), optax.adam(rate)
-    return getattr(em, name)(em.losses.mse, inner, adam, **options)
+    network = {"rule": lambda params: em.rules.UpdateNetwork(key=jax.random.key(1))}
+    inner, more = em.InnerLoop(optax.sgd(0.01), 1), network if name == "LearntUpdate" else {}
+    return getattr(em, name)(em.losses.mse, inner, optax.adam(rate), **more)
 
 
 def train(strategy, model, tasks, test, steps, folder, meta_batch_size=25):
