@@ -84,10 +84,8 @@ def report(learners, test, folder):
 
 def compare(names, shots, steps, folder):
     tasks, test = (em.tasks.Sinusoid(shots, queries, phase=(0.0, math.pi)) for queries in (10, 50))
-    each = {}
-    for name in names:
-        each[name] = train(recipe(name, steps), NETWORK, tasks, test, steps, folder / name.lower())
-    report(each, test, folder)
+    options = NETWORK, tasks, test, steps
+    report({n: train(recipe(n, steps), *options, folder / n.lower()) for n in names}, test, folder)
 
 
 def reptile_paper(steps, folder):
