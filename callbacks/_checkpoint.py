@@ -83,6 +83,7 @@ class Checkpoint(Callback):
             "mode": str | None,
             "best_step": int | None,
             "best_value": int | float | None,
+            "others": list,
         }
     )
 
@@ -330,7 +331,7 @@ class Checkpoint(Callback):
         if self.keep is None:
             return
         best = self._best.saved
-        stay = set(sorted(self._mine)[-self.keep :]) | ({best[0]} if best else set())
+        stay = {*sorted(self._mine)[-self.keep :], *self._best.others, *(best or ())[:1]}
         for step in sorted(self._mine - stay):
             self._check_lock()
             path = self._files.path(step)

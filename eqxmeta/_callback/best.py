@@ -16,6 +16,7 @@ class Best:
     - `saved`: the best of the saves at multiples of `every`, of which the file is written.
     - `last`: that of the end of a run that took all its steps. It counts until the run goes on.
     - `newest`: the newest value, saved or not.
+    - `others`: the steps that were the best by what the run monitored before it was resumed.
     """
 
     def __init__(self, monitor: Monitor, every: int):
@@ -27,6 +28,7 @@ class Best:
         self.saved: Value | None = None
         self.last: Value | None = None
         self.newest: Value | None = None
+        self.others: set[int] = set()
         self._counts = True  # whether the newest may be the best
 
     def observe(self, step: int, values: Mapping[str, Any], *, ended: bool = False) -> None:
@@ -62,13 +64,17 @@ class Best:
     def state_dict(self) -> dict[str, Any]:
         step, value = self.saved or (None, None)
         watched = {"monitor": self._monitor.name, "mode": self._monitor.mode}
-        return watched | {"best_step": step, "best_value": value}
+        others = {"others": sorted(self.others)} if self.others else {}
+        return watched | {"best_step": step, "best_value": value} | others
 
     def restore(self, state: Mapping[str, Any], run: Run, saved: Collection[int]) -> None:
-        """What another monitor has seen counts for nothing, nor does a file that has gone."""
-        if any(state.get(name) != now for name, now in list(self.state_dict().items())[:2]):
-            return
+        """What another monitor has seen counts for nothing, but its best stays; nor does a file
+        that has gone."""
         step, value = state.get("best_step"), state.get("best_value")
+        self.others = {s for s in saved if s in state.get("others", ())}
+        if any(state.get(name) != now for name, now in list(self.state_dict().items())[:2]):
+            self.others |= {step} & set(saved)
+            return
         if step is not None and value is not None and step in saved:
             self.saved = step, value
         told = run.resumed_meta.get("monitored") or {}

@@ -11,7 +11,7 @@ from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int, check_seed
-from .._errors import annotate_errors, explain, warn
+from .._errors import annotate_errors, explain, succeeds, warn
 from .._model.check import check_model
 from .._model.support_statistics import (
     TransductiveLayer,
@@ -85,7 +85,7 @@ def measure(
 ) -> Evaluation:
     """`evaluate`, of arguments that have been checked. `task`: the shapes of one of `tasks`."""
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
-    with _annotate(model, task):
+    with _annotate(strategy, model, task, tasks):
         values = jax.device_get(_evaluate(strategy, model, tasks, root, num_tasks, steps))
         if not isinstance(strategy, RolloutStrategy) and strategy.unadapted(model) is None:
             # NaN that is meant: not on the device, where `jax_debug_nans` looks for what is not.
@@ -135,14 +135,26 @@ def check_curve(
     def curve(model: PyTree, task: Task) -> dict[str, Array]:
         return adaptation_curve(strategy, model, task, steps=steps, key=jax.random.key(0))
 
-    with _annotate(model, task):
+    with _annotate(strategy, model, task):
         return tuple(eqx.filter_eval_shape(curve, model, task))
 
 
-def _annotate(model: PyTree, task: Task) -> AbstractContextManager[None]:
+def _annotate(
+    strategy: Strategy, model: PyTree, task: Task, tasks: Any = None
+) -> AbstractContextManager[None]:
+    def is_one_task(error: Exception) -> bool:  # which may look like a batch
+        def curve(model: PyTree, task: Task) -> dict[str, Array]:
+            return adaptation_curve(strategy, model, task, steps=None, key=None)
+
+        one = isinstance(tasks, Task)
+        return one and succeeds(lambda: eqx.filter_eval_shape(curve, model, tasks))
+
     return annotate_errors(
         "the evaluation, of `inner_adapt(model, support)` and `loss(model, query, None)`",
         f"{type(model).__name__}, support {shapes_of(task.support)}, query {shapes_of(task.query)}",
+        "a batch of tasks, with a leading task axis. Of one task: "
+        "`jax.tree.map(lambda x: x[None], task)`",
+        seen=is_one_task,
     )
 
 

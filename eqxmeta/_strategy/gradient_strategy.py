@@ -73,13 +73,17 @@ class GradientStrategy(Strategy):
         check_argument(sound, self.estimator, f"{name}(estimator=...)", expected, TypeError)
 
     def init(self, model: PyTree) -> TrainState:
-        learnt = self.meta_model(model)
-        own = not isinstance(learnt, MetaParameters | type(model)) and hasattr(learnt, "model")
-        if own and not callable(learnt):
-            message = f"`{type(self).__name__}.meta_model` returned a container of its own."
-            received = f"a `{type(learnt).__name__}`, with the model in its field `model`"
-            expected = "`eqxmeta.MetaParameters(model, extra)`, with all that is learnt in `extra`"
-            raise TypeError(explain(message, received, expected))
+        learnt, name = self.meta_model(model), f"`{type(self).__name__}.meta_model`"
+        expected = "`eqxmeta.MetaParameters(model, extra)`, with all that is learnt in `extra`"
+        if not isinstance(learnt, MetaParameters | type(model)) and not callable(learnt):
+            message = f"{name} returned neither a model nor `MetaParameters`."
+            raise TypeError(explain(message, f"a `{type(learnt).__name__}`", expected))
+        extra = learnt.extra if isinstance(learnt, MetaParameters) else None
+        leaves = jax.tree_util.tree_leaves_with_path(extra)
+        numbers = [f"extra{jax.tree_util.keystr(p)}={x}" for p, x in leaves if type(x) is float]
+        if numbers:  # which would stay as they are
+            message = f"{name} returned numbers of Python, which are not learnt."
+            raise TypeError(explain(message, ", ".join(numbers), f"{expected}, as arrays"))
         return init_state(self, learnt, self.optimizer)
 
     def meta_model(self, model: PyTree) -> PyTree:

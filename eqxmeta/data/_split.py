@@ -55,8 +55,9 @@ def _split_file(path: Path, split: Path) -> Path | None:
     found += [path] * (split == Path(_ALL))
     if not found:
         where = ", ".join(map(str, dict.fromkeys([*candidates, path / split])))
-        message = "`split` was not found."
-        raise FileNotFoundError(explain(message, repr(str(split)), f"one of {where}"))
+        there = sorted(p.name for p in path.glob("*") if _SPLIT.fullmatch(p.stem))
+        expected = f"one of {where}" + f"; or of what is there: {', '.join(there)}" * bool(there)
+        raise FileNotFoundError(explain("`split` was not found.", repr(str(split)), expected))
     if len(found) > 1:
         received = f"{str(split)!r}, and there are {', '.join(map(str, found))}"
         expected = (

@@ -19,6 +19,7 @@ from eqxmeta import (
 )
 from eqxmeta._callback.callback import Callback, attach, name_of
 from eqxmeta._callback.run import Origin, Run
+from eqxmeta._checkpoint.names import best_of
 from eqxmeta._checkpoint.save_load import read_manifest, write_tree
 from eqxmeta.callbacks import Checkpoint
 
@@ -340,6 +341,26 @@ def test_the_best_by_another_monitor_is_forgotten(tmp_path):
     checkpoint = Checkpoint(tmp_path, every=10, monitor="loss", mode="max")
     fit(checkpoint, 50, loss=float, resume=tmp_path / "step-000000030.ckpt")
     assert checkpoint.best_path == tmp_path / "step-000000050.ckpt"
+
+
+def test_the_best_by_another_monitor_stays(tmp_path):
+    """Until nobody asks for it: whoever looks for it by its name must find it."""
+
+    def logs(step):
+        return {"a": abs(step - 10.0), "b": abs(step - 50.0)}
+
+    newest = 0
+    for monitor, steps in (("a", 30), ("b", 60), (None, 80), ("b", 100)):
+        mode = None if monitor is None else "min"
+        checkpoint = Checkpoint(tmp_path, every=10, keep=1, monitor=monitor, mode=mode)
+        resume = tmp_path / f"step-{newest:09}.ckpt" if newest else None
+        fit(checkpoint, steps, logs=logs, resume=resume)
+        newest = steps
+        assert 10 in steps_in(tmp_path)
+        assert (50 in steps_in(tmp_path)) == (steps > 30)
+    assert steps_in(tmp_path) == [10, 50, 90, 100]
+    assert best_of(tmp_path, "a").name == "step-000000010.ckpt"
+    assert best_of(tmp_path, "b").name == "step-000000050.ckpt"
 
 
 def test_one_object_serves_two_runs(tmp_path):

@@ -459,3 +459,11 @@ def test_labels_without_a_logit_are_nan_and_told_of(wrong, as_batch):
         for name in ("loss", "accuracy"):
             assert np.isnan(result.mean(name)[-1])
             assert np.isfinite(result.values[name][:-1, -1]).all() == as_batch
+
+
+def test_one_task_in_the_place_of_a_batch_is_told_of():
+    task = em.tasks.Sinusoid(4, 4).sample(jax.random.key(0))
+    with pytest.raises(Exception) as caught:
+        em.evaluate(maml(), tiny_mlp(), task)
+    told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "Of one task: `jax.tree.map(lambda x: x[None], task)`" in told

@@ -456,15 +456,24 @@ class Rated(eqx.Module):
     rate: Array
 
 
-def test_a_container_of_ones_own_is_refused():
+@pytest.mark.parametrize(
+    ("learnt", "received"),
+    [
+        (lambda model: Rated(model, jnp.ones(())), "`Rated`"),
+        (lambda model: (model, jnp.ones(())), "`tuple`"),
+        (lambda model: None, "`NoneType`"),
+        (lambda model: em.MetaParameters(model, {"rate": 0.0}), r"extra\['rate'\]=0.0"),
+    ],
+)
+def test_what_meta_model_returns_is_checked(learnt, received):
     class Own(em.MAML):
         def meta_model(self, model):
-            return Rated(model, jnp.ones(()))
+            return learnt(model)
 
     own = Own(MSE, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(0.1))
     expected = r"Expected: `eqxmeta.MetaParameters\(model, extra\)`"
     with pytest.raises(
-        TypeError, match=rf"`Own.meta_model`[^\n]+\nReceived: .*`Rated`.*\n{expected}"
+        TypeError, match=rf"`Own.meta_model`[^\n]+\nReceived: .*{received}.*\n{expected}"
     ):
         own.init(tiny_mlp())
 
