@@ -18,8 +18,8 @@ os.register_at_fork(after_in_child=lambda: [file.close() for file in _files])
 @contextmanager
 def locked(folder: Path, name: str = ".lock") -> Iterator[Callable[[], None]]:
     """Own `folder`, made if it does not exist, for the block: `CheckpointInUse` if somebody does.
-    The block calls what it is given before each change: so too if the folder has been exchanged.    The lock, the system's, on the file `name`, ends with its process. Afterwards the file is gone,
-    and so are folders that were made and got no content."""
+    The block calls what it is given before each change: so too if the folder has been exchanged.
+    The system's lock, on file `name`, ends with its process. Then it and new empty folders go."""
     made, path = make_folder(folder), folder / name
     try:
         file = _lock(path)
