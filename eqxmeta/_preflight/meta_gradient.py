@@ -24,6 +24,8 @@ from .._task.task import Task, shapes_of
 # 1e-16 / eps, and both are far below the tolerance.
 _EPS = 1e-5
 _DIRECTIONS = 3
+# An outer step by which whatever changes in the course of training has come to its end.
+_LATE = 1_000_000_000
 # Relative; a kink near the parameters makes less of a difference, noise in float64 far less.
 _FAR_OFF = 1e-2
 _OWN_STEP = (
@@ -101,9 +103,10 @@ def check_meta_gradient(
     """Compare the modes of the meta-gradient with each other and with finite differences, on
     your own model, loss, inner loop and one `task`.
 
-    The objective is MAML's, `loss(inner_adapt(model, support), query)`, in float64 whatever the
-    dtypes of `model` (what `TrainState.model` holds) and `task`. Print the result, or assert its
-    `.ok`.
+    The objective is the strategy's `task_loss`, as it is late in training; of a strategy whose
+    outer step is its own it is MAML's, `loss(inner_adapt(model, support), query)`. In float64,
+    whatever the dtypes of `model` (what `TrainState.model` holds) and `task`. Print the result, or
+    assert its `.ok`.
 
     Raises `TypeError` if `strategy` has no `InnerLoop` in its field `inner`.
     """
@@ -119,10 +122,7 @@ def check_meta_gradient(
 
         def objective(params: PyTree, mode: str):
             chosen: Any = eqx.tree_at(lambda s: s.inner.gradient, strategy, mode)
-            keys = [used_again(key) for _ in range(3)]
-            adapted = chosen.inner_adapt(eqx.combine(params, static), task.support, key=keys[0])
-            adapted = with_support_statistics(chosen.loss, adapted, task.support, key=keys[1])
-            return chosen.loss(adapted, task.query, keys[2])[0]
+            return _objective(chosen, eqx.combine(params, static), task, key)
 
         flat, unravel = jax.flatten_util.ravel_pytree(params)
         value = jax.jit(lambda x: objective(unravel(x), "reverse"))
@@ -157,6 +157,15 @@ def check_meta_gradient(
     )
 
 
+def _objective(strategy: Strategy, model: PyTree, task: Task, key: PRNGKeyArray | None) -> Any:
+    if isinstance(strategy, GradientStrategy):
+        return strategy.task_loss(model, task, step=jnp.int32(_LATE), key=used_again(key))[0]
+    keys = [used_again(key) for _ in range(3)]
+    adapted = strategy.inner_adapt(model, task.support, key=keys[0])
+    adapted = with_support_statistics(strategy.loss, adapted, task.support, key=keys[1])
+    return strategy.loss(adapted, task.query, keys[2])[0]
+
+
 def _check_task(strategy: Any, model: PyTree, task: Any, key: PRNGKeyArray | None) -> None:
     """That the objective can be traced for `task`, one and not a batch. Compiles nothing."""
     argument = "check_meta_gradient(task=...)"
@@ -168,11 +177,7 @@ def _check_task(strategy: Any, model: PyTree, task: Any, key: PRNGKeyArray | Non
     expected = "one task, `x: [examples, ...]`; of a batch `jax.tree.map(lambda x: x[0], tasks)`"
 
     def trace(task: Task) -> Any:
-        def objective(m: PyTree, t: Task) -> Any:
-            adapted = strategy.inner_adapt(m, t.support, key=used_again(key))
-            return strategy.loss(adapted, t.query, used_again(key))
-
-        return eqx.filter_eval_shape(objective, model, task)
+        return eqx.filter_eval_shape(lambda m, t: _objective(strategy, m, t, key), model, task)
 
     def is_batch(error: Exception) -> bool:
         return succeeds(lambda: trace(jax.tree.map(lambda x: x[0], task)))

@@ -283,3 +283,14 @@ def test_a_model_without_rates_is_refused():
 def test_wrong_arguments_are_named(argument, value, error):
     with pytest.raises(error, match=rf"`MAMLPlusPlus\({argument}=...\)`" + THREE_PARTS):
         maml_plus_plus(**{argument: value})
+
+
+@pytest.mark.slow
+def test_the_check_is_of_its_own_objective_late_in_training():
+    strategy = em.MAMLPlusPlus(
+        em.losses.mse, em.InnerLoop(optax.sgd(0.1), 2), optax.sgd(1.0), anneal=10, first_order=5
+    )
+    model = tiny_mlp()
+    task = em.tasks.Sinusoid(4, 6).sample(jax.random.key(0))
+    check = em.check_meta_gradient(strategy, strategy.init(model).model, task)
+    assert check.ok and check.reverse_vs_finite_differences < 1e-5
