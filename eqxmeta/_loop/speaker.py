@@ -56,17 +56,26 @@ class Speaker:
     def _work(self) -> None:
         poll = select.poll()  # not `select`, which knows a thousand files only
         poll.register(self._read, select.POLLIN)
-        while True:
-            numbers = os.read(self._read, 512) if poll.poll(_MILLISECONDS) else b""
-            if self._ended.is_set():
-                return
-            if numbers and self._before not in (None, -1):
-                with contextlib.suppress(OSError):
-                    os.write(self._before, numbers)  # pyright: ignore[reportArgumentType]
+        while not self._ended.is_set():
+            poll.poll(_MILLISECONDS)
+            numbers = self._pass_on()
             with contextlib.suppress(Exception):  # telling must not cost the run
                 for number in numbers:
                     self._heard(number)
-                self._tick()
+                if not self._ended.is_set():
+                    self._tick()
+        self._pass_on()  # what came up to the end
+
+    def _pass_on(self) -> bytes:
+        """The signals that have come, of which whoever had the `wakeup_fd` before hears as well."""
+        try:
+            numbers = os.read(self._read, 512).replace(b"\0", b"")
+        except BlockingIOError:
+            return b""
+        if numbers and self._before not in (None, -1):
+            with contextlib.suppress(OSError):
+                os.write(self._before, numbers)  # pyright: ignore[reportArgumentType]
+        return numbers
 
 
 def say(line: str) -> None:
