@@ -39,8 +39,8 @@ ALIASES = """
     sm3 yogi
 """.split()  # noqa: SIM905
 CONTRIB = """
-    acprop ademamix adopt dadapt_adamw dog dowg madgrad momo momo_adam muon prodigy
-    schedule_free_adamw schedule_free_sgd simplified_ademamix sophia
+    acprop ademamix adopt dadapt_adamw dowg madgrad momo momo_adam muon prodigy
+    schedule_free_adamw schedule_free_sgd simplified_ademamix
 """.split()  # noqa: SIM905
 OPTIMIZERS = {
     **{name: getattr(optax, name)(RATE) for name in ALIASES},
@@ -51,7 +51,6 @@ OPTIMIZERS = {
     "contrib.mechanize": contrib.mechanize(optax.sgd(RATE)),
     "contrib.reduce_on_plateau": optax.chain(optax.sgd(RATE), contrib.reduce_on_plateau()),
     "contrib.sam": contrib.sam(optax.sgd(RATE), optax.sgd(0.01)),
-    "polyak_sgd": optax.polyak_sgd(),
     "adafactor, factored": optax.adafactor(RATE, min_dim_size_to_factor=2),
     "adagrad from 0": optax.adagrad(RATE, initial_accumulator_value=0.0),
     "rmsprop, centered": optax.rmsprop(RATE, centered=True),
@@ -70,11 +69,14 @@ OPTIMIZERS = {
     "trust ratio": optax.chain(optax.trace(0.9), optax.scale_by_trust_ratio(), optax.scale(-RATE)),
     **{f"own {name}": own(update) for name, update in OWN.items()},
 }
-# They want what an inner step does not have, the gradient of each example or a line search; the
-# others keep a leaf in their state that is no array and changes.
+# They want what an inner step does not have, the gradient of each example, a Hessian or a line
+# search; the
+# others keep a leaf in their state that is no array and changes. `polyak_sgd` is taken, but its rate
+# is made of the loss, which counts as a constant: it is no derivative of what is evaluated.
 NOT_FOR_INNER_LOOPS = {
     "lbfgs", "contrib.dpsgd", "optimistic_adam", "optimistic_adam_v2",
-    "optimistic_gradient_descent", "contrib.galore",
+    "optimistic_gradient_descent", "contrib.galore", "contrib.dog", "contrib.sophia",
+    "polyak_sgd",
 }  # fmt: skip
 FAST = {"lamb", "radam", "adam", "own 1 / norm"}
 

@@ -170,7 +170,7 @@ def test_a_users_own_strategy_gets_it_too():
     for name in ("loss", "loss_before"):
         np.testing.assert_allclose(results[0][1][name], results[1][1][name], rtol=1e-5)
     curves = [em.evaluate(s, Net(), batch()).values["loss"] for s in (ours, theirs)]
-    np.testing.assert_allclose(*curves, rtol=1e-4)
+    np.testing.assert_allclose(curves[0][:, [0, -1]], curves[1], rtol=1e-4)
     adapted = theirs.inner_adapt(Net(), task().support)
     adapted = em.with_support_statistics(MSE, adapted, task().support)
     expected = ours.inner_adapt(Net(), task().support)

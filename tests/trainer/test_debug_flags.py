@@ -15,10 +15,12 @@ from ..boring import same_bits
 
 SGD = optax.sgd(0.1)
 FLAGS = {
-    "key reuse": lambda: jax.debug_key_reuse(True),
-    "nans": lambda: jax.debug_nans(True),
-    "checks": lambda: jax.enable_checks(True),
-    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "key reuse": (lambda: jax.debug_key_reuse(True),),
+    "others": (
+        lambda: jax.debug_nans(True),
+        lambda: jax.enable_checks(True),
+        lambda: jax.numpy_rank_promotion("raise"),
+    ),
 }
 
 
@@ -106,7 +108,8 @@ def test_runs_clean(flag, case, tmp_path):
 
     jax.clear_caches()
     with contextlib.ExitStack() as held:
-        held.enter_context(FLAGS[flag]())
+        for enter in FLAGS[flag]:
+            held.enter_context(enter())
         run(tmp_path / "flagged", 1)
         state = run(tmp_path / "flagged", 2, resume="auto")
         model, tasks = data()

@@ -66,7 +66,7 @@ PLACES = {
     ("callbacks", "Checkpoint", "best_step"): [[1], "x", 1.5, {}],
     ("callbacks", "Checkpoint", "best_value"): [[1], "x", {}],
     ("callbacks", "Checkpoint", "monitor"): [[1], 1],
-    ("callbacks", "Checkpoint", "mode"): [[1], 1, None],
+    ("callbacks", "Checkpoint", "mode"): [[1], 1],
 }
 FOREIGN = [(names, value) for names, values in PLACES.items() for value in values]
 # One of each place among the fast tests.
