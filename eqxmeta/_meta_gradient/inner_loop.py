@@ -51,9 +51,9 @@ class InnerLoop(eqx.Module):
     """Gradient descent on one task: `steps` steps of an optax `optimizer`.
 
     - `optimizer`: any of optax and optax.contrib that needs gradients, parameters and the loss at
-      most. Not `lbfgs` (a line search), `dpsgd` (the gradient of each example), `sophia` (a Hessian)
-      and those whose state keeps what is no array (`dog`, `galore`, the optimistic ones). The loss
-      that one looks at, as `polyak_sgd` does, counts as a constant. Where a
+      most. Not `lbfgs` (a line search), `dpsgd` (the gradient of each example), `sophia` (a
+      Hessian) and those whose state keeps what is no array (`dog`, `galore`, the optimistic ones).
+      The loss that one looks at, as `polyak_sgd` does, counts as a constant. Where a
       derivative of its arithmetic is infinite or NaN, as that of a root or a norm at zero, it
       counts as zero, so that a gradient of exactly zero does no harm.
     - `gradient` says how the loop is differentiated by the outer loop: `"mixed"` (exact, least

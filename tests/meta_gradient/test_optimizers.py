@@ -70,9 +70,8 @@ OPTIMIZERS = {
     **{f"own {name}": own(update) for name, update in OWN.items()},
 }
 # They want what an inner step does not have, the gradient of each example, a Hessian or a line
-# search; the
-# others keep a leaf in their state that is no array and changes. `polyak_sgd` is taken, but its rate
-# is made of the loss, which counts as a constant: it is no derivative of what is evaluated.
+# search; the others keep a leaf in their state that is no array and changes. `polyak_sgd` is taken,
+# but its rate is made of the loss, which counts as a constant: its meta-gradient is another.
 NOT_FOR_INNER_LOOPS = {
     "lbfgs", "contrib.dpsgd", "optimistic_adam", "optimistic_adam_v2",
     "optimistic_gradient_descent", "contrib.galore", "contrib.dog", "contrib.sophia",
