@@ -29,6 +29,7 @@ class Drawing(Callback, abc.ABC):
 
     tag: str
     state_types = MappingProxyType({"drawn": int})
+    grace = None  # it computes, and waits for nobody
 
     def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):
         caller = type(self).__name__
