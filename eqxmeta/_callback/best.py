@@ -73,7 +73,7 @@ class Best:
         step, value = state.get("best_step"), state.get("best_value")
         self.others = {s for s in saved if s in state.get("others", ())}
         if any(state.get(name) != now for name, now in list(self.state_dict().items())[:2]):
-            self.others |= {step} & set(saved)
+            self.others.update(s for s in saved if s == step)
             return
         if step is not None and value is not None and step in saved:
             self.saved = step, value
