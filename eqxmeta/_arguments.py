@@ -5,12 +5,9 @@ import numbers
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -136,9 +133,8 @@ def check_file(path: Path, argument: str) -> None:
     if os.path.isdir(path):  # as opposed to the methods of `Path`, these never raise
         received = f"a folder: '{path}'"
         raise IsADirectoryError(explain(f"`{argument}` is a folder.", received, "a file"))
-    if os.path.exists(path) and not os.path.isfile(
-        path
-    ):  # a device, a pipe: to be replaced by a file
+    # A device or a pipe would be replaced by a file.
+    if os.path.exists(path) and not os.path.isfile(path):
         received = f"'{path}', which is a device, a pipe or a socket"
         raise OSError(explain(f"`{argument}` is no file.", received, "a file"))
     check_folder(path.absolute().parent, argument)
@@ -147,37 +143,6 @@ def check_file(path: Path, argument: str) -> None:
 def _is_virtual(folder: Path) -> bool:
     # Of a file system that the kernel makes up, the access rights of root say nothing.
     return folder.absolute().parts[1:2] in (("proc",), ("sys",))
-
-
-def used_again(tree: Any) -> Any:
-    """`tree`, of which the same keys are used more than once on purpose, as where something is
-    computed again: said to JAX, whose `jax_debug_key_reuse` looks for those that are by mistake."""
-
-    def clone(x: Any) -> Any:
-        return jax.random.clone(x) if _is_key(x) else x
-
-    return jax.tree.map(clone, tree)
-
-
-def keys_as_data(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """`tree` with the data of its keys in their place, and what puts keys in the place of data. For
-    loops, which are cut in two where they are differentiated: `jax_debug_key_reuse` would take a
-    key that both parts need for one that is used again."""
-    implementations = jax.tree.map(lambda x: jax.random.key_impl(x) if _is_key(x) else None, tree)
-
-    def with_keys(data: Any) -> Any:
-        return jax.tree.map(
-            lambda x, impl: x if impl is None else jax.random.wrap_key_data(x, impl=impl),
-            data,
-            implementations,
-        )
-
-    data = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, used_again(tree))
-    return data, with_keys
-
-
-def _is_key(x: Any) -> bool:
-    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def check_number(value: Any, argument: str, *, positive: bool = False) -> float:

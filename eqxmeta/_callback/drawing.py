@@ -4,7 +4,6 @@ import abc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +27,6 @@ class Drawing(Callback, abc.ABC):
     one, in the place of the one before."""
 
     tag: str
-    state_types = MappingProxyType({"drawn": int})
     grace = None  # it computes, and waits for nobody
 
     def __init__(self, path: str | Path | None, *, every: int | None, name: str | None):

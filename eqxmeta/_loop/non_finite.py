@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from .._errors import NonFiniteError, explain
-from .._meta_gradient.inner_loop import InnerLoop
 from .._model.state import TrainState, copied
 from .._strategy.jit import strategy_jit
 from .._strategy.metrics import SKIPPED
+from .._strategy.rollout_strategy import RolloutStrategy
 from .._task.task import Task, label_ranges
 from .chunk import Job, Report, key_of_step, train_chunk
 from .dispatch import Chunk
@@ -195,7 +195,7 @@ def _remedy(job: Job, state: TrainState, name: str, losses: np.ndarray) -> str:
             f". The loss had grown from {known[0]:.3g} to {known[-1]:.3g}: a smaller learning rate "
             "or gradient clipping may help"
         )
-    differentiated = isinstance(getattr(job.strategy, "inner", None), InnerLoop)
+    differentiated = isinstance(job.strategy, RolloutStrategy)
     if differentiated and name == "grad_norm" and losses.size and np.isfinite(losses[-1]):
         return ". The loss is finite: `eqxmeta.check_meta_gradient` tells whether its gradient is"
     return ""

@@ -188,7 +188,7 @@ class Signals:
     def _wake(self, number: int, frame: FrameType | None) -> None:
         # Not where a stretch is about to end: it would stay.
         ours = frame is not None and frame.f_code.co_filename in (__file__, contextlib.__file__)
-        if self._is_overdue() and not ours:
+        if self._is_overdue() and not ours and not _within_jax(frame):
             # Again, if what it is in waits on the way out too, as a pool of threads does.
             self._stretch = self._stretch._replace(began=time.monotonic())
             raise Overdue
@@ -222,6 +222,16 @@ class Signals:
             if ignored and not self.begun and self._previous[number] == signal.SIG_DFL:
                 leave_at_once(128 + number)
         self._clock.tick(now, self.activity(), self.show())
+
+
+def _within_jax(frame: FrameType | None) -> bool:
+    """Whether something of JAX's is under way: it computes, and is not waited for in vain; and an
+    exception in the middle of its compiler may end the process."""
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").split(".")[0] in ("jax", "jaxlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 _active: list[Signals] = []  # of the main thread, the innermost last

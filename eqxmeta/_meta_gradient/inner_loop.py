@@ -16,11 +16,11 @@ from .._arguments import (
     check_int,
     check_int_or_none,
     check_optimizer,
-    used_again,
 )
 from .._errors import explain
 from .._jaxpr.finite_slopes import with_finite_slopes
 from .._jaxpr.hoist import hoist
+from .._jaxpr.keys import used_again
 from .._model.check import check_stateless
 from .._model.holder import HoldsModel
 from .._model.state import STATE_EXPECTED, changes, update_of, without_weak_types

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
-from .._arguments import used_again
 from .._errors import explain
 from .._jaxpr.flops import equations
+from .._jaxpr.keys import used_again
 
 GradientMode: TypeAlias = Literal["mixed", "reverse", "first_order"]
 GRADIENT_MODES: tuple[GradientMode, ...] = get_args(GradientMode)

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._arguments import check_argument, used_again
+from .._arguments import check_argument
 from .._errors import annotate_errors, succeeds
-from .._meta_gradient.inner_loop import InnerLoop
+from .._jaxpr.keys import used_again
 from .._meta_gradient.modes import refuses_mixed
 from .._model.check import check_model
 from .._model.support_statistics import with_support_statistics
 from .._strategy.gradient_strategy import GradientStrategy
+from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy, partition_learnt
 from .._task.task import Task, shapes_of
 
@@ -110,7 +111,7 @@ def check_meta_gradient(
 
     Raises `TypeError` if `strategy` has no `InnerLoop` in its field `inner`.
     """
-    sound = isinstance(getattr(strategy, "inner", None), InnerLoop)
+    sound = isinstance(strategy, RolloutStrategy)
     fault = "has no inner loop to differentiate"
     expected = "a strategy with an `InnerLoop` in its field `inner`"
     argument = "check_meta_gradient(strategy=...)"

@@ -9,7 +9,8 @@ import optax
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._arguments import check_int, check_number, keys_as_data
+from .._arguments import check_int, check_number
+from .._jaxpr.keys import keys_as_data
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._meta_gradient.modes import value_and_grad
 from .._model.state import update_of

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import jax
 import pytest
 
 import eqxmeta as em
@@ -261,6 +262,23 @@ def test_a_hook_that_may_take_its_time_has_it(grace, said):
     recorder.grace = grace
     boring_fit(20, callbacks=[recorder])
     assert done == [1] and len(said) == 1
+
+
+def test_jax_is_not_broken_off_however_long_it_takes():
+    # An exception in the middle of its compiler may end the process.
+    def traced(x):
+        time.sleep(0.8)
+        done.append(1)
+        return x
+
+    def compile(run):
+        os.kill(os.getpid(), signal.SIGINT)
+        jax.jit(traced)(1.0)
+
+    done, recorder = [], Recorder(every=10, act=at("on_step_end", 10, compile))
+    recorder.grace = 0.1
+    assert int(boring_fit(20, callbacks=[recorder]).step) == 10
+    assert done == [1]
 
 
 def test_a_second_ctrl_c_ends_what_waits(forever):
