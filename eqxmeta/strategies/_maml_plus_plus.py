@@ -17,6 +17,7 @@ from .._strategy.outer_step import query_loss, split_or_none
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._task.task import Task
 from .._types import Loss
+from ..rules import LayerRates
 
 # The share of its first weight that the loss of an inner step before the last keeps at least, until
 # it is left out: the paper's code.
@@ -52,8 +53,8 @@ class MAMLPlusPlus(GradientStrategy, RolloutStrategy):
       the support set under the weights of that step, in the place of the paper's running ones
       (BNRS). Its gains and biases for each step (BNWB) are left out: a layer is not told the step.
 
-    `TrainState.model` is a `MetaParameters` of `model`, the user's own, and `extra`, the rates: a
-    tree like it with `[K]` for every array that adapts and `None` elsewhere.
+    `TrainState.model` is a `MetaParameters` of `model`, the user's own, and `extra`, the rates, an
+    `eqxmeta.rules.LayerRates`.
 
     - `loss`, `inner`, `optimizer`, `task_chunk`, `learn`: as for `MAML`. Every rate is learnt.
     - `anneal`, `first_order`: outer steps, 0 or more. The losses along the way cost memory and time
@@ -72,12 +73,11 @@ class MAMLPlusPlus(GradientStrategy, RolloutStrategy):
 
     def meta_model(self, model: PyTree) -> MetaParameters:
         fast, _ = self.inner.partition(model)
-        rates = jax.tree.map(lambda x: jnp.ones(self.inner.steps, x.dtype), fast)
-        return MetaParameters(model, rates)
+        return MetaParameters(model, LayerRates(fast, self.inner.steps))
 
     def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
         learnt = meta_parameters(model, "MAMLPlusPlus")
-        rated = optax.chain(self.inner.optimizer, _times_by_step(learnt.extra))
+        rated = optax.chain(self.inner.optimizer, learnt.extra)
         return self.inner(self.loss, learnt.model, support, optimizer=rated, **options)
 
     def task_loss(
@@ -118,18 +118,3 @@ class MAMLPlusPlus(GradientStrategy, RolloutStrategy):
         # The step has no task axis: also under `vmap` one phase is computed, not a choice of all.
         phase = jnp.sum(step >= jnp.array(starts[1:], jnp.int32))
         return jax.lax.switch(phase, phases)
-
-
-def _times_by_step(rates: PyTree) -> optax.GradientTransformation:
-    """Updates times `rates`, `[steps]` for each array; after the last the last goes on."""
-
-    def init(params: PyTree) -> Int[Array, ""]:
-        return jnp.zeros((), jnp.int32)
-
-    def update(updates: PyTree, state: Any, params: PyTree = None):
-        def times(rates: Array, update: Array) -> Array:
-            return rates[jnp.minimum(state, rates.size - 1)] * update
-
-        return jax.tree.map(times, rates, updates), optax.safe_increment(state)
-
-    return optax.GradientTransformation(init, update)

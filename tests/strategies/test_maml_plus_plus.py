@@ -104,11 +104,11 @@ written_out_gradient = jax.jit(
 
 def check_against_what_is_written_out(strategy, step, weights, first_order=False):
     state, tasks = at(strategy, step), sine_tasks()
-    learnt = as_dict(state.model.model), as_dict(state.model.extra)
+    learnt = as_dict(state.model.model), as_dict(state.model.extra.rates)
     (objective, losses), grads = written_out_gradient(learnt, tasks, weights, first_order)
     new, metrics = strategy.outer_update(state, tasks, key=None)
     moved = jax.tree.map(lambda a, b: a - b, state.model, new.model)
-    assert tree_allclose((as_dict(moved.model), as_dict(moved.extra)), grads, rtol=1e-9)
+    assert tree_allclose((as_dict(moved.model), as_dict(moved.extra.rates)), grads, rtol=1e-9)
     np.testing.assert_allclose(metrics["objective"], objective, rtol=1e-9)
     np.testing.assert_allclose(metrics["loss"], losses[:, -1].mean(), rtol=1e-9)
     before = np.mean([loss_of(learnt[0], task.query) for task in split(tasks)])
@@ -228,7 +228,7 @@ def test_more_and_fewer_steps_than_were_trained_with():
     """After the last rate the last goes on; also where a call continues another."""
     strategy, tasks = maml_plus_plus(), sine_tasks()
     model, (task, *_) = at(strategy, 0).model, split(tasks)
-    w, rates = as_dict(model.model), as_dict(model.extra)
+    w, rates = as_dict(model.model), as_dict(model.extra.rates)
     expected = [loss_of(w, task.query)]
     for k in (0, 1, 2, 2, 2):
         w = descended(w, rates, task.support, k)
