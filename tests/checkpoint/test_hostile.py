@@ -83,7 +83,7 @@ def test_as_many_leaves_as_a_manifest_has_room_for(tmp_path):
     # The directory's bound is never what a file of ours fails by.
     number = 30_000
     leaves = (({"path": "", "shape": [], "dtype": "int8"}, np.int8(0)) for _ in range(number))
-    _container.write(tmp_path / "x", leaves, {"versions": {}, "meta": {}})
+    _container.write(tmp_path / "x", leaves, {"versions": {}, "meta": {}}, lambda: None)
     with pytest.raises(em.CheckpointCorrupt, match="two leaves of one path"):
         read_manifest(tmp_path / "x")
 
