@@ -30,6 +30,7 @@ ROOMS = (
     "_meta_gradient",  # the inner loop and derivatives through it
     "_task",  # tasks, and where they come from
     "_model",  # states, and what is asked of a model
+    "_images",  # images as arrays
     "_files",  # paths, locks, writes
     "_jaxpr",  # what reads or rewrites jaxprs
     "_direction",  # which way a metric improves

@@ -9,8 +9,8 @@ from jaxtyping import UInt8
 
 from .._arguments import check_choice, check_int_or_none, check_path
 from .._errors import explain
+from .._images.images import Images
 from ._extra import need
-from ._images import Images
 from ._npz import from_npz
 from ._split import images_by_class
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from .._arguments import check_path, native
 from .._errors import explain
-from ._images import Images
+from .._images.images import Images
 
 # What NumPy raises for a file that is damaged or of another kind; encryption is a `RuntimeError`,
 # and a `MemoryError` what a damaged header asks for.

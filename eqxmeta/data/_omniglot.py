@@ -7,7 +7,7 @@ import numpy as np
 
 from .._arguments import check_choice, check_path
 from .._errors import explain
-from ._images import Images
+from .._images.images import Images
 from ._npz import read_arrays
 from ._omniglot_archives import download_omniglot
 

@@ -7,16 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Shaped
 
 from .._arguments import check_argument, native
 from .._errors import annotate_errors, explain, takes
-
-
-def as_float(images: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    if images.dtype == jnp.uint8:
-        return images.astype(float) / 255
-    return images
+from .._images.format import as_float
 
 
 def checked_rotations(rotations: Any) -> bool:
@@ -103,11 +98,14 @@ def check_sizes(
     wanted = shots + queries
     small = np.flatnonzero(counts < wanted)
     if len(small):
-        shown = ", ".join(f"{classes[c].item()!r} has {counts[c]}" for c in small[:5])
+        has = [f"{n} image{'s' * (n != 1)}" for n in counts[small].tolist()]
+        pairs = zip(classes[small[:5]].tolist(), has, strict=False)
+        shown = ", ".join(f"{name!r} has {images}" for name, images in pairs)
         more = f", and {len(small) - 5} more" if len(small) > 5 else ""
         message = f"`labels` has {len(small)} of {len(classes)} classes with too few examples."
         expected = (
             f"at least {wanted} examples in every class: shots={shots} + queries={queries}. "
-            "Leave out small classes before, or ask for fewer examples"
+            f"Leave out small classes before (`images.at_least({wanted})` of what `eqxmeta.data` "
+            "returns), or ask for fewer examples"
         )
         raise ValueError(explain(message, f"class {shown}{more}", expected))

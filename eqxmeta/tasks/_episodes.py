@@ -11,10 +11,11 @@ from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 
 from .._arguments import check_int
 from .._errors import explain
+from .._images.format import as_float
+from .._images.images import Images
 from .._task.task import Task
 from ._distinct import distinct
 from ._episode_arguments import (
-    as_float,
     check_augment,
     check_sizes,
     check_square,
@@ -35,7 +36,8 @@ class Episodes(eqx.Module):
     class in each. Of each class it has `shots` support and `queries` query examples, all distinct.
     As in Vinyals et al. 2016 (Matching Networks, arXiv 1606.04080), section 4.1.
 
-    `Episodes(*data, ways=5, shots=1, queries=15)` takes what `eqxmeta.data` returns.
+    `Episodes(images, ways=5, shots=1, queries=15)` takes what `eqxmeta.data` returns, with the
+    names of its classes; `Episodes(x, labels, ways=5, ...)` any arrays.
 
     - `images`: `[N, ...]`, uint8 or floating. uint8 stays so on the device, a quarter of the
       memory, and becomes floats in [0, 1] in the episode; floats are taken as they are.
@@ -50,6 +52,8 @@ class Episodes(eqx.Module):
       order in which they apply, such as `[em.data.random_crop(padding=4), em.data.random_flip]`;
       `None` is none. Each example of each episode gets a key of its own; images are floats by then.
       For training: evaluate on tasks without.
+
+    Which classes an episode has, `classes(key)` says: positions in `names`.
 
     Raises `ValueError` or `TypeError`, naming the argument, for arrays of wrong ranks, lengths or
     dtypes, for fewer than `ways` classes, for a class of fewer than `shots + queries` examples
@@ -66,8 +70,21 @@ class Episodes(eqx.Module):
     queries: int = eqx.field(static=True)
     rotations: bool = eqx.field(static=True)
     augment: tuple[Callable, ...]
+    upright_names: tuple[str, ...] = eqx.field(static=True, repr=False)
 
     # For type checkers: of `*data` they do not know that it is two.
+    @overload
+    def __init__(
+        self,
+        images: Images,
+        *,
+        ways: int,
+        shots: int,
+        queries: int,
+        rotations: bool = False,
+        augment: Callable | Sequence[Callable] | None = (),
+    ): ...
+
     @overload
     def __init__(
         self,
@@ -105,11 +122,14 @@ class Episodes(eqx.Module):
         rotations: bool = False,
         augment: Callable | Sequence[Callable] | None = (),
     ):
+        class_names = None
+        if labels is None and isinstance(images, Images):
+            images, labels, class_names = images.images, images.labels, images.class_names
         # Without defaults Python would be first to complain, of a call that says what it means.
         if labels is None:
             expected = (
-                "images and labels: `Episodes(data.images, data.labels, ways=5, ...)`, or for "
-                "what `eqxmeta.data` returns `Episodes(*data, ways=5, ...)`"
+                "images and labels: `Episodes(x, labels, ways=5, ...)`; or what `eqxmeta.data` "
+                "returns, which has both: `Episodes(images, ways=5, ...)`"
             )
             received = f"images={type(images).__name__}"
             raise TypeError(explain("`labels` is missing.", received, expected))
@@ -124,7 +144,9 @@ class Episodes(eqx.Module):
         check_augment(self.augment, self.images)
         labels = checked_labels(labels, len(self.images))
         classes, counts = np.unique(labels, return_counts=True)
-        check_sizes(classes, counts, self.turns, self.ways, self.shots, self.queries)
+        named = classes if class_names is None else np.asarray(class_names)[classes]
+        check_sizes(named, counts, self.turns, self.ways, self.shots, self.queries)
+        self.upright_names = tuple(map(str, named.tolist()))
         # Examples of class `c`: `order[offsets[c] : offsets[c] + counts[c]]`.
         self.order = jnp.asarray(np.argsort(labels, kind="stable"), jnp.int32)
         self.offsets = jnp.asarray(np.cumsum(counts) - counts, jnp.int32)
@@ -135,14 +157,29 @@ class Episodes(eqx.Module):
         """Classes that are made of one class of `labels`: 4 with rotations, else 1."""
         return 4 if self.rotations else 1
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes that episodes draw from, in sorted order: those of the images, or the
+        labels as text. After them the turned ones, if there are: `Greek/character01, 90°`."""
+        upright = self.upright_names
+        turned = [f"{name}, {90 * turn}°" for turn in range(1, self.turns) for name in upright]
+        return (*upright, *turned)
+
+    def classes(self, key: PRNGKeyArray) -> Int[Array, " ways"]:
+        """What class each label of `sample(key)` is, by its position in `names`."""
+        class_key, _ = jax.random.split(key)
+        return self._drawn(class_key)
+
+    def _drawn(self, key: PRNGKeyArray) -> Int[Array, " ways"]:
+        # Class `turn * bases + base`: as if the turned images had been appended to the others.
+        return distinct(key, self.turns * self.counts.shape[0], self.ways)
+
     def sample(self, key: PRNGKeyArray) -> Task:
         """An episode, class by class: support `x: [ways * shots, ...]`, `y: [ways * shots]`, query
         `x: [ways * queries, ...]`, `y: [ways * queries]`; `y` is int32 in `range(ways)`. Pure, for
         use inside `jit`, `vmap` and loops."""
         class_key, example_key = jax.random.split(key)
-        bases = self.counts.shape[0]
-        # Class `turn * bases + base`: as if the turned images had been appended to the others.
-        turn, base = jnp.divmod(distinct(class_key, self.turns * bases, self.ways), bases)
+        turn, base = jnp.divmod(self._drawn(class_key), self.counts.shape[0])
         example_keys = jax.random.split(example_key, self.ways)
         examples = self.shots + self.queries
         rank = jax.vmap(lambda k, n: distinct(k, n, examples))(example_keys, self.counts[base])

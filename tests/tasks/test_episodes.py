@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eqxmeta.data import random_crop, random_flip
+from eqxmeta.data import Images, random_crop, random_flip
 from eqxmeta.tasks import Episodes
 from eqxmeta.tasks._distinct import distinct
 
@@ -19,6 +19,18 @@ from ..helpers import tree_allclose
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 OMNIGLOT = Path(__file__).parents[3] / "shared" / "data" / "omniglot28.npz"
+
+
+GROCERIES = ("Avocado", "Kiwi", "Mango", "Banana")
+
+
+def photographs(sizes, names=GROCERIES):
+    """Images of class `c` whose pixels are all `10 * c` to `10 * c + 9`, in random order."""
+    labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    labels = np.random.default_rng(0).permutation(labels)
+    pixels = 10 * labels + np.arange(len(labels)) % 10
+    images = np.broadcast_to(pixels[:, None, None, None], (len(labels), 3, 2, 2))
+    return Images(images.astype(np.uint8), labels, tuple(names[: len(sizes)]))
 
 
 def coded(sizes, names=None, seed=0):
@@ -177,6 +189,44 @@ def test_the_same_key_gives_the_same_episode_inside_and_outside_of_loops():
     assert tree_allclose(batched, jax.tree.map(lambda *x: jnp.stack(x), *singly))
 
 
+@pytest.mark.parametrize("rotations", [False, True])
+def test_an_episode_knows_its_classes_by_name(rotations):
+    images = photographs([4, 3, 5, 3])
+    episodes = Episodes(images, ways=3, shots=1, queries=2, rotations=rotations)
+    turned = tuple(f"{name}, {turn}°" for turn in (90, 180, 270) for name in GROCERIES)
+    assert episodes.names == GROCERIES + (turned if rotations else ())
+    keys = jax.random.split(jax.random.key(0), 40)
+    classes = np.asarray(eqx.filter_jit(lambda e, k: jax.vmap(e.classes)(k))(episodes, keys))
+    task = draw(episodes, 40)
+    shown, asked = (
+        np.rint(255 * np.asarray(x)[..., 0, 0, 0]).astype(int) // 10
+        for x in (task.support[0], task.query[0])
+    )
+    assert np.array_equal(classes % 4, shown)  # by what the pixels say
+    assert np.array_equal(np.repeat(classes % 4, 2, axis=1), asked)
+    assert (classes >= 4).any() == rotations
+    # The same tasks as from arrays, whose names are the labels.
+    plain = Episodes(*images, ways=3, shots=1, queries=2, rotations=rotations)
+    assert plain.names[:4] == ("0", "1", "2", "3")
+    assert tree_allclose(draw(plain, 5), draw(episodes, 5), rtol=0, atol=0)
+
+
+def test_names_of_which_a_class_has_no_images():
+    images = photographs([3, 3, 3])
+    kept = images.labels != 1
+    some = Images(images.images[kept], images.labels[kept], images.class_names)
+    assert Episodes(some, ways=2, shots=1, queries=1).names == ("Avocado", "Mango")
+
+
+def test_classes_that_are_too_small_are_told_by_name():
+    with pytest.raises(ValueError, match=r"class 'Avocado' has 1 image, 'Mango' has 2 images\n"):
+        Episodes(photographs([1, 5, 2]), ways=2, shots=1, queries=2)
+    episodes = Episodes(photographs([1, 5, 2]).at_least(2), ways=2, shots=1, queries=1)
+    assert episodes.names == ("Kiwi", "Mango")
+    with pytest.raises(TypeError, match=r"(?s)`labels` is missing.*Episodes\(images, ways=5"):
+        Episodes(np.zeros((4, 2)), ways=2, shots=1, queries=1)
+
+
 GOOD = {
     "images": np.zeros((6, 2)),
     "labels": [3, 3, 3, 8, 8, 8],
@@ -197,9 +247,13 @@ GOOD = {
         ({"labels": np.zeros((6, 1), int)}, ValueError, r"`labels`.*\(6, 1\)"),
         ({"labels": np.zeros(6)}, TypeError, "`labels`.*float64"),
         ({"ways": 3}, ValueError, "`labels`.*`ways`.*2 classes.*ways=3"),
-        ({"queries": 3}, ValueError, "2 of 2 classes.*class 3 has 3, 8 has 3.*at least 4 examples"),
-        ({"labels": [3, 3, 3, 3, 8, 8]}, ValueError, "1 of 2 classes.*class 8 has 2.*at least 3"),
-        ({"labels": list("aaabbc"), "ways": 1}, ValueError, "'b' has 2, 'c' has 1.*at least 3"),
+        ({"queries": 3}, ValueError, "2 of 2 .*class 3 has 3 images, 8 has 3.*at least 4 ex"),
+        ({"labels": [3, 3, 3, 3, 8, 8]}, ValueError, "1 of 2.*class 8 has 2 images.*at least 3"),
+        (
+            {"labels": list("aaabbc"), "ways": 1},
+            ValueError,
+            "'b' has 2 .*, 'c' has 1 image.*at least 3",
+        ),
         ({"ways": 0}, ValueError, "`ways`"),
         ({"shots": True}, TypeError, "`shots`"),
         ({"queries": -2}, ValueError, "`queries`"),
@@ -352,9 +406,11 @@ def test_the_signatures_for_type_checkers_are_those_of_the_call():
     found = [x for x in ast.walk(tree) if getattr(x, "name", "") == "__init__"]
     *overloads, real = [x.args for x in found if isinstance(x, ast.FunctionDef)]
     by_position = [[arg.arg for arg in arguments.args] for arguments in overloads]
-    assert by_position == [["self", "images", "labels"], [arg.arg for arg in real.args]]
+    pair = ["self", "images", "labels"]
+    assert by_position == [pair[:2], pair, [arg.arg for arg in real.args]]
     names = [arg.arg for arg in real.args + real.kwonlyargs]
     for arguments in overloads:
-        assert [arg.arg for arg in arguments.args + arguments.kwonlyargs] == names
+        taken = [arg.arg for arg in arguments.args + arguments.kwonlyargs]
+        assert taken == [x for x in names if x != "labels" or x in taken]
         given = [ast.unparse(x) for x in arguments.kw_defaults if x is not None]
         assert given == [ast.unparse(x) for x in real.kw_defaults if x is not None]
