@@ -11,15 +11,21 @@ from .support_statistics import fill_statistics, without_statistics
 
 
 def features(
-    model: PyTree, x: PyTree, *, key: PRNGKeyArray | None = None
+    model: PyTree,
+    x: PyTree,
+    *,
+    key: PRNGKeyArray | None = None,
+    weight: Float[Array, " n"] | None = None,
 ) -> tuple[Float[Array, "n d"], PyTree]:
     """`(features, model)`: the model's output for each of the n support examples `x: [n, ...]`, as
     a vector, and the model as it embeds queries: layers that normalise by the support set
-    (`eqxmeta.nn.SupportNorm`) keep the statistics of this pass. `key` is for dropout."""
+    (`eqxmeta.nn.SupportNorm`) keep the statistics of this pass, with the `weight` of the examples
+    if they have any. `key` is for dropout."""
     found = []
 
     def embed(model: PyTree) -> None:
-        found.append(predict(model, x, key).reshape(jax.tree.leaves(x)[0].shape[0], -1))
+        out = predict(model, x, key, weight)
+        found.append(out.reshape(jax.tree.leaves(x)[0].shape[0], -1))
 
     model = fill_statistics(without_statistics(model), embed)
     if not found:  # there are no such layers

@@ -6,27 +6,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from .check import check_stateless
 from .holder import not_a_model
 from .support_statistics import map_examples
 
 
-def predict(model: Callable, x: PyTree, key: PRNGKeyArray | None = None) -> Any:
+def predict(
+    model: Callable,
+    x: PyTree,
+    key: PRNGKeyArray | None = None,
+    weight: Float[Array, " n"] | None = None,
+) -> Any:
     """The model's output for each example of `x: [n, ...]`.
 
     A model whose `__call__` takes `key=` is given one per example, unless `key` is `None`: then,
     and for other models, it is called with the example alone. Layers that normalise with the
-    statistics of a batch (`eqxmeta.nn.SupportNorm`, `eqxmeta.nn.BatchNorm`) take `x` for it.
+    statistics of a batch (`eqxmeta.nn.SupportNorm`, `eqxmeta.nn.BatchNorm`) take `x` for it, with
+    the examples' weights if there are any: padding, of weight 0, has no part in them.
     """
     if not callable(model) and hasattr(model, "model"):  # a user's own, of no class of ours
         raise not_a_model(model, "it in the place of a model")
     try:
         if key is None or not takes_key(model):
-            return map_examples(lambda example: model(example), x)
+            return map_examples(lambda example: model(example), x, weight=weight)
         keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
-        return map_examples(lambda example, key: model(example, key=key), x, keys)
+        return map_examples(lambda x, key: model(x, key=key), x, keys, weight=weight)
     except Exception:
         check_stateless(model, "predict(model, ...)")  # which cannot be called without it
         raise

@@ -13,8 +13,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import explain
 from .._types import Loss
@@ -95,8 +96,22 @@ def without_statistics(model: PyTree) -> PyTree:
     return _map_layers(lambda layer: _with(layer, None), model)
 
 
-def map_examples(fun: Callable[..., Any], *xs: PyTree) -> Any:
-    """`jax.vmap(fun)(*xs)`, along the axis over which layers may take a mean."""
+def map_examples(
+    fun: Callable[..., Any], *xs: PyTree, weight: Float[Array, " n"] | None = None
+) -> Any:
+    """`jax.vmap(fun)(*xs)`, along the axis over which layers may take a mean, by these weights."""
+    if weight is not None:
+
+        def weighted(weight: Array, *xs: PyTree) -> Any:
+            with _set(_weight, (get_opaque_trace_state(convention="eqxmeta"), weight)):
+                return fun(*xs)
+
+        return _map_examples(weighted, weight, *xs)
+    with _set(_weight, None):  # within a model that is mapped itself there may be some
+        return _map_examples(fun, *xs)
+
+
+def _map_examples(fun: Callable[..., Any], *xs: PyTree) -> Any:
     searching = _found.get()
     if searching is None:
         return jax.vmap(fun, axis_name=EXAMPLES)(*xs)
@@ -120,8 +135,25 @@ def map_examples(fun: Callable[..., Any], *xs: PyTree) -> Any:
 
 
 def mean_over_examples(x: PyTree) -> PyTree:
-    """The mean of `x` over the examples that are predicted together."""
-    return jax.lax.pmean(x, EXAMPLES)
+    """The mean of `x` over the examples that are predicted together, by their weights if they have
+    any."""
+    weighted = _weight.get()
+    if weighted is None:
+        return jax.lax.pmean(x, EXAMPLES)
+    trace, weight = weighted
+    if trace != get_opaque_trace_state(convention="eqxmeta"):
+        message = "The weights of the examples cannot be taken into a transformation."
+        received = "a layer that was called inside of a `jit`, `checkpoint`, `vmap` or loop of the "
+        received += "model's own"
+        expected = "the call outside of it: strategies compile the model as a part of the whole"
+        raise ValueError(explain(message, received, expected))
+    total = jax.lax.psum(weight, EXAMPLES)
+
+    def mean(x: Array) -> Array:
+        w = weight.astype(x.dtype)
+        return jax.lax.psum(jnp.where(w > 0, w * x, 0), EXAMPLES) / total.astype(x.dtype)
+
+    return jax.tree.map(mean, x)
 
 
 def count_examples(layer: str) -> int:
@@ -174,6 +206,8 @@ class Placeholder(eqx.Module):
 # within `predict`: the trace of the mapped function, and those of this call.
 _found: contextvars.ContextVar[Any] = contextvars.ContextVar("found", default=None)
 _reports: contextvars.ContextVar[Any] = contextvars.ContextVar("reports", default=None)
+# Within `predict` with weights: the trace of the mapped function, and the example's weight.
+_weight: contextvars.ContextVar[Any] = contextvars.ContextVar("weight", default=None)
 
 
 @contextlib.contextmanager

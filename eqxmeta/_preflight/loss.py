@@ -47,7 +47,7 @@ def check_loss(strategy: Strategy, model: PyTree, task: Task) -> None:
 def _note_refusal(error: Exception, predictor_of: Any, model: PyTree, task: Task) -> None:
     """Where the loss failed: say so if it did because the model does not take an example."""
     query = task.query
-    if not (isinstance(query, tuple | list) and len(query) == 2):
+    if not (isinstance(query, tuple | list) and len(query) in (2, 3)):
         return
 
     def of_one(model: PyTree, task: Task) -> None:

@@ -10,15 +10,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._errors import explain
+from .._task.examples import examples
 
 
-def labelled_examples(support: Any) -> tuple[PyTree, Int[Array, " n"]]:
-    """`(x, y)` of a support set, the labels in 32 bits. Raises `TypeError` or `ValueError` unless
-    it has an integer label for each example."""
-    if not isinstance(support, tuple | list) or len(support) != 2:
-        received = str(jax.tree.structure(support))
-        raise TypeError(explain("`support` is not a pair.", received, "`(x, y)`"))
-    x, y = support
+def labelled_examples(
+    support: Any,
+) -> tuple[PyTree, Int[Array, " n"], Float[Array, " n"] | None]:
+    """`(x, y, weight)` of a support set, the labels in 32 bits, and the weights `None` if there are
+    none: see `examples`. Raises `TypeError` or `ValueError` unless it has an integer label for each
+    example."""
+    if not isinstance(support, tuple | list) or len(support) not in (2, 3):
+        received, expected = str(jax.tree.structure(support)), "`(x, y)` or `(x, y, weight)`"
+        raise TypeError(explain("`support` is not a pair.", received, expected))
+    x, y, *_ = support
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(x)]
     sound = (eqx.is_array(y) or isinstance(y, np.ndarray)) and y.ndim == 1 and y.size > 0
     if not sound or any(shape[:1] != y.shape for shape in shapes):
@@ -29,8 +33,9 @@ def labelled_examples(support: Any) -> tuple[PyTree, Int[Array, " n"]]:
     if not jnp.issubdtype(y.dtype, jnp.integer):
         message = "The labels of `support` are not integers."
         raise TypeError(explain(message, y.dtype, "class numbers from 0"))
+    x, y, weight = examples(support)
     # In 8 bits the number of classes would not be one of the labels' own.
-    return x, jnp.asarray(y).astype(jnp.int32)
+    return x, y.astype(jnp.int32), weight
 
 
 def num_classes(y: Int[Array, " n"], ways: int | None) -> int:
@@ -42,13 +47,20 @@ def num_classes(y: Int[Array, " n"], ways: int | None) -> int:
 
 
 def prototypes(
-    features: Float[Array, "n d"], y: Int[Array, " n"], classes: int
+    features: Float[Array, "n d"],
+    y: Int[Array, " n"],
+    weight: Float[Array, " n"] | None,
+    classes: int,
 ) -> tuple[Float[Array, "classes d"], Bool[Array, " classes"]]:
-    """The mean of the features of each class, and whether the class is there. A label outside of
-    `range(classes)` makes all of them NaN."""
+    """The mean of the features of each class, by the weights if there are any, and whether the
+    class is there. A label outside of `range(classes)` makes all of them NaN."""
     member = jax.nn.one_hot(y, classes, dtype=features.dtype)  # [n, classes]
-    count = jnp.sum(member, axis=0)
-    means = member.T @ features / jnp.maximum(count, 1)[:, None]
+    unknown = (y < 0) | (y >= classes)
+    if weight is not None:
+        member = member * weight.astype(features.dtype)[:, None]
+        unknown &= weight > 0
+    total = jnp.sum(member, axis=0)
+    means = member.T @ features / jnp.where(total > 0, total, 1)[:, None]
     # A label without a class would only be left out: NaN instead of a plausible classifier.
-    wrong = jnp.any((y < 0) | (y >= classes))
-    return jnp.where(wrong, jnp.nan, means), (count > 0) | wrong
+    wrong = jnp.any(unknown)
+    return jnp.where(wrong, jnp.nan, means), (total > 0) | wrong

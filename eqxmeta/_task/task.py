@@ -17,6 +17,9 @@ class Task(eqx.Module):
     losses, with `x: [examples, ...]` and `y: [examples, ...]`. A batch of tasks has one more
     leading axis, the task axis: `x: [tasks, examples, ...]`.
 
+    Where sets differ in size the field is `(x, y, weight)` with `weight: [examples]`, floating:
+    padding has weight 0 and label 0, see `eqxmeta.losses.examples`.
+
     For a loss of your own a field may be anything that it takes: examples without labels, or beside
     them arrays of the task as a whole, without an example axis (a goal, a key). How many examples
     there are, the first array says that has an axis; arrays whose first axis is another have none.

@@ -80,9 +80,9 @@ class ProtoMAML(GradientStrategy, RolloutStrategy):
     def inner_rollout(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None, **options
     ) -> Adaptation:
-        x, y = labelled_examples(support)
+        x, y, weight = labelled_examples(support)
         head_key, key = split_or_none(key)
-        found, _ = features(model, x, key=head_key)
-        c, present = prototypes(found, y, num_classes(y, self.ways))
+        found, _ = features(model, x, key=head_key, weight=weight)
+        c, present = prototypes(found, y, weight, num_classes(y, self.ways))
         classifier = LinearClassifier(model, 2 * c, -jnp.sum(c**2, axis=1), present)
         return self.inner(self.loss, classifier, support, key=key, **options)

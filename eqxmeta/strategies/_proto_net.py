@@ -75,13 +75,18 @@ class ProtoNet(GradientStrategy):
     def inner_adapt(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PrototypeClassifier:
-        x, y = labelled_examples(support)
-        return _classifier(model, x, y, num_classes(y, self.ways), key)
+        x, y, weight = labelled_examples(support)
+        return _classifier(model, x, y, weight, num_classes(y, self.ways), key)
 
 
 @eqx.filter_jit
 def _classifier(
-    model: PyTree, x: PyTree, y: Array, classes: int, key: PRNGKeyArray | None
+    model: PyTree,
+    x: PyTree,
+    y: Array,
+    weight: Array | None,
+    classes: int,
+    key: PRNGKeyArray | None,
 ) -> PrototypeClassifier:
-    features, model = features_of(model, x, key=key)
-    return PrototypeClassifier(model, *prototypes(features, y, classes))
+    features, model = features_of(model, x, key=key, weight=weight)
+    return PrototypeClassifier(model, *prototypes(features, y, weight, classes))
