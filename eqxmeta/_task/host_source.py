@@ -133,7 +133,7 @@ class HostSource:
             received = f"tasks of type {type(self._source).__name__}"
             add_note(error, f"This error came out of `tasks[{step}]`.", received, expected)
             raise
-        check_task(batch, f"tasks[{step}]", leading="task")
+        check_task(batch, f"tasks[{step}]", leading="task", adapts=False)
         batch = jax.tree.map(np.array, batch)  # copied: a source may refill its buffers
         strange = {x.dtype for x in jax.tree.leaves(batch) if not _has_jax(x.dtype)}
         if strange:
