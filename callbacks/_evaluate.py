@@ -8,9 +8,9 @@ from eqxmeta._arguments import check_argument, check_int, check_int_or_none, che
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.published import Curve
 from eqxmeta._callback.run import Run
-from eqxmeta._evaluation.evaluate import check_curve, check_steps, check_tasks, measure
+from eqxmeta._evaluation.evaluate import check_curve, check_steps, measure
 from eqxmeta._evaluation.result import Evaluation
-from eqxmeta._task.task import Task, count_tasks
+from eqxmeta._evaluation.tasks import check_tasks
 
 
 class Evaluate(Callback):
@@ -52,11 +52,10 @@ class Evaluate(Callback):
         self.every = check_int(every, "Evaluate(every=...)", minimum=1, what="outer steps")
         sound, argument = isinstance(at_start, bool), "Evaluate(at_start=...)"
         check_argument(sound, at_start, argument, "True or False", TypeError)
-        num_tasks = check_int(num_tasks, "Evaluate(num_tasks=...)", minimum=1, what="tasks")
         argument = "Evaluate(inner_steps=...)"
         self._inner_steps = check_int_or_none(inner_steps, argument, minimum=1, what="inner steps")
         self._seed = check_seed(seed, "Evaluate(seed=...)")
-        self._task = check_tasks(tasks, "Evaluate(tasks=...)")
+        self._task, self._num_tasks = check_tasks(tasks, num_tasks, "Evaluate")
         self.name = f"Evaluate[{prefix}]" if name is None and prefix != "eval" else name
         self.result: Evaluation | None = None
         self.seconds = 0.0
@@ -64,7 +63,6 @@ class Evaluate(Callback):
         self._at_start = at_start
         self._tasks = tasks
         self._prefix = prefix
-        self._num_tasks = count_tasks(tasks) if isinstance(tasks, Task) else num_tasks
 
     def refuse(self, run: Run) -> None:
         # Now, and not at the first evaluation, which may be hours away.
@@ -96,6 +94,7 @@ class Evaluate(Callback):
                 num_tasks=self._num_tasks,
                 steps=steps,
                 seed=self._seed,
+                argument="Evaluate(tasks=...)",
             )
         self.result = result
         self._measured = run.step

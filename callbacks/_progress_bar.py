@@ -1,20 +1,16 @@
 """A callback that shows progress in the terminal."""
 
-import os
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from eqxmeta._callback.bar import open_bar
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run
-from eqxmeta._errors import Unfailing
 
 # More of what callbacks log would leave no room for the bar.
 _SHOWN = 2
@@ -49,17 +45,14 @@ class ProgressBar(Callback):
         self._published: dict[str, float] = {}
         self._ends: deque[tuple[int, float]] = deque(maxlen=_CHUNKS)  # of chunks: step, time
         self._meta_batch_size: int | None = run.config.get("meta_batch_size")
-        stdout, stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)
-        with redirect_stdout(stdout), redirect_stderr(stderr):  # tqdm flushes both
-            self._bar = tqdm(
-                total=run.steps,
-                initial=run.start,
-                unit="step",
-                disable=self.disable,
-                miniters=1,
-                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
-                **_size(stderr),
-            )
+        self._bar = open_bar(
+            self.disable,
+            total=run.steps,
+            initial=run.start,
+            unit="step",
+            miniters=1,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+        )
         self._text = ""
         if not self._bar.disable:
             run.show = self._show
@@ -117,15 +110,3 @@ class ProgressBar(Callback):
                 self._bar.set_postfix_str(self._text, refresh=False)
                 self._bar.close()
                 self._bar = None
-
-
-def _size(stderr: Unfailing) -> dict[str, Any]:
-    """That of the terminal, as it changes; or, of one that knows of no columns or no rows (many
-    that programs and containers make up), what would be there: tqdm would show nothing."""
-    try:
-        columns, rows = os.get_terminal_size(stderr.fileno())
-    except Exception:  # no terminal
-        return {"dynamic_ncols": True}
-    if columns > 1 and rows > 2:
-        return {"dynamic_ncols": True}
-    return {"ncols": columns - 1 if columns > 1 else 79, "nrows": 24}

@@ -20,9 +20,16 @@ from ._errors import CheckpointMismatch as CheckpointMismatch
 from ._errors import CheckpointNotFound as CheckpointNotFound
 from ._errors import CheckpointTooNew as CheckpointTooNew
 from ._errors import NonFiniteError as NonFiniteError
+from ._evaluation.compare import Comparison as Comparison
+from ._evaluation.compare import Leaderboard as Leaderboard
+from ._evaluation.compare import compare as compare
+from ._evaluation.compare import leaderboard as leaderboard
 from ._evaluation.evaluate import evaluate as evaluate
 from ._evaluation.plot_adaptation import plot_adaptation as plot_adaptation
 from ._evaluation.plot_confusion import plot_confusion as plot_confusion
+from ._evaluation.predictions import ClassResult as ClassResult
+from ._evaluation.predictions import PerClass as PerClass
+from ._evaluation.predictions import Predictions as Predictions
 from ._evaluation.result import Evaluation as Evaluation
 from ._meta_gradient.estimator import Estimator as Estimator
 from ._meta_gradient.estimator import ReverseMode as ReverseMode

@@ -36,6 +36,7 @@ ROOMS = (
     "_direction",  # which way a metric improves
     "_arguments",
     "_types",
+    "_table",  # tables, for the terminal and as Markdown
     "_errors",
 )
 RANK = {room: rank for rank, line in enumerate(reversed(ROOMS)) for room in line.split()}

@@ -1,22 +1,14 @@
 """The result of an evaluation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from .._direction import Mode
 from .._errors import explain
-
-
-def half_width95(values: np.ndarray) -> np.ndarray:
-    """Of the 95% interval, by Student's t, of the mean over the first axis; NaN if that is 1 long,
-    for of one number there is no interval."""
-    if len(values) < 2:
-        return np.full(values.shape[1:], np.nan)
-    from scipy.special import stdtrit  # takes a while to import; JAX depends on SciPy
-
-    n = len(values)
-    return stdtrit(n - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(n)
+from .interval import half_width95
+from .predictions import PerClass, Predictions, per_class
 
 
 def values_of(metrics: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -36,10 +28,19 @@ class Evaluation:
     - `transductive`: whether the model predicts the queries of a task together, so that a
       prediction depends on the other queries (`eqxmeta.nn.BatchNorm`). Not comparable with results
       that are not.
+    - `tasks`: `[num_tasks]`, a number for each task, by which `compare` knows whether another
+      evaluation was on the same ones; `None` if that is not known.
+    - `seed`: with which they were drawn.
+    - `directions`: which way metrics improve, as the strategy's losses declare it.
+    - `predictions`: of `evaluate(..., predictions=True)`, else `None`.
     """
 
     values: Mapping[str, np.ndarray]
     transductive: bool = False
+    tasks: np.ndarray | None = None
+    seed: int | None = None
+    directions: Mapping[str, Mode] = field(default_factory=dict)
+    predictions: Predictions | None = None
 
     def __repr__(self) -> str:
         tasks = len(next(iter(self.values.values()), ()))
@@ -61,3 +62,13 @@ class Evaluation:
         errors times the quantile of Student's t with `num_tasks - 1` degrees of freedom; NaN for a
         single task."""
         return half_width95(values_of(self.values, name))
+
+    def per_class(self) -> PerClass:
+        """How well each class of the source was recognised: accuracy with its 95% interval over the
+        tasks that had it, and for which class it was most often taken. A table to print, the worst
+        first; its `rows` are `ClassResult`s.
+
+        Raises `ValueError` without predictions, or if the source does not say which of its classes
+        a label of a task stands for, as `eqxmeta.tasks.Episodes` does.
+        """
+        return per_class(self.predictions)

@@ -10,7 +10,7 @@ import numpy as np
 from .._errors import add_note, explain
 from .._files.patience import hurried
 from .device_source import Loaded, check_task
-from .task import Task, layout_of
+from .task import Task, count_tasks, layout_of
 
 # Steps of host data that travel to the device together. More of them hide the cost of a
 # dispatch, which stops mattering long before they fill the memory.
@@ -123,33 +123,48 @@ class HostSource:
         return self._stop or len(self._batches) < 2 * self.capacity
 
     def _read(self, step: int, like: Task | None) -> Task:
-        expected = "a batch of tasks for every outer step"
-        try:
-            batch = self._source[step]
-        except (IndexError, KeyError, StopIteration) as error:
-            message = f"`tasks[{step}]` does not exist."
-            raise ValueError(explain(message, repr(error), expected)) from error
-        except Exception as error:  # the user's own: only where it is from is added
-            received = f"tasks of type {type(self._source).__name__}"
-            add_note(error, f"This error came out of `tasks[{step}]`.", received, expected)
-            raise
-        check_task(batch, f"tasks[{step}]", leading="task", adapts=False)
-        batch = jax.tree.map(np.array, batch)  # copied: a source may refill its buffers
-        strange = {x.dtype for x in jax.tree.leaves(batch) if not _has_jax(x.dtype)}
-        if strange:
-            message = f"`tasks[{step}]` has arrays that JAX cannot hold."
-            received = f"dtype {', '.join(map(str, strange))}"
-            raise TypeError(explain(message, received, "arrays of numbers"))
-        if like is None:
-            sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
-            if sizes != [self._meta_batch_size]:
-                message = f"`tasks[{step}]` has a wrong number of tasks."
-                expected = f"meta_batch_size={self._meta_batch_size}"
-                raise ValueError(explain(message, ", ".join(map(str, sizes)), expected))
-        elif layout_of(batch) != layout_of(like):
-            message = f"`tasks[{step}]` differs from the first batch in shape or dtype."
-            raise ValueError(explain(message, layout_of(batch), str(layout_of(like))))
+        batch = read_batch(self._source, step, like, "tasks")
+        if like is None and (tasks := count_tasks(batch)) != self._meta_batch_size:
+            message = f"`tasks[{step}]` has a wrong number of tasks."
+            expected = f"meta_batch_size={self._meta_batch_size}"
+            raise ValueError(explain(message, tasks, expected))
         return batch
+
+
+def read_batch(source: Any, step: int, like: Task | None, argument: str) -> Task:
+    """A copy of `source[step]`, a batch of tasks as NumPy arrays: of the shapes and dtypes of
+    `like`, if it is not the first.
+
+    Raises `TypeError` or `ValueError` for what is no such batch, naming `argument`; and what the
+    source raises, with a note of where that is from.
+    """
+    name = f"{argument}[{step}]"
+    try:
+        batch = source[step]
+    except (IndexError, KeyError, StopIteration) as error:
+        message, expected = f"`{name}` does not exist.", "a batch of tasks for every step"
+        raise ValueError(explain(message, repr(error), expected)) from error
+    except Exception as error:  # the user's own: only where it is from is added
+        received = f"tasks of type {type(source).__name__}"
+        expected = "a batch of tasks for every step"
+        add_note(error, f"This error came out of `{name}`.", received, expected)
+        raise
+    check_task(batch, name, leading="task")
+    batch = jax.tree.map(np.array, batch)  # copied: a source may refill its buffers
+    strange = {x.dtype for x in jax.tree.leaves(batch) if not _has_jax(x.dtype)}
+    if strange:
+        message = f"`{name}` has arrays that JAX cannot hold."
+        received = f"dtype {', '.join(map(str, strange))}"
+        raise TypeError(explain(message, received, "arrays of numbers"))
+    if like is None:
+        sizes = sorted({leaf.shape[0] for leaf in jax.tree.leaves(batch)})
+        if len(sizes) != 1:
+            message = f"`{name}` has different numbers of tasks in its arrays."
+            raise ValueError(explain(message, ", ".join(map(str, sizes)), "one number of tasks"))
+    elif layout_of(batch) != layout_of(like):
+        message = f"`{name}` differs from the first batch in shape or dtype."
+        raise ValueError(explain(message, layout_of(batch), str(layout_of(like))))
+    return batch
 
 
 def _has_jax(dtype: np.dtype) -> bool:

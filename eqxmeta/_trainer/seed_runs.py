@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from .._errors import explain
-from .._evaluation.result import half_width95, values_of
+from .._evaluation.interval import half_width95
+from .._evaluation.result import values_of
 from .._model.state import TrainState
 
 

@@ -12,7 +12,7 @@ import pytest
 from jax import Array
 
 import eqxmeta as em
-from eqxmeta._evaluation.evaluate import adaptation_curve
+from eqxmeta._evaluation.curve import adaptation_curve
 from eqxmeta._jaxpr.flops import count_flops
 from eqxmeta._jaxpr.hoist import hoist
 from eqxmeta._meta_gradient import inner_loop as _inner_loop

@@ -566,10 +566,10 @@ MISTAKES = {
         ValueError, r"Checkpoint\(monitor=", "'los'", "grad_norm, loss, loss_before"),
     "evaluation of a list": Mistake(
         lambda f: Evaluate([BoringTasks()], every=2),
-        TypeError, r"Evaluate\(tasks=", "BoringTasks", A_SOURCE),
-    "evaluation of a host source": Mistake(
-        lambda f: em.evaluate(maml(), LINEAR, Hosted({})),
-        TypeError, r"evaluate\(tasks=", "Task", r"A host source.*`tasks\[0\]`"),
+        TypeError, r"Evaluate\(tasks=...\)\[0\]", "BoringTasks", "Task"),
+    "evaluation of a host source that is too short": Mistake(
+        lambda f: Evaluate([host_batch(0)] * 3, every=2, num_tasks=7),
+        ValueError, r"Evaluate\(num_tasks=", "7", "6 or less"),
     "a number in the place of a model to convert": Mistake(
         lambda f: em.nn.fast(3), TypeError, r"fast\(model\)", "3", "Equinox module"),
     "evaluation of tasks of another shape": Mistake(

@@ -1,0 +1,115 @@
+"""Query metrics of a task at every inner step: the compiled part of an evaluation."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from .._model.predict import predict
+from .._model.support_statistics import with_support_statistics, without_statistics
+from .._strategy.jit import strategy_jit
+from .._strategy.metrics import check_loss_output
+from .._strategy.rollout_strategy import RolloutStrategy
+from .._strategy.strategy import Strategy
+from .._task.examples import examples
+from .._task.layout import is_large
+from .._task.task import Task
+from .tasks import PARALLEL, task_and_key, telling_number
+
+
+class Measured(NamedTuple):
+    """Of one task, or stacked of several.
+
+    - `curves`: query metrics after 0, 1, ..., `steps` inner steps, `[steps + 1]` each.
+    - `tells`: see `telling_number`.
+    - `outputs`, `targets`, `weights`, `classes`: see `Predictions`; `None` if not asked for.
+    """
+
+    curves: dict[str, Array]
+    tells: Array
+    outputs: PyTree = None
+    targets: PyTree = None
+    weights: PyTree = None
+    classes: PyTree = None
+
+
+@strategy_jit()
+def measure_piece(
+    strategy: Strategy,
+    model: PyTree,
+    tasks: Any,
+    root: PRNGKeyArray,
+    begin: Array,
+    size: int,
+    steps: int | None,
+    predictions: bool,
+) -> Measured:
+    """Of the tasks of one of the `pieces`."""
+
+    def one(index: Array) -> Measured:
+        task, task_key, key = task_and_key(tasks, root, begin, index)
+        curves, outputs = _curve(strategy, model, task, steps, key, predictions)
+        tells = telling_number(task)
+        if not predictions:
+            return Measured(curves, tells)
+        classes = tasks.classes(task_key) if says_classes(tasks) else None
+        _, targets, weights = examples(task.query)
+        return Measured(curves, tells, outputs[-1], targets, weights, classes)
+
+    # Traced once: counted, and then computed as it is.
+    closed, shapes = jax.make_jaxpr(one, return_shape=True)(jnp.int32(0))
+    parallel = 1 if is_large(closed) else min(size, PARALLEL)
+    indices = jnp.arange(size, dtype=jnp.int32)  # as it was traced, also in 64 bits
+    batch_size = parallel if parallel > 1 else None
+    values = jax.lax.map(jaxpr_as_fun(closed), indices, batch_size=batch_size)
+    return jax.tree.unflatten(jax.tree.structure(shapes), values)
+
+
+def says_classes(tasks: Any) -> bool:
+    """Whether the source says which of its classes a label stands for."""
+    return not isinstance(tasks, Task) and hasattr(tasks, "classes")
+
+
+def adaptation_curve(
+    strategy: Strategy, model: PyTree, task: Task, *, steps: int | None, key: PRNGKeyArray | None
+) -> dict[str, Array]:
+    """Query metrics of one task after 0, 1, ..., `steps` inner steps: `[steps + 1]` each."""
+    return _curve(strategy, model, task, steps, key, False)[0]
+
+
+def _curve(
+    strategy: Strategy,
+    model: PyTree,
+    task: Task,
+    steps: int | None,
+    key: PRNGKeyArray | None,
+    predictions: bool,
+) -> tuple[dict[str, Array], PyTree]:
+    """`adaptation_curve`, and with `predictions` the output for each query, `[steps + 1, ...]`."""
+
+    def measure(model: PyTree) -> tuple[dict[str, Array], PyTree]:
+        model = eqx.nn.inference_mode(model)
+        model = with_support_statistics(strategy.loss, model, task.support)
+        out = strategy.loss(model, task.query, None)
+        check_loss_output(out)
+        value, metrics = out
+        if not predictions:
+            return {"loss": value, **metrics}, None
+        x, _, weights = examples(task.query)
+        return {"loss": value, **metrics}, predict(model, x, None, weights)
+
+    model = without_statistics(model)
+    if isinstance(strategy, RolloutStrategy):
+        options = {"steps": steps, "observe": measure, "key": key}
+        return strategy.inner_rollout(model, task.support, **options).observed
+    after = measure(strategy.inner_adapt(model, task.support, key=key))
+    unadapted = strategy.unadapted(model)
+    before = (
+        jax.tree.map(jnp.zeros_like, after)  # NaN that is meant is made on the host
+        if unadapted is None
+        else measure(unadapted)
+    )
+    return jax.tree.map(lambda *xs: jnp.stack(xs), before, after)
