@@ -31,6 +31,8 @@ from ._evaluation.predictions import ClassResult as ClassResult
 from ._evaluation.predictions import PerClass as PerClass
 from ._evaluation.predictions import Predictions as Predictions
 from ._evaluation.result import Evaluation as Evaluation
+from ._learner.classifier import Classifier as Classifier
+from ._learner.learner import Learner as Learner
 from ._meta_gradient.estimator import Estimator as Estimator
 from ._meta_gradient.estimator import ReverseMode as ReverseMode
 from ._meta_gradient.evolution_strategies import EvolutionStrategies as EvolutionStrategies

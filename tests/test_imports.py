@@ -19,6 +19,7 @@ ROOMS = (
     "callbacks",  # logging, checkpoints, evaluation during a run
     "eqxmeta __main__",  # the front door
     "_trainer",  # fit, resume, several seeds
+    "_learner",  # a trained strategy at work
     "_evaluation",  # how well a model adapts, in numbers and pictures
     "_loop",  # the compiled loop and the hooks
     "_preflight",  # what can be found wrong, or counted, before a run

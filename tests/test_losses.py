@@ -208,3 +208,14 @@ def test_inputs_may_be_a_pytree():
     x = {"a": jnp.ones((4, 2)), "b": jnp.arange(4.0)}
     out = predict(lambda x, key: x["a"].sum() * x["b"], x, KEY)
     assert tree_allclose(out, 2 * jnp.arange(4.0))
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_bytes_are_refused_where_nobody_scales_them():
+    """A linear layer would take a pixel of 255 for 255, where tasks have 1."""
+    x = np.full((2, 1), 255, np.uint8)
+    for call in (lambda: predict(tiny_mlp(), x), lambda: mse(tiny_mlp(), (x, normal(2, 1)), None)):
+        with pytest.raises(TypeError, match=rf"was given bytes{THREE_PARTS}") as caught:
+            call()
+        assert "uint8 [2, 1]" in str(caught.value) and "x / 255" in str(caught.value)
+    assert predict(tiny_mlp(), x / np.float32(255)).shape == (2, 1)

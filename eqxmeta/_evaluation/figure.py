@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from .._arguments import check_int, check_seed
 from .._errors import annotate_errors, explain, is_missing
 from .._model.predict import predict
-from .._model.support_statistics import fill_statistics
+from .._strategy.adapted import adapted_model
 from .._strategy.strategy import Strategy
 from .._task.device_source import check_device_source
 from .._task.task import shapes_of
@@ -65,10 +65,7 @@ def adapted_predictions(
 ) -> Array:
     """Of the model adapted to `support` (with dropout, of which `key` is the key), for each example
     of `x: [n, ...]`, without dropout."""
-    adapted = strategy.inner_adapt(model, support, key=key)
-    # Strategies that need not have a loss for it: only asked for if there are such layers.
-    adapted = fill_statistics(adapted, lambda m: strategy.loss(m, support, key))  # pyright: ignore
-    return predict(eqx.nn.inference_mode(adapted), x)
+    return predict(adapted_model(strategy, model, support, key), x)
 
 
 def check_predictions(

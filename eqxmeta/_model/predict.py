@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
+from .._errors import explain
 from .check import check_stateless
 from .holder import not_a_model
 from .support_statistics import map_examples
@@ -25,9 +26,13 @@ def predict(
     and for other models, it is called with the example alone. Layers that normalise with the
     statistics of a batch (`eqxmeta.nn.SupportNorm`, `eqxmeta.nn.BatchNorm`) take `x` for it, with
     the examples' weights if there are any: padding, of weight 0, has no part in them.
+
+    Raises `TypeError` for bytes (uint8), which many a layer would take for numbers from 0 to 255,
+    where `Episodes` has made pixels floats in [0, 1].
     """
     if not callable(model) and hasattr(model, "model"):  # a user's own, of no class of ours
         raise not_a_model(model, "it in the place of a model")
+    _refuse_bytes(x)
     try:
         if key is None or not takes_key(model):
             return map_examples(lambda example: model(example), x, weight=weight)
@@ -36,6 +41,15 @@ def predict(
     except Exception:
         check_stateless(model, "predict(model, ...)")  # which cannot be called without it
         raise
+
+
+def _refuse_bytes(x: PyTree) -> None:
+    for leaf in jax.tree.leaves(x):
+        if getattr(leaf, "dtype", None) == jnp.uint8:
+            expected = "floats: of pixels `x / 255`, as `Episodes` makes them; of the numbers of "
+            expected += "tokens `x.astype(int)`"
+            message = "`predict(model, x)` was given bytes."
+            raise TypeError(explain(message, f"uint8 {list(leaf.shape)}", expected))
 
 
 def predicted_class(logits: Shaped[Array, "... classes"]) -> Int[Array, "..."]:

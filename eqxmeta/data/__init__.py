@@ -2,6 +2,7 @@
 
 from .._images.format import ImageFormat as ImageFormat
 from .._images.images import Images as Images
+from .._images.read import read_image as read_image
 from ._augment import random_crop as random_crop
 from ._augment import random_flip as random_flip
 from ._folder import from_folder as from_folder

@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
 from .._arguments import check_choice, check_int_or_none, check_path
 from .._errors import explain
+from .._images.extra import need
 from .._images.images import Images
-from ._extra import need
+from .._images.read import read_all
 from ._npz import from_npz
 from ._split import images_by_class
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PillowImage
 
 
 def from_folder(
@@ -75,83 +72,10 @@ def from_folder(
     files = [file for images in classes.values() for file in images]
     counts = [len(images) for images in classes.values()]
     return Images(
-        _read_all(files, size, mode),
+        read_all(files, size, mode),
         np.repeat(np.arange(len(classes), dtype=np.int32), counts),
         tuple(classes),
+        size,
+        mode,
+        from_files=True,
     )
-
-
-def _read_all(
-    files: Sequence[Path], size: int | None, mode: str | None
-) -> UInt8[np.ndarray, "N channels height width"]:
-    first = _read(files[0], size, mode)
-    images = np.empty((len(files), *first.shape), np.uint8)
-    for index, file in enumerate(files):
-        image = _read(file, size, mode)
-        if image.shape != first.shape:
-            kind = len(image) != len(first)
-            mend = "mode='RGB' or 'L'" if kind else "size=84, for example,"
-            message = f"Images differ in {'kind' if kind else 'size'}."
-            received = f"{files[0]} is {_described(first)}, {file} is {_described(image)}"
-            raise ValueError(explain(message, received, f"all alike; {mend} makes them so"))
-        images[index] = image
-    return images
-
-
-def _read(
-    file: Path, size: int | None, mode: str | None
-) -> UInt8[np.ndarray, "channels height width"]:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            image = _upright(image)
-            transparent = image.has_transparency_data
-            kind = mode or (None if transparent else _KINDS.get(image.mode))
-            if kind is None or image.mode.startswith(("I", "F")):
-                raise ValueError(f"{'transparent ' * transparent}pixels of mode {image.mode}")
-            if transparent:
-                image = image.convert("RGBA")
-                paper = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(paper, image)
-            image = image.convert(kind)
-            if size is not None:
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk
-            raise
-        expected = "an image of 8 bits a channel, grey or colour, that Pillow can read"
-        raise ValueError(explain(f"{file} cannot be read.", str(error), expected)) from error
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
-
-
-def _upright(image: "PillowImage") -> "PillowImage":
-    """Turned as its EXIF orientation says. (Pillow's own function for it writes the rest of the
-    EXIF data anew, and fails over what cameras leave there.)"""
-    from PIL.Image import Transpose
-
-    try:
-        orientation = image.getexif().get(0x0112)
-    except Exception:  # whatever a broken header leads to: such a picture has no orientation
-        return image
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(turns[orientation]) if orientation in turns else image
-
-
-# Pillow's modes that lose nothing on the way. Of images with transparency, or with more than 8
-# bits, somebody has to say what they mean.
-_KINDS = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "YCbCr": "RGB", "CMYK": "RGB"}
-
-
-def _described(image: np.ndarray) -> str:
-    channels, height, width = image.shape
-    return f"{'grey' if channels == 1 else 'colour'}, {height} x {width} pixels (height x width)"

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from .._errors import explain
 from .._files.atomic import replacing
-from ._extra import need
+from .._images.extra import need
 
 _CALLER = "omniglot(download=True)"
 _SMALL = 28  # pixels of a side as the field uses it; drawings are published with 105

@@ -1,0 +1,1 @@
+"""A trained strategy at work: photographs in, names out."""
