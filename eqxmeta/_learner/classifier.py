@@ -38,7 +38,8 @@ class Classifier(eqx.Module):
         for an array of another shape, dtype or scale, or if the model's output is NaN.
         """
         x = as_image(photo, self.format, "photo")
-        logits = np.asarray(_logits(self.model, x))[: len(self.names)].astype(np.float64)
+        outputs = np.asarray(_logits(self.model, jnp.asarray(x)), np.float64)
+        logits = outputs[: len(self.names)]
         if np.isnan(logits).any():
             message, expected = "The adapted model predicts NaN.", "numbers: smaller inner steps"
             raise ValueError(explain(message, logits.tolist(), expected))
@@ -59,7 +60,7 @@ def as_image(
 
 @eqx.filter_jit
 def _logits(model: PyTree, x: Float[Array, "channels height width"]) -> Float[Array, " classes"]:
-    return predict(model, jnp.asarray(x)[None])[0]
+    return predict(model, x[None])[0]
 
 
 def output_shape(model: PyTree, format: ImageFormat) -> tuple[int, ...]:

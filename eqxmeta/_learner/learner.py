@@ -1,7 +1,6 @@
 """What learns new classes from a few photographs of each."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -79,9 +78,9 @@ class Learner(eqx.Module):
         examples, labels = [], []
         for label, (name, photos) in enumerate(photographs.items()):
             argument = f"photographs[{name!r}]"
-            one = isinstance(photos, str | Path) or not np.iterable(photos)
+            sound = isinstance(photos, Sequence | np.ndarray) and not isinstance(photos, str)
             expected = "a list of paths or of arrays [channels, height, width]"
-            check_argument(not one, photos, argument, expected, TypeError, "is not a list")
+            check_argument(sound, photos, argument, expected, TypeError, "is not a list")
             check_argument(len(photos), photos, argument, expected, ValueError, "is empty")
             examples += [as_image(photo, self.format, argument) for photo in photos]
             labels += [label] * len(photos)
