@@ -24,6 +24,8 @@ _KNOWN: dict[str, Mode] = {
     "objective": "min",
     "mse": "min",
     "cross_entropy": "min",
+    "sigmoid_mse": "min",
+    "gaussian_nll": "min",
     "accuracy": "max",
 }
 

@@ -6,11 +6,13 @@ computed in float32 at least: half-precision outputs are widened first.
 A batch is `(x, y)` or `(x, y, weight)`: see `examples`.
 """
 
+import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._direction import directed as directed
 from ._errors import explain
@@ -61,6 +63,59 @@ def cross_entropy(
 
     Raises `ValueError` or `TypeError` if shapes or dtypes are others.
     """
+    logits, labels, weight = _logits(model, batch, key)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return _mean_and_accuracy(losses, logits, labels, weight)
+
+
+def sigmoid_mse(
+    model: Callable, batch: PyTree, key: PRNGKeyArray | None
+) -> tuple[Float[Array, ""], Metrics]:
+    """Squared error of `sigmoid(logits)` against labels as vectors of zeros and a one, summed over
+    classes, mean over examples: Sung et al. 2018 (arXiv 1711.06025), equation 2. `accuracy` as a
+    metric.
+
+    Of the same batches as `cross_entropy`, and raises what it raises. A class with a logit of minus
+    infinity has no part in it.
+    """
+    logits, labels, weight = _logits(model, batch, key)
+    errors = jax.nn.sigmoid(logits) - jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
+    return _mean_and_accuracy(jnp.sum(errors**2, axis=1), logits, labels, weight)
+
+
+def gaussian_nll(
+    model: Callable, batch: PyTree, key: PRNGKeyArray | None
+) -> tuple[Float[Array, ""], Metrics]:
+    """Negative log likelihood of targets, each under a normal distribution of its own: in nats,
+    mean over examples and outputs; `mse`, of the means, as a metric.
+
+    Of a batch `x: [n, ...]`, and `y: [n, ...]`; the model maps an example to `(mean, scale)`, its
+    mean and standard deviation, each of the shape of a target. Raises `TypeError` or `ValueError`
+    if it does not.
+    """
+    x, y, weight = examples(batch)
+    out = predict(model, x, key, weight)
+    if not isinstance(out, tuple) or len(out) != 2:
+        message, received = "Predictions are not a pair.", str(jax.tree.structure(out))
+        raise TypeError(explain(message, received, "`(mean, scale)` of each target"))
+    mean, scale = (_widened(as_array(part, "Predictions")) for part in out)
+    if not mean.shape == scale.shape == y.shape:
+        message = "Predictions and targets differ in shape."
+        received = f"means {mean.shape}, scales {scale.shape}, targets {y.shape}"
+        expected = "the same shape: a mean and a scale for each target"
+        raise ValueError(explain(message, received, expected))
+    error = _widened(y) - mean
+    if weight is not None:  # before the square, whose derivative would be NaN times zero
+        exists = (weight > 0).reshape(-1, *[1] * (y.ndim - 1))
+        error = jnp.where(exists, error, 0)
+    losses = (error / scale) ** 2 / 2 + jnp.log(scale) + math.log(2 * math.pi) / 2
+    return weighted_mean(losses, weight), {"mse": weighted_mean(error**2, weight)}
+
+
+def _logits(
+    model: Callable, batch: PyTree, key: PRNGKeyArray | None
+) -> tuple[Float[Array, "n classes"], Int[Array, " n"], Float[Array, " n"] | None]:
+    """The logits of a batch, its labels and its weights."""
     x, y, weight = examples(batch)
     logits = as_array(predict(model, x, key, weight), "Logits")
     if logits.ndim != 2 or y.shape != logits.shape[:1]:
@@ -74,8 +129,16 @@ def cross_entropy(
         absent = jnp.arange(logits.shape[1]) > jnp.max(labels)
         logits = jnp.where(absent, -jnp.inf, logits)
         labels = jnp.where(weight > 0, labels, 0)
+    return _widened(logits), labels, weight
+
+
+def _mean_and_accuracy(
+    losses: Float[Array, " n"],
+    logits: Float[Array, "n classes"],
+    labels: Int[Array, " n"],
+    weight: Float[Array, " n"] | None,
+) -> tuple[Float[Array, ""], Metrics]:
     known = (labels >= 0) & (labels < logits.shape[1])
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(_widened(logits), labels)
     # A factor, because that reaches the gradient. Optax counts a negative label from the end, and
     # one that is too large is NaN to it, but with the gradient of the normalisation alone.
     losses = losses * jnp.where(known, 1.0, jnp.nan)

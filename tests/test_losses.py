@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from eqxmeta._types import Loss
-from eqxmeta.losses import cross_entropy, mse, predict
+from eqxmeta.losses import cross_entropy, gaussian_nll, mse, predict, sigmoid_mse
 
 from .helpers import tiny_mlp, tree_allclose
 
@@ -100,6 +100,54 @@ def test_a_label_that_is_no_class_gives_a_gradient_of_nan(label):
     product = jax.jit(lambda x, y: jax.jvp(lambda x: jax.grad(loss)(x, y), (x,), (x,))[1])
     curved = product(logits, labels)
     assert np.isnan(curved[1]).all() and np.isfinite(curved[0]).all()
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+def test_sigmoid_mse_is_that_of_relations():
+    """Equation 2 of Sung et al. 2018, summed over classes; one that is not there has no part."""
+    logits, labels = normal(7, 4), np.random.default_rng(1).integers(0, 3, 7)
+    logits[:, 3] = -np.inf
+    value, metrics = sigmoid_mse(identity, (jnp.asarray(logits), jnp.asarray(labels)), None)
+    relations = 1 / (1 + np.exp(-logits[:, :3].astype(float)))
+    expected = sum((relations[i, k] - (k == labels[i])) ** 2 for i in range(7) for k in range(3))
+    np.testing.assert_allclose(value, expected / 7, rtol=1e-5)
+    accuracy = np.mean(logits.argmax(axis=1) == labels)
+    np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-6)
+    grads = jax.grad(lambda x: sigmoid_mse(identity, (x, jnp.asarray(labels)), None)[0])(logits)
+    assert np.isfinite(grads).all() and not grads[:, 3].any()
+    assert np.isnan(sigmoid_mse(identity, (jnp.ones((2, 3)), jnp.array([0, 3])), None)[0])
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+@pytest.mark.parametrize("weight", [None, [1.0, 0.0, 2.5, 0.0]])
+def test_gaussian_nll(weight):
+    """Of padding the target is NaN."""
+    mean, y, scale = normal(4, 3), normal(4, 3, seed=1), np.exp(normal(4, 3, seed=2))
+    wide = [x.astype(float) for x in (mean, y, scale)]
+    if weight is not None:
+        y[[1, 3]] = np.nan
+    rest = () if weight is None else (jnp.asarray(weight, jnp.float32),)
+
+    def loss(mean, scale):
+        batch = (jnp.asarray(mean), jnp.asarray(scale)), jnp.asarray(y), *rest
+        return gaussian_nll(lambda pair: (pair[0], pair[1]), batch, None)
+
+    (value, metrics), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(mean, scale)
+    m, t, s = wide
+    losses = -np.log(np.exp(-(((t - m) / s) ** 2) / 2) / (s * np.sqrt(2 * np.pi)))
+    for found, each in ((value, losses), (metrics["mse"], (t - m) ** 2)):
+        expected = np.average(each.mean(axis=1), weights=weight)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert value.dtype == jnp.float32 and metrics.keys() == {"mse"}
+    assert all(np.isfinite(g).all() for g in grads)
+
+
+def test_gaussian_nll_wants_a_mean_and_a_scale_of_each_target():
+    x = jnp.ones((4, 2))
+    with pytest.raises(TypeError, match="not a pair" + THREE_PARTS):
+        gaussian_nll(identity, (x, x), None)
+    with pytest.raises(ValueError, match="differ in shape" + THREE_PARTS):
+        gaussian_nll(lambda x: (x, x[:1]), (x, x), None)
 
 
 @pytest.mark.parametrize(

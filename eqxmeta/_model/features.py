@@ -34,7 +34,11 @@ def features(
     return out, model
 
 
+def called(model: Any, x: PyTree, key: PRNGKeyArray | None) -> Array:
+    """The model's output for one example, with `key` if it takes one."""
+    return model(x, key=key) if key is not None and takes_key(model) else model(x)
+
+
 def embedded(model: Any, x: PyTree, key: PRNGKeyArray | None) -> Float[Array, " d"]:
     """The model's output for one example, as a vector."""
-    with_key = key is not None and takes_key(model)
-    return jnp.ravel(model(x, key=key) if with_key else model(x))
+    return jnp.ravel(called(model, x, key))

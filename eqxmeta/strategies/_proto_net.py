@@ -1,43 +1,37 @@
 """Prototypical networks."""
 
-from typing import Any
-
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._arguments import check_int_or_none
 from .._model.features import embedded
 from .._model.features import features as features_of
+from .._strategy.by_distance import ByDistance, Distance
 from .._strategy.classes import labelled_examples, num_classes, prototypes
-from .._strategy.gradient_strategy import GradientStrategy
-from .._types import Loss
 
 
 class PrototypeClassifier(eqx.Module):
-    """Maps one example to logits `[classes]`, `-‖f(x) - c_k‖²`.
+    """Maps one example to logits `[classes]`, `-d(f(x), c_k)`.
 
-    - `embedding`: f, the user's own model.
+    - `embedding`: f, the user's own model. `distance`: d.
     - `prototypes`: c, `[classes, features]`, the mean of each class of the support set.
     - `present`: `[classes]`, whether the class was in the support set; the logit of one that was
       not is minus infinity.
     """
 
     embedding: PyTree
+    distance: Distance
     prototypes: Float[Array, "classes features"]
     present: Bool[Array, " classes"]
 
     def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " classes"]:
-        differences = embedded(self.embedding, x, key)[None, :] - self.prototypes
-        return jnp.where(self.present, -jnp.sum(differences**2, axis=1), -jnp.inf)
+        feature = embedded(self.embedding, x, key)
+        distances = jax.vmap(lambda c: self.distance(feature, c))(self.prototypes)
+        return jnp.where(self.present, -distances, -jnp.inf)
 
 
-def _check_ways(ways: Any) -> int | None:
-    return check_int_or_none(ways, "ProtoNet(ways=...)", minimum=1, what="classes")
-
-
-class ProtoNet(GradientStrategy):
+class ProtoNet(ByDistance):
     """Prototypical networks: an embedding in which a class is where the mean of its examples is.
 
     Snell, Swersky, Zemel 2017 (arXiv 1703.05175), equations 1 and 2: `c_k` is the mean of `f(x)`
@@ -52,6 +46,10 @@ class ProtoNet(GradientStrategy):
     - `loss`: of logits, such as `eqxmeta.losses.cross_entropy`.
     - `optimizer`: the outer optax optimizer. `task_chunk`: see `GradientStrategy`; `learn`:
       see `Strategy`.
+    - `distance`: what the logits are minus of. `"euclidean"` is the paper's, squared; `"cosine"` is
+      `-s cos(f(x), c_k)` with a learnt scale s, at first 10 (without one the probabilities could
+      not come near 0 or 1). Or a function of two vectors `[d]`, f(x) and c_k; of an `eqx.Module`
+      every inexact array is learnt too.
     - `ways`: the number of logits, if all tasks have the same number of classes or a known most.
       `None`: what the labels say, where they are at hand (a call of `inner_adapt` by itself). In a
       compiled program, such as training, they are not, but no class has less than one example:
@@ -59,34 +57,31 @@ class ProtoNet(GradientStrategy):
       infinity, a probability of zero, so that loss and accuracy do not depend on it.
 
     Before adaptation there is no classifier: no metric `loss_before`, and in an `Evaluation` the
-    column of step 0 is NaN; that of step 1 is what counts.
+    column of step 0 is NaN; that of step 1 is what counts. `TrainState.model` is f or, where the
+    distance is learnt, a `MetaParameters` of `model`, f, and `extra`, the distance.
 
     Raises `TypeError` or `ValueError` for arguments, or tasks, that are not as above. A support
     label outside `range(ways)` makes every logit NaN.
     """
 
-    loss: Loss
-    optimizer: optax.GradientTransformation
-    ways: int | None = eqx.field(default=None, kw_only=True, converter=_check_ways)
-
-    def unadapted(self, model: PyTree) -> None:
-        return None
-
     def inner_adapt(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
     ) -> PrototypeClassifier:
         x, y, weight = labelled_examples(support)
-        return _classifier(model, x, y, weight, num_classes(y, self.ways), key)
+        embedding, distance = self.embedding_and_distance(model)
+        classes = num_classes(y, self.ways)
+        return _classifier(embedding, distance, x, y, weight, classes, key)
 
 
 @eqx.filter_jit
 def _classifier(
-    model: PyTree,
+    embedding: PyTree,
+    distance: Distance,
     x: PyTree,
     y: Array,
     weight: Array | None,
     classes: int,
     key: PRNGKeyArray | None,
 ) -> PrototypeClassifier:
-    features, model = features_of(model, x, key=key, weight=weight)
-    return PrototypeClassifier(model, *prototypes(features, y, weight, classes))
+    features, embedding = features_of(embedding, x, key=key, weight=weight)
+    return PrototypeClassifier(embedding, distance, *prototypes(features, y, weight, classes))

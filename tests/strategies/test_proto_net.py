@@ -10,6 +10,16 @@ import pytest
 import eqxmeta as em
 
 from ..helpers import tree_allclose
+from .metric_tasks import (
+    LABELS,
+    QUERIES,
+    SUPPORT,
+    along,
+    answers,
+    assert_padding_is_nothing,
+    task_of,
+    wide,
+)
 
 KEY = jax.random.key(0)
 THREE_PARTS = r"[^\n]+\nReceived: (.|\n)+\nExpected: (.|\n)+"
@@ -201,3 +211,86 @@ def test_queries_are_normalised_by_the_support_set():
     expected = by_hand(normalised, task.support, task.query[0])
     one_by_one = [classifier(q) for q in task.query[0]]
     np.testing.assert_allclose(np.stack(one_by_one), expected, rtol=1e-3, atol=1e-4)
+
+
+COSINE = [
+    [0.48112522432468807, 0.7542530330036967, 0.4082482904638631],
+    [0.7139328934618737, 0.07745482614878355, -0.2672612419124244],
+    [-0.41996052556580804, 0.1355459457603712, 0.7126966450997985],
+]
+EUCLIDEAN = [
+    [-2.3979157616563596, -1.8540496217739157, -2.449489742783178],
+    [-1.8708286933869707, -3.491060010942235, -3.774917217635375],
+    [-4.123105625617661, -3.3819373146171707, -1.8027756377319946],
+]
+
+
+def test_the_scores_of_easyfsl(x64):
+    """Cosine scores are its `SimpleShot`'s, times the scale; those of `PrototypicalNetworks` are
+    minus a distance that is not squared."""
+    model, support = Pictures(eqx.nn.Dropout(0.0), jnp.ones(())), (jnp.asarray(SUPPORT), LABELS)
+    for options, expected in (
+        ({"distance": "cosine"}, 10 * np.array(COSINE)),
+        ({"distance": "euclidean"}, -np.square(EUCLIDEAN)),
+        ({"distance": lambda a, b: jnp.sqrt(jnp.sum((a - b) ** 2))}, EUCLIDEAN),
+    ):
+        strategy = proto_net(ways=3, **options)
+        learnt = strategy.init(model).model
+        found = answers(strategy, learnt, support, jnp.asarray(QUERIES))
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+class Mahalanobis(eqx.Module):
+    """A distance of one's own, with what is learnt of it."""
+
+    log_factors: jax.Array
+
+    def __call__(self, a, b):
+        return jnp.sum(jnp.exp(self.log_factors) * (a - b) ** 2)
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [pytest.param("cosine", marks=pytest.mark.slow), Mahalanobis(jnp.zeros(3))],
+)
+def test_a_learnt_distance_is_learnt(distance, x64):
+    """With the embedding, along the meta-gradient of a loss written in NumPy."""
+    task, strategy = task_of(5), proto_net(distance=wide(distance))
+    x, y = task.query
+    smooth = eqx.tree_at(lambda m: m.activation, wide(embedding()), jnp.tanh)
+
+    def forward(model, x):
+        first, last = model.layers
+        return np.tanh(np.asarray(x) @ first.weight.T + first.bias) @ last.weight.T + last.bias
+
+    def loss(learnt):
+        features, queries = forward(learnt.model, task.support[0]), forward(learnt.model, x)
+        means = np.stack([features[np.equal(LABELS, k)].mean(axis=0) for k in range(3)])
+        if distance == "cosine":
+            unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)  # noqa: E731
+            logits = np.exp(learnt.extra.log_scale) * unit(queries) @ unit(means).T
+        else:
+            squares = (queries[:, None] - means[None]) ** 2
+            logits = -squares @ np.exp(learnt.extra.log_factors)
+        chosen = logits[np.arange(len(y)), np.asarray(y)]
+        return np.mean(np.log(np.exp(logits).sum(axis=1)) - chosen)
+
+    along(strategy, smooth, task, loss)
+
+
+def test_padding_is_nothing_to_a_cosine(x64):
+    """Classes that are not there have a prototype of norm zero."""
+    assert_padding_is_nothing(proto_net(distance="cosine"), wide(embedding()), task_of(3))
+
+
+def test_the_distance_that_is_not_learnt_changes_no_bit():
+    task = blobs(3, 2).sample(KEY)
+    by_name, by_function = (
+        proto_net(**options).inner_adapt(embedding(), task.support)
+        for options in ({}, {"distance": lambda a, b: jnp.sum((a - b) ** 2)})
+    )
+    x = task.query[0]
+    before = -jnp.sum((jax.vmap(embedding())(x)[:, None] - by_name.prototypes[None]) ** 2, axis=2)
+    for classifier in (by_name, by_function):
+        assert tree_allclose(jax.vmap(classifier)(x), before, rtol=0, atol=0)
+    assert isinstance(proto_net().init(embedding()).model, eqx.nn.MLP)
