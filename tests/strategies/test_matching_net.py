@@ -75,7 +75,9 @@ def test_the_probabilities_of_easyfsl(x64):
     np.testing.assert_allclose(softmax(found)[:, :3], np.array(expected) - 1e-6, rtol=1e-10)
 
 
-@pytest.mark.parametrize("labels", [[2, 0, 2, 1, 2], [0, 3, 3, 0, 0]])
+@pytest.mark.parametrize(
+    "labels", [pytest.param([2, 0, 2, 1, 2], marks=pytest.mark.slow), [0, 3, 3, 0, 0]]
+)
 def test_probabilities_against_the_equation(labels, x64):
     """Unbalanced and unsorted; with classes that are not there; with the scale that is learnt."""
     task, strategy, model = task_of(1, np.array(labels)), MATCHING_NET, wide(embedding())
