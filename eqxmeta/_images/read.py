@@ -1,5 +1,6 @@
 """Photographs, from files into arrays."""
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from .._arguments import check_argument, check_path
-from .._errors import explain
+from .._errors import Unfailing, explain
 from .extra import need
 from .format import ImageFormat
 from .images import Images
@@ -76,7 +77,8 @@ def read_all(
     with ThreadPoolExecutor() as pool:
         done = pool.map(read, range(len(files)))
         options = {"total": len(files), "unit": " images", "delay": 2, "leave": False}
-        for _ in tqdm(done, "reading", disable=None, **options):
+        stderr = Unfailing(sys.stderr)
+        for _ in tqdm(done, "reading", disable=None, file=stderr, **options):  # on terminals alone
             pass
     return images
 

@@ -1,19 +1,23 @@
 """Which images of a folder are meant, and of what class each is."""
 
-import csv
-import io
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from .._arguments import check_argument, check_path
+from .._arguments import check_path
 from .._errors import explain
+from ._listing import (
+    IMAGE_SUFFIXES,
+    Entries,
+    check_below,
+    entries_in,
+    entries_of,
+    listed_images,
+    refuse_images,
+)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm")
-_IMAGE = re.compile(rf"[\s\"']*(.+?({'|'.join(map(re.escape, IMAGE_SUFFIXES))}))\b", re.IGNORECASE)
 _SPLIT_SUFFIXES = (".csv", ".txt", ".json")
 _ALL = "all"
 
@@ -25,23 +29,44 @@ _SPLIT = re.compile(
 )
 
 
-def images_by_class(path: Path, split: str | Path | Sequence[str] | None) -> dict[str, list[Path]]:
+def images_by_class(path: Path, split: Any) -> dict[str, list[Path]]:
     """The image files of each class, both in sorted order; no class is empty. See `from_folder`."""
     if split is None:
         named = (file for file in path.iterdir() if file.suffix in _SPLIT_SUFFIXES)
         _refuse_splits([file for file in named if _SPLIT.fullmatch(file.stem)], path)
         return _in_class_folders(path, splits=False)
     if not isinstance(split, str | Path):
-        return _chosen(_class_folder_names(split), path, "`split`")
+        return _named(entries_of(split, "`split`"), path, "`split`")
     split = check_path(split, "from_folder(split=...)")
     file = _split_file(path, split)
     if file is None and split == Path(_ALL):
         return _in_class_folders(path, splits=True)
     if file is None:
         return _in_class_folders(path / split, splits=False)
-    if file.suffix == ".csv":
-        return _listed(file, path)
-    return _chosen(_class_names(file), path, str(file))
+    return _named(entries_in(file), path, str(file))
+
+
+def together(found: Sequence[dict[str, list[Path]]]) -> dict[str, list[Path]]:
+    """The classes of several folders: those of one name are one class. Raises `ValueError` for an
+    image that is in two classes; one that is in a class twice is one."""
+    classes: dict[str, dict[str, Path]] = {}
+    places: dict[str, str] = {}
+    files = [(name, file) for part in found for name, images in part.items() for file in images]
+    for name, file in files:
+        place = os.path.realpath(file)
+        if (other := places.setdefault(place, name)) != name:
+            message = "`from_folder(path=...)` puts an image into two classes."
+            received = f"{file} of {other!r} and of {name!r}"
+            raise ValueError(explain(message, received, "folders of which none holds another"))
+        classes.setdefault(name, {}).setdefault(place, file)
+    return {name: list(images.values()) for name, images in sorted(classes.items())}
+
+
+def _named(entries: Entries, path: Path, source: str) -> dict[str, list[Path]]:
+    """What names of classes, or pairs of an image and its class, stand for in `path`."""
+    if entries.pairs:
+        return listed_images(entries.pairs, path, source)
+    return _chosen(entries.names, path, source)
 
 
 def _split_file(path: Path, split: Path) -> Path | None:
@@ -129,104 +154,24 @@ def _not_back(folder: str, above: set[str]) -> str:
 
 
 def _chosen(names: Sequence[str], path: Path, source: str) -> dict[str, list[Path]]:
-    _refuse_files(names, path, source)
-    _check_below(names, path, source)
+    refuse_images(names, path, source)
+    check_below(names, path, source)
     # One class by two names, such as `a` and `./a`, is one.
-    distinct = sorted({PurePath(name).as_posix() for name in names})
+    distinct = {PurePath(name).as_posix() for name in names}
     found = {name: _images_in(path / name) for name in distinct}
+    for name in distinct:  # a folder of classes stands for all of them
+        if not found[name] and any(map(os.path.isdir, _entries(path / name))):
+            del found[name]
+            below = _in_class_folders(path / name, splits=False)
+            found |= {f"{name}/{inner}": images for inner, images in below.items()}
+    found = dict(sorted(found.items()))
     missing = [name for name, images in found.items() if not images]
     if missing or not found:
         message = f"{source} names classes of which {path} has no images."
         received = f"{missing[:5]}, {len(missing)} of {len(found)} classes"
-        expected = "the names of folders in it, one or more, each with images"
+        expected = "the names of folders in it, one or more, each with images or with such folders"
         raise ValueError(explain(message, received, expected))
     return found
-
-
-def _refuse_files(names: Sequence[str], path: Path, source: str) -> None:
-    """Lines such as `apple/1.jpg, 0, 3`, taken for the names of classes."""
-    for name in names:
-        if (match := _IMAGE.match(name)) and not (path / name).is_dir():
-            image = PurePath(match[1])
-            if image.anchor:  # what is listed is named as it lies in `path`
-                image = PurePath(image.parent.name, image.name)
-            row = f"{image},{image.parent.name or 'its class'}"
-            expected = f"names of classes; or a csv file, 'filename,label' its first line, {row!r}"
-            received = f"{name!r}, the first of {len(names)} lines"
-            raise ValueError(explain(f"{source} names images, not classes.", received, expected))
-
-
-def _listed(file: Path, path: Path) -> dict[str, list[Path]]:
-    """As Ravi and Larochelle 2017 published the split of miniImageNet: `filename,label`."""
-    rows = csv.DictReader(io.StringIO(_text(file)))
-    if not {"filename", "label"} <= set(rows.fieldnames or ()):
-        expected = "columns named filename and label: 'filename,label' as the first line, then "
-        expected += "one line an image, such as 'apple/1.jpg,apple'"
-        raise ValueError(explain(f"{file} is not a split.", repr(rows.fieldnames), expected))
-    pairs = [(row["filename"], row["label"]) for row in rows]
-    if not pairs or not all(filename and label for filename, label in pairs):
-        expected = "one image or more, each with its class"
-        raise ValueError(explain(f"{file} names no images.", f"{len(pairs)} lines", expected))
-    _check_below([name for pair in pairs for name in pair], path, str(file))
-    found: dict[str, list[Path]] = {}
-    labels: dict[str, str] = {}
-    for filename, label in pairs:
-        image = _place_of(filename, label, file, path)
-        place = os.path.realpath(image)
-        if (other := labels.get(place, label)) != label:
-            message = f"{file} puts an image into two classes."
-            received = f"{filename} of {other!r} and of {label!r}, both {image}"
-            raise ValueError(explain(message, received, "one label for each image"))
-        # An image that is listed twice is one: else it could be support and query of one task.
-        if place not in labels:
-            found.setdefault(label, []).append(image)
-        labels[place] = label
-    return {label: sorted(images) for label, images in sorted(found.items())}
-
-
-def _check_below(names: Sequence[str], path: Path, source: str) -> None:
-    """Split files come from strangers: what they name is in `path`, or it is not read."""
-    for name in names:
-        if PurePath(name).anchor or ".." in PurePath(name).parts:
-            expected = f"names relative to {path}, of what is in it"
-            raise ValueError(explain(f"{source} leads out of the folder.", repr(name), expected))
-
-
-def _place_of(filename: str, label: str, file: Path, path: Path) -> Path:
-    # Together or by class, beside the split file or in the folder `images`: all are around.
-    candidates = [path / base / filename for base in ("", "images", label, f"images/{label}")]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    expected = f"one of {', '.join(map(str, candidates))}"
-    raise ValueError(explain(f"{file} names an image that is missing.", filename, expected))
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8-sig")  # with the mark in front that Excel and Notepad write
-    except UnicodeDecodeError as error:
-        expected = "text in UTF-8, as which editors can save it"
-        raise ValueError(explain(f"{file} cannot be read.", str(error), expected)) from error
-
-
-def _class_names(file: Path) -> list[str]:
-    text = _text(file)
-    if file.suffix == ".txt":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        return _class_folder_names(json.loads(text))
-    except ValueError as error:
-        expected = 'a list of class names, such as ["cat", "dog"]'
-        raise ValueError(explain(f"{file} is not a split.", str(error), expected)) from error
-
-
-def _class_folder_names(names: Any) -> list[str]:
-    listed = isinstance(names, Sequence) and not isinstance(names, str)
-    sound = listed and all(isinstance(name, str) for name in names)
-    expected = "a list of class names, or the name of a split or of its file"
-    check_argument(sound, names, "split", expected, ValueError, "does not name classes")
-    return list(names)
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -237,3 +182,7 @@ def _images_in(folder: Path) -> list[Path]:
         for file in folder.iterdir()
         if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
     )
+
+
+def _entries(folder: Path) -> list[str]:
+    return [entry.path for entry in os.scandir(folder)] if folder.is_dir() else []

@@ -120,18 +120,79 @@ def test_a_list_of_images_is_no_list_of_classes(folder, line, how):
     split = lines if how == "list" else f"mine.{how}"
     first = re.escape(line if "'" not in line else "'1.png'")
     said = f"names images, not classes.*{first}.*first of {len(lines)} lines"
-    refused(f"{said}.*'filename,label' its first line, '{re.escape(LINES[line])}'", root, split)
+    refused(f"{said}.*its class in every line, '{re.escape(LINES[line])}'", root, split)
 
 
-def test_the_form_that_would_do_does(folder):
+LISTED = ["cat/a.png, tabby", "dog/2.png,terrier", "dog/1.png,terrier"]
+
+
+@pytest.mark.parametrize("how", ["header", "path", "csv", "txt", "json", "lines", "pairs"])
+def test_a_list_of_images_with_their_classes(folder, how):
+    root, pixels = folder
+    pairs = [tuple(line.replace(" ", "").split(",")) for line in LISTED]
+    header = {"header": ["label,id,filename"], "path": ["path,label"]}.get(how, [])
+    rows = [f"{label},7,{image}" for image, label in pairs] if how == "header" else LISTED
+    suffix = how if how in ("txt", "json") else "csv"
+    text = json.dumps(pairs) if how == "json" else "\n".join([*header, *rows]) + "\n"
+    (root / f"mine.{suffix}").write_text(text)
+    split = {"lines": LISTED, "pairs": pairs}.get(how, f"mine.{suffix}")
+    data = em.data.from_folder(root, split)
+    assert_holds(data, pixels, tabby=["cat/a"], terrier=["dog/1", "dog/2"])
+
+
+def test_columns_that_nobody_knows(folder):
     root, _ = folder
-    for name in ("cat/a", "dog/2"):
-        (root / f"{name}.png").rename(root / f"{name}.jpg")
-    (root / "mine.csv").write_text("cat/a.jpg, 0\ndog/2.jpg, 1\n")
-    refused(r"mine.csv is not a split.*cat/a.jpg.*'filename,label'.*'apple/1.jpg,apple'",
-            root, "mine.csv")  # fmt: skip
-    (root / "mine.csv").write_text("filename,label\ncat/a.jpg,cat\ndog/2.jpg,dog\n")
-    assert em.data.from_folder(root, "mine.csv").class_names == ("cat", "dog")
+    for first in ("image,class", "cat/a.png,0,3"):
+        (root / "mine.csv").write_text(f"{first}\ncat/a.png,cat\n")
+        refused(f"mine.csv is not a split.*{first.split(',')[0]}.*'filename,label'.*"
+                "'apple/1.jpg,apple'", root, "mine.csv")  # fmt: skip
+    refused("does not name classes", root, [("cat/a.png", 0)])
+    refused("`split` names an image that is missing.*cat/z.png", root, ["cat/z.png,cat"])
+
+
+def test_a_folder_of_classes_stands_for_all_of_them(folder):
+    root, pixels = folder
+    pixels["fish/eel/1"] = picture(root / "fish/eel/1.png", 9)
+    both = {"fish/cod": ["fish/cod/x"], "fish/eel": ["fish/eel/1"]}
+    assert_holds(em.data.from_folder(root, ["fish"]), pixels, **both)
+    assert_holds(em.data.from_folder(root, ["fish/eel", "cat", "fish"]), pixels,
+                 cat=ALL["cat"], **both)  # fmt: skip
+    (root / "train.txt").write_text("fish\n")
+    assert_holds(em.data.from_folder(root, "train"), pixels, **both)
+
+
+def test_several_folders_together(folder, tmp_path_factory):
+    root, pixels = folder
+    other = tmp_path_factory.mktemp("other")
+    pixels["more"], pixels["cow"] = picture(other / "dog/0.png", 7), picture(other / "cow/1.png", 8)
+    data = em.data.from_folder([root, str(other)])
+    assert_holds(data, pixels, cat=ALL["cat"], cow=["cow"], dog=[*ALL["dog"], "more"],
+                 **{"fish/cod": ["fish/cod/x"]})  # fmt: skip
+    assert_holds(em.data.from_folder([root, root]), pixels, **ALL)  # an image is there once
+    refused("puts an image into two classes.*'fish/cod' and of 'cod'", [root, root / "fish"])
+    refused(r"`from_folder\(path=...\)` is empty", [])
+    refused("`path` is not a folder", [root, other / "no"], error=FileNotFoundError)
+
+
+def test_published_layouts(tmp_path):
+    """CIFAR-FS: a name a line, beside the data. CUB: as Torchmeta and as easyfsl publish splits.
+    (That of miniImageNet: `test_csv_files_as_of_mini_imagenet`.)"""
+    bird, gull = "001.Black_footed_Albatross", "059.California_Gull"
+    pixels, cub, cifar = {}, tmp_path / "CUB_200_2011/images", tmp_path / "cifar100"
+    for number, name in enumerate(("apple", "bear", "train")):
+        pixels[name] = picture(cifar / f"data/{name}/{name}_s_000001.png", number)
+    splits = cifar / "splits/bertinetto"
+    splits.mkdir(parents=True)
+    (splits / "train.txt").write_text("train\napple\n")
+    data = em.data.from_folder(cifar / "data", splits / "train.txt")
+    assert_holds(data, pixels, apple=["apple"], train=["train"])
+    for number, name in enumerate((bird, gull)):
+        pixels[name] = picture(cub / name / f"{name[4:]}_0001_796111.png", number)
+    (tmp_path / "val.json").write_text(json.dumps([gull]))
+    assert_holds(em.data.from_folder(cub, tmp_path / "val.json"), pixels, **{gull: [gull]})
+    roots = {"class_names": [bird[4:]], "class_roots": [f"./data/CUB/images/{bird}"]}
+    (tmp_path / "train.json").write_text(json.dumps(roots))
+    assert_holds(em.data.from_folder(cub, tmp_path / "train.json"), pixels, **{bird: [bird]})
 
 
 @pytest.mark.parametrize("how", ["list", "txt", "json", "elsewhere", "relative", "link"])
