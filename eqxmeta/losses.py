@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ._direction import directed as directed
 from ._errors import explain
 from ._model.predict import predict as predict
-from ._model.predict import predicted_class
+from ._model.predict import predicted_class, without_absent
 from ._task.examples import as_array, weighted_mean
 from ._task.examples import examples as examples
 from ._types import Metrics
@@ -126,8 +126,7 @@ def _logits(
         raise TypeError(explain("Labels are not integers.", f"dtype {y.dtype}", "class numbers"))
     labels = y.astype(jnp.int32)
     if weight is not None:
-        absent = jnp.arange(logits.shape[1]) > jnp.max(labels)
-        logits = jnp.where(absent, -jnp.inf, logits)
+        logits = without_absent(logits, labels)
         labels = jnp.where(weight > 0, labels, 0)
     return _widened(logits), labels, weight
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_int, check_seed
 from .._errors import annotate_errors, explain, is_missing
@@ -13,6 +13,7 @@ from .._model.predict import predict
 from .._strategy.adapted import adapted_model
 from .._strategy.strategy import Strategy
 from .._task.device_source import check_device_source
+from .._task.examples import has_weights
 from .._task.task import shapes_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def check_figure(
     task = check_device_source(tasks, f"{caller}(tasks=...)")
     for examples in (task.support, task.query):
         leaves = jax.tree.leaves(examples)
-        if not isinstance(examples, tuple) or len(leaves) != 2 or not can_draw(*leaves):
+        sound = isinstance(examples, tuple) and (len(leaves) == 2 or has_weights(examples))
+        if not sound or not can_draw(*leaves[:2]):
             received = f"examples of shapes {[leaf.shape for leaf in leaves]}"
             raise ValueError(explain(f"`{caller}(tasks=...)` {problem}.", received, expected))
     return num_tasks, seed
@@ -60,12 +62,24 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
 
 
+def without_padding(batch: tuple[Any, ...]) -> tuple[Any, Any]:
+    """`(x, y)` of the examples that are there: all, if there are no weights."""
+    x, y, *weight = batch
+    there = weight[0] > 0 if weight else slice(None)
+    return x[there], y[there]
+
+
 def adapted_predictions(
-    strategy: Strategy, model: PyTree, support: PyTree, x: PyTree, key: PRNGKeyArray
+    strategy: Strategy,
+    model: PyTree,
+    support: PyTree,
+    x: PyTree,
+    key: PRNGKeyArray,
+    weight: Float[Array, " n"] | None = None,
 ) -> Array:
     """Of the model adapted to `support` (with dropout, of which `key` is the key), for each example
     of `x: [n, ...]`, without dropout."""
-    return predict(adapted_model(strategy, model, support, key), x)
+    return predict(adapted_model(strategy, model, support, key), x, None, weight)
 
 
 def check_predictions(

@@ -12,9 +12,10 @@ from .._arguments import check_argument, check_int
 from .._errors import explain
 from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
+from .._task.examples import examples
 from .._task.task import Task
 from .evaluate import with_num_inner_steps
-from .figure import FAINT, INK, adapted_predictions, check_figure, new_figure
+from .figure import FAINT, INK, adapted_predictions, check_figure, new_figure, without_padding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +66,8 @@ def plot_adaptation(
     # One scale for all: a small task is a small matter.
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     # The tasks set it: a prediction that runs away should be seen to leave.
-    truth = np.concatenate([drawn.support[1], drawn.query[1]], axis=1)
+    sets = drawn.support, drawn.query
+    truth = np.concatenate([without_padding(batch)[1].ravel() for batch in sets])
     margin = 0.3 * np.ptp(truth) + 1e-3
     panels[0, 0].set_ylim(truth.min() - margin, truth.max() + margin)
     for i, (name, (strategy, model)) in enumerate(learners.items()):
@@ -75,7 +77,12 @@ def plot_adaptation(
         for j in range(num_tasks):
             panel = panels[0, j] if alone else panels[j, i]
             task = jax.tree.map(lambda leaf, j=j: leaf[j].ravel(), drawn)
-            curves = {k: np.asarray(y[j]) for k, y in zip(steps, predictions, strict=True)}
+            x, _, *weight = task.pooled
+            curves = {
+                k: without_padding((x, np.asarray(y[j]), *weight))[1]
+                for k, y in zip(steps, predictions, strict=True)
+            }
+            task = Task(without_padding(task.support), without_padding(task.query))
             _draw(panel, task, curves)
             if not alone and j == 0:
                 panel.set_title(name, color=INK, fontsize=12, pad=18)
@@ -119,8 +126,8 @@ def _predictions(strategy: Strategy, model: PyTree, tasks: Task, key: PRNGKeyArr
     """Of the adapted models, at all support and query inputs: `[tasks, support + query]`."""
 
     def one(task: Task) -> Array:
-        x, _ = task.pooled
-        return adapted_predictions(strategy, model, task.support, x, key).ravel()
+        x, _, weight = examples(task.pooled)
+        return adapted_predictions(strategy, model, task.support, x, key, weight).ravel()
 
     return jax.vmap(one)(tasks)
 

@@ -3,19 +3,19 @@ called."""
 
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._arguments import check_int_or_none
-from .._model.predict import predicted_class
+from .._model.predict import predicted_class, without_absent
 from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
+from .._task.examples import examples
 from .._task.task import Task
 from .evaluate import with_num_inner_steps
-from .figure import FAINT, INK, adapted_predictions, check_figure, new_figure
+from .figure import FAINT, INK, adapted_predictions, check_figure, new_figure, without_padding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def plot_confusion(
 
     The figure is a plain `matplotlib.figure.Figure`: no display, and nothing of pyplot's.
     """
-    ways, num_tasks, inner_steps, seed = check_confusion(
+    num_tasks, inner_steps, seed = check_confusion(
         tasks, num_tasks, inner_steps, seed, "plot_confusion"
     )
     if inner_steps is not None:
@@ -57,9 +57,13 @@ def plot_confusion(
     keys = jax.random.split(jax.random.key(seed), num_tasks)
     drawn, predicted = _classified(strategy, model, tasks, keys)
     drawn, predicted = jax.tree.map(np.asarray, drawn), np.asarray(predicted)
-    matrix = confusion_matrix(drawn.query[1].ravel(), predicted.ravel(), ways)
+    ways = int(max(drawn.support[1].max(), drawn.query[1].max())) + 1
+    guesses, labels = without_padding((predicted, *drawn.query[1:]))
+    matrix = confusion_matrix(labels.ravel(), guesses.ravel(), ways)
 
-    first = jax.tree.map(lambda leaf: leaf[0], drawn)
+    first, shown = jax.tree.map(lambda leaf: leaf[0], (drawn, predicted))
+    shown, _ = without_padding((shown, *first.query[1:]))
+    first = Task(without_padding(first.support), without_padding(first.query))
     shots = _most_examples(first.support[1])
     queries = min(_most_examples(first.query[1]), _MAX_QUERIES)
     columns = shots + queries + 1  # one is the gap
@@ -67,8 +71,8 @@ def plot_confusion(
     right = min(max(2.8, 0.42 * ways + 1), 6.5)
     figure = new_figure(side * columns + right + 0.8, max(3.4, side * ways + 1.4))
     images, panel = figure.subplots(1, 2, width_ratios=[side * columns + 0.6, right])
-    _draw_images(images, first, predicted[0], shots, queries)
-    _draw_matrix(panel, matrix, none=bool((predicted < 0).any()))
+    _draw_images(images, first, shown, shots, queries)
+    _draw_matrix(panel, matrix, none=bool((guesses < 0).any()))
     accuracy = np.trace(matrix) / matrix.sum()
     of = "this task" if num_tasks == 1 else f"{num_tasks} tasks, the first of which is shown"
     lines = ([title] if title else []) + [f"{accuracy:.1%} of {matrix.sum()} queries right in {of}"]
@@ -167,7 +171,10 @@ def _classified(
         task = tasks.sample(key)
         # Another stream than that of the tasks, which is the key itself.
         adapting = jax.random.fold_in(key, _ADAPTING)
-        logits = adapted_predictions(strategy, model, task.support, task.query[0], adapting)
+        x, _, weight = examples(task.query)
+        logits = adapted_predictions(strategy, model, task.support, x, adapting, weight)
+        if weight is not None:
+            logits = without_absent(logits, task.support[1])
         return task, predicted_class(logits)
 
     return jax.lax.map(one, keys)
@@ -190,11 +197,9 @@ def _are_labelled_images(x: Any, y: Any) -> bool:
 
 def check_confusion(
     tasks: Any, num_tasks: int, inner_steps: int | None, seed: int, caller: str
-) -> tuple[int, int, int | None, int]:
-    """The number of ways, and the other numbers as Python's own.
-
-    Raises `ImportError`, `TypeError` or `ValueError` before anything is computed for long: one
-    task is drawn."""
+) -> tuple[int, int | None, int]:
+    """The numbers as Python's own. Raises `ImportError`, `TypeError` or `ValueError` before
+    anything is computed."""
     num_tasks, seed = check_figure(
         tasks,
         num_tasks,
@@ -207,6 +212,4 @@ def check_confusion(
     )
     argument = f"{caller}(inner_steps=...)"
     inner_steps = check_int_or_none(inner_steps, argument, minimum=1, what="inner steps")
-    drawn = eqx.filter_jit(lambda t: t.sample(jax.random.key(seed)))(tasks)
-    ways = int(max(drawn.support[1].max(), drawn.query[1].max())) + 1
-    return ways, num_tasks, inner_steps, seed
+    return num_tasks, inner_steps, seed

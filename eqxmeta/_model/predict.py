@@ -59,6 +59,13 @@ def predicted_class(logits: Shaped[Array, "... classes"]) -> Int[Array, "..."]:
     return jnp.where(jnp.isnan(logits).any(axis=-1), -1, best)
 
 
+def without_absent(
+    logits: Shaped[Array, "n classes"], labels: Int[Array, " examples"]
+) -> Shaped[Array, "n classes"]:
+    """Minus infinity for classes above the largest of the `labels`, which there are not."""
+    return jnp.where(jnp.arange(logits.shape[1]) > jnp.max(labels), -jnp.inf, logits)
+
+
 def takes_key(model: Callable) -> bool:
     try:
         parameters = inspect.signature(model).parameters

@@ -47,6 +47,15 @@ def examples(batch: PyTree) -> tuple[PyTree, Array, Float[Array, " n"] | None]:
     return jax.tree.map(without_padding, x), y, weight
 
 
+def has_weights(batch: PyTree) -> bool:
+    """Whether a batch, which may be anything, is `(x, y, weight)`."""
+    if not isinstance(batch, tuple | list) or len(batch) != 3:
+        return False
+    _, y, weight = batch
+    arrays = all(hasattr(x, "shape") and hasattr(x, "dtype") for x in (y, weight))
+    return arrays and weight.shape == y.shape[:1] and jnp.issubdtype(weight.dtype, jnp.floating)
+
+
 def weighted_mean(values: Float[Array, "n ..."], weight: Float[Array, " n"] | None) -> Array:
     """The mean of all `values`; with weights that of the examples' means. Those of padding are left
     out, NaN or not; their gradient is zero."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Shaped
 from .._arguments import check_argument, native
 from .._errors import annotate_errors, explain, takes
 from .._images.format import as_float
+from ._sizes import Size, most
 
 
 def checked_rotations(rotations: Any) -> bool:
@@ -90,12 +91,12 @@ def check_augment(augment: tuple[Callable, ...], images: Shaped[Array, "N ..."])
 
 
 def check_sizes(
-    classes: np.ndarray, counts: np.ndarray, turns: int, ways: int, shots: int, queries: int
+    classes: np.ndarray, counts: np.ndarray, turns: int, ways: Size, shots: Size, queries: Size
 ) -> None:
-    if turns * len(classes) < ways:
+    if turns * len(classes) < most(ways):
         message, received = "`labels` has too few classes for `ways`.", turns * len(classes)
         raise ValueError(explain(message, f"{received} classes", f"at least ways={ways}"))
-    wanted = shots + queries
+    wanted = most(shots) + most(queries)
     small = np.flatnonzero(counts < wanted)
     if len(small):
         has = [f"{n} image{'s' * (n != 1)}" for n in counts[small].tolist()]

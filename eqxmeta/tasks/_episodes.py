@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 
-from .._arguments import check_int
 from .._errors import explain
 from .._images.format import as_float
 from .._images.images import Images
@@ -24,9 +23,12 @@ from ._episode_arguments import (
     checked_rotations,
     functions,
 )
+from ._sizes import Size, checked_size, draw_size, most, with_padding
 
 # The keys of augmentations come from a stream of their own: what is drawn stays what it was.
 _STREAM = 0x61756776
+# So do the sizes of tasks.
+_SIZES = 0x73697A65
 
 
 class Episodes(eqx.Module):
@@ -43,7 +45,11 @@ class Episodes(eqx.Module):
       memory, and becomes floats in [0, 1] in the episode; floats are taken as they are.
     - `labels`: `[N]`, integers or strings of any values and in any order. Classes may differ in
       size; what an episode costs depends on neither the number of classes nor their sizes.
-    - `ways`, `shots`, `queries`: classes a task, support and query examples a class.
+    - `ways`, `shots`, `queries`: classes a task, support and query examples a class. A pair
+      `(least, most)`, as in `ways=(5, 20), shots=(1, 10)`, is a number that is drawn for each task,
+      uniformly and independently of the others; the classes of a task are all of one size. Then
+      support and query are `(x, y, weight)`, arrays of the largest size in which what the task does
+      not have is padding: weight 0, label 0, an image of zeros. A task costs what the largest does.
     - `rotations`: every class turned by 90, 180 and 270 degrees is a class of its own, as usual for
       Omniglot (Santoro et al. 2016, arXiv 1605.06065, section 4.1): four times the classes, of
       which an episode may draw several that are turns of one. Images are turned when they are
@@ -56,18 +62,18 @@ class Episodes(eqx.Module):
     Which classes an episode has, `classes(key)` says: positions in `names`.
 
     Raises `ValueError` or `TypeError`, naming the argument, for arrays of wrong ranks, lengths or
-    dtypes, for fewer than `ways` classes, for a class of fewer than `shots + queries` examples
-    (none is left out in silence), for images that are not square if they are to be turned, and
-    for an augmentation that makes something else of an image.
+    dtypes, for fewer than `ways` classes, for a class of fewer than `shots + queries` examples, the
+    most of each (none is left out in silence), for images that are not square if they are to be
+    turned, and for an augmentation that makes something else of an image.
     """
 
     images: Shaped[Array, "N ..."]
     order: Int[Array, " N"]
     offsets: Int[Array, " classes"]
     counts: Int[Array, " classes"]
-    ways: int = eqx.field(static=True)
-    shots: int = eqx.field(static=True)
-    queries: int = eqx.field(static=True)
+    ways: Size = eqx.field(static=True)
+    shots: Size = eqx.field(static=True)
+    queries: Size = eqx.field(static=True)
     rotations: bool = eqx.field(static=True)
     augment: tuple[Callable, ...]
     upright_names: tuple[str, ...] = eqx.field(static=True, repr=False)
@@ -78,9 +84,9 @@ class Episodes(eqx.Module):
         self,
         images: Images,
         *,
-        ways: int,
-        shots: int,
-        queries: int,
+        ways: Size,
+        shots: Size,
+        queries: Size,
         rotations: bool = False,
         augment: Callable | Sequence[Callable] | None = (),
     ): ...
@@ -91,9 +97,9 @@ class Episodes(eqx.Module):
         images: Any,
         labels: Any,
         *,
-        ways: int,
-        shots: int,
-        queries: int,
+        ways: Size,
+        shots: Size,
+        queries: Size,
         rotations: bool = False,
         augment: Callable | Sequence[Callable] | None = (),
     ): ...
@@ -103,9 +109,9 @@ class Episodes(eqx.Module):
         self,
         images: Any,
         labels: Any,
-        ways: int,
-        shots: int,
-        queries: int,
+        ways: Size,
+        shots: Size,
+        queries: Size,
         *,
         rotations: bool = False,
         augment: Callable | Sequence[Callable] | None = (),
@@ -115,9 +121,9 @@ class Episodes(eqx.Module):
         self,
         images: Any,
         labels: Any = None,
-        ways: int | None = None,
-        shots: int | None = None,
-        queries: int | None = None,
+        ways: Size | None = None,
+        shots: Size | None = None,
+        queries: Size | None = None,
         *,
         rotations: bool = False,
         augment: Callable | Sequence[Callable] | None = (),
@@ -133,9 +139,9 @@ class Episodes(eqx.Module):
             )
             received = f"images={type(images).__name__}"
             raise TypeError(explain("`labels` is missing.", received, expected))
-        self.ways = check_int(ways, "ways", minimum=1, what="classes a task")
-        self.shots = check_int(shots, "shots", minimum=1, what="support examples a class")
-        self.queries = check_int(queries, "queries", minimum=1, what="query examples a class")
+        self.ways = checked_size(ways, "ways", "classes a task")
+        self.shots = checked_size(shots, "shots", "support examples a class")
+        self.queries = checked_size(queries, "queries", "query examples a class")
         self.rotations = checked_rotations(rotations)
         self.augment = functions(augment)
         self.images = checked_images(images)
@@ -166,32 +172,46 @@ class Episodes(eqx.Module):
         return (*upright, *turned)
 
     def classes(self, key: PRNGKeyArray) -> Int[Array, " ways"]:
-        """What class each label of `sample(key)` is, by its position in `names`."""
+        """What class each label of `sample(key)` is, by its position in `names`; -1 for a label
+        that the task does not have."""
         class_key, _ = jax.random.split(key)
-        return self._drawn(class_key)
+        classes = self._drawn(class_key)
+        ways, _, _ = self._sizes(key)
+        return jnp.where(jnp.arange(len(classes)) < ways, classes, -1)
+
+    def _sizes(self, key: PRNGKeyArray) -> list[int | Int[Array, ""]]:
+        """The numbers of ways, shots and queries of `sample(key)`."""
+        keys = jax.random.split(jax.random.fold_in(key, _SIZES), 3)
+        sizes = self.ways, self.shots, self.queries
+        return [draw_size(key, size) for key, size in zip(keys, sizes, strict=True)]
 
     def _drawn(self, key: PRNGKeyArray) -> Int[Array, " ways"]:
         # Class `turn * bases + base`: as if the turned images had been appended to the others.
-        return distinct(key, self.turns * self.counts.shape[0], self.ways)
+        return distinct(key, self.turns * self.counts.shape[0], most(self.ways))
 
     def sample(self, key: PRNGKeyArray) -> Task:
         """An episode, class by class: support `x: [ways * shots, ...]`, `y: [ways * shots]`, query
-        `x: [ways * queries, ...]`, `y: [ways * queries]`; `y` is int32 in `range(ways)`. Pure, for
-        use inside `jit`, `vmap` and loops."""
+        `x: [ways * queries, ...]`, `y: [ways * queries]`; `y` is int32 in `range(ways)`. Of sizes
+        that are drawn the shapes are those of the most, and there are weights. Pure, for use inside
+        `jit`, `vmap` and loops."""
+        ways, shots, queries = most(self.ways), most(self.shots), most(self.queries)
         class_key, example_key = jax.random.split(key)
         turn, base = jnp.divmod(self._drawn(class_key), self.counts.shape[0])
-        example_keys = jax.random.split(example_key, self.ways)
-        examples = self.shots + self.queries
+        example_keys = jax.random.split(example_key, ways)
+        examples = shots + queries
         rank = jax.vmap(lambda k, n: distinct(k, n, examples))(example_keys, self.counts[base])
         index = self.order[self.offsets[base][:, None] + rank]
-        support = self._batch(index[:, : self.shots], turn)
-        query = self._batch(index[:, self.shots :], turn)
-        return self._augmented(Task(support, query), key) if self.augment else Task(support, query)
+        task = Task(self._batch(index[:, :shots], turn), self._batch(index[:, shots:], turn))
+        task = self._augmented(task, key) if self.augment else task
+        if (ways, shots, queries) == (self.ways, self.shots, self.queries):
+            return task
+        n, k, q = self._sizes(key)
+        return Task(with_padding(task.support, ways, n, k), with_padding(task.query, ways, n, q))
 
     def _batch(
         self, index: Int[Array, "ways examples"], turn: Int[Array, " ways"]
     ) -> tuple[Array, Int[Array, " batch"]]:
-        y = jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), index.shape[1])
+        y = jnp.repeat(jnp.arange(index.shape[0], dtype=jnp.int32), index.shape[1])
         x = self.images[index.reshape(-1)]
         if self.rotations:
             x = jax.vmap(_turned)(x, jnp.repeat(turn, index.shape[1]))

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+import eqxmeta as em
 import eqxmeta.losses
 from eqxmeta._callback.published import Curve, Image
 from eqxmeta._evaluation.evaluate import with_num_inner_steps
@@ -158,3 +159,31 @@ def test_what_cannot_be_drawn_is_told_before_the_first_step(tmp_path, strategy):
     assert "`AdaptationPlot`" in "".join(caught.value.__notes__)
     with pytest.raises(ValueError, match=r"(?s)`inner_steps` has no effect.*`BoringStrategy`"):
         refuse(BoringStrategy(), BoringModel())
+
+
+class Padded(eqx.Module):
+    """Waves of which two support and three query points are there, and as many are not."""
+
+    def sample(self, key):
+        task = Sinusoid(4, 6).sample(key)
+
+        def padded(batch):
+            x, y = batch
+            there = np.arange(len(x)) % 2 == 0
+            return x + 99.0 * ~there[:, None], y, np.asarray(there, np.float32)
+
+        return em.Task(padded(task.support), padded(task.query))
+
+
+@pytest.mark.slow
+def test_padding_is_not_drawn(strategy):
+    figure = plot_adaptation({"a": (strategy, tiny_mlp())}, Padded(), num_tasks=1, inner_steps=(2,))
+    (panel,) = figure.axes
+    support = np.asarray(panel.collections[0].get_offsets())
+    assert support.shape == (2, 2) and (support[:, 0] < 9).all()
+    lines = {line.get_label(): line.get_xydata() for line in panel.get_lines()}
+    assert all(line.shape == (5, 2) and (line[:, 0] < 9).all() for line in lines.values())
+    x, y = (support[:, i : i + 1].astype(np.float32) for i in (0, 1))
+    adapted = with_num_inner_steps(strategy, 2).inner_adapt(tiny_mlp(), (x, y))
+    expected = np.asarray(jax.vmap(adapted)(lines["the task"][:, :1]))[:, 0]
+    assert np.allclose(lines["after 2 steps"][:, 1], expected, rtol=1e-4, atol=1e-5)

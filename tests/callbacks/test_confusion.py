@@ -128,6 +128,26 @@ def test_queries_that_are_normalised_together():
     assert np.array_equal(counted(figure), confusion_matrix(y, predicted, 3))
 
 
+def test_of_tasks_of_several_sizes_what_is_there_is_counted():
+    """By a model that sees the last class in everything, which not every task has."""
+    sizes = {"ways": (2, 3), "shots": (1, 2), "queries": (1, 2)}
+    tasks = em.tasks.Episodes(IMAGES, np.repeat(np.arange(6), 4), **sizes)
+    last = eqx.tree_at(lambda m: m.linear.bias, MODEL, jnp.array([0.0, 0.0, 99.0]))
+    still = Still(em.losses.cross_entropy, optax.sgd(0.1))
+    figure = em.plot_confusion(still, last, tasks, num_tasks=6, seed=3)
+    keys = jax.random.split(jax.random.key(3), 6)
+    drawn = [jax.tree.map(np.asarray, eqx.filter_jit(tasks.sample)(key)) for key in keys]
+    queries = [int(task.query[2].sum()) for task in drawn]
+    assert len(set(queries)) > 1
+    matrix = counted(figure)
+    assert matrix.sum() == sum(queries)
+    ways = [int(task.support[1].max()) + 1 for task in drawn]
+    assert set(ways) == {2, 3}
+    of_three = sum(n for n, way in zip(queries, ways, strict=True) if way == 3)
+    assert matrix[:, 2].sum() == of_three and matrix[2].sum() == of_three // 3
+    assert len(figure.axes[0].patches) == drawn[0].support[2].sum() + queries[0]
+
+
 @pytest.mark.parametrize(
     ("path", "error"),
     [("folder", IsADirectoryError), ("file/a.png", NotADirectoryError)],

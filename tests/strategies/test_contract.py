@@ -238,6 +238,23 @@ def test_plan(name):
     assert plan.rows and all(row.temp_bytes > 0 and row.flops > 0 for row in plan.rows)
 
 
+@pytest.mark.slow
+@every_strategy
+def test_padding_is_nothing(name):
+    """Three more support examples of weight 0, far from all others."""
+    strategy, task = make(name), Blobs().sample(KEY)
+    model = strategy.init(model_of(name)).model
+    x, y = task.support
+    support = *task.support, jnp.ones(len(x))
+    more = jnp.full((3, 2), 9.0), jnp.zeros(3, y.dtype), jnp.zeros(3)
+    padded = jax.tree.map(lambda *xs: jnp.concatenate(xs), more, support)
+    expected, logits = (
+        em.losses.predict(strategy.inner_adapt(model, s), task.query[0])[:, :3]
+        for s in (task.support, padded)
+    )
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
 def first_layer(model):
     return model.layers[0]
 
