@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 
 from .._callback.published import AT_END
-from .._errors import annotate_errors, explain
+from .._errors import annotate_errors, explain, succeeds
 from .._model.state import STATE_EXPECTED, TrainState, changes
 from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
@@ -28,6 +28,9 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
         except Exception as error:  # raised below, so that what the loss says is not chained to it
             traced = error
         if isinstance(traced, Exception):
+            if not jax.tree.leaves(tasks.support):
+                _check_support(strategy, state, tasks)
+                raise traced
             check_loss(strategy, state.model, without_first_axis(tasks))
             raise traced
     closed, shapes, others = traced
@@ -49,6 +52,17 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
     check_untouched(strategy, state, closed)
     warn_slow_convolutions(closed)
     return set(metrics)
+
+
+def _check_support(strategy: Strategy, state: TrainState, tasks: Task) -> None:
+    """Raises `ValueError` if a support set is all that a step on `tasks`, without one, lacks."""
+    whole, key = Task(tasks.query, tasks.query), jax.random.key(0)
+    if succeeds(lambda: eqx.filter_eval_shape(strategy.outer_update, state, whole, key=key)):
+        message = f"`{type(strategy).__name__}` adapts to a support set, and the tasks have none."
+        received = f"tasks of support () and query {shapes_of(tasks.query)}"
+        expected = "tasks with both, such as those of `eqxmeta.tasks.Episodes`. Minibatches are "
+        expected += "for strategies that do not adapt in training, such as `eqxmeta.Baseline`"
+        raise ValueError(explain(message, received, expected))
 
 
 def check_init(strategy: Strategy, state: Any) -> None:

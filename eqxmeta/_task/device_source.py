@@ -97,8 +97,9 @@ def is_device_source(tasks: object) -> bool:
     return hasattr(tasks, "sample")
 
 
-def check_device_source(tasks: Any, argument: str) -> Task:
-    """The shapes of one sampled task. Raises `TypeError` or `ValueError`; compiles nothing."""
+def check_device_source(tasks: Any, argument: str, *, adapts: bool = True) -> Task:
+    """The shapes of one sampled task. Raises `TypeError` or `ValueError`; compiles nothing.
+    `adapts`, here and in `check_task`: something will adapt, for which there is a support set."""
     sound = isinstance(tasks, eqx.Module) and is_device_source(tasks)
     expected = "an `eqx.Module` with `sample(key) -> Task`, such as `eqxmeta.tasks.Sinusoid(...)`"
     check_argument(sound, tasks, argument, expected, TypeError, "is not a task source")
@@ -109,19 +110,24 @@ def check_device_source(tasks: Any, argument: str) -> Task:
         seen=lambda error: not takes(tasks.sample, "key"),  # pyright: ignore
     ):
         task = eqx.filter_eval_shape(sample, tasks, jax.random.key(0))
-    check_task(task, f"{argument}.sample(key)")
+    check_task(task, f"{argument}.sample(key)", adapts=adapts)
     return task
 
 
-def check_task(task: Any, argument: str, *, leading: str = "example") -> None:
+def check_task(task: Any, argument: str, *, leading: str = "example", adapts: bool = True) -> None:
     if not isinstance(task, Task):
         message = f"`{argument}` is not a task."
         raise TypeError(explain(message, type(task).__name__, "an `eqxmeta.Task`"))
     for name, field in (("support", task.support), ("query", task.query)):
         leaves = jax.tree.leaves(field)
+        if not leaves and name == "support" and not adapts:
+            continue
         if not leaves:
             message = f"`{argument}` has no {name} set."
-            raise ValueError(explain(message, repr(field), "a pytree of arrays, such as (x, y)"))
+            expected = "a pytree of arrays, such as (x, y)"
+            if name == "support":
+                expected += ": few-shot tasks, `Episodes` for one. `Minibatches` are for training"
+            raise ValueError(explain(message, repr(field), expected))
         # Of examples there may be arrays beside that have no example axis, of tasks not.
         shapes = [getattr(leaf, "shape", None) for leaf in leaves]
         empty = any(shape is None or shape[:1] == (0,) for shape in shapes)

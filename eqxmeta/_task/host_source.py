@@ -123,7 +123,7 @@ class HostSource:
         return self._stop or len(self._batches) < 2 * self.capacity
 
     def _read(self, step: int, like: Task | None) -> Task:
-        batch = read_batch(self._source, step, like, "tasks")
+        batch = read_batch(self._source, step, like, "tasks", adapts=False)
         if like is None and (tasks := count_tasks(batch)) != self._meta_batch_size:
             message = f"`tasks[{step}]` has a wrong number of tasks."
             expected = f"meta_batch_size={self._meta_batch_size}"
@@ -131,9 +131,11 @@ class HostSource:
         return batch
 
 
-def read_batch(source: Any, step: int, like: Task | None, argument: str) -> Task:
+def read_batch(
+    source: Any, step: int, like: Task | None, argument: str, *, adapts: bool = True
+) -> Task:
     """A copy of `source[step]`, a batch of tasks as NumPy arrays: of the shapes and dtypes of
-    `like`, if it is not the first.
+    `like`, if it is not the first. `adapts`: see `check_device_source`.
 
     Raises `TypeError` or `ValueError` for what is no such batch, naming `argument`; and what the
     source raises, with a note of where that is from.
@@ -149,7 +151,7 @@ def read_batch(source: Any, step: int, like: Task | None, argument: str) -> Task
         expected = "a batch of tasks for every step"
         add_note(error, f"This error came out of `{name}`.", received, expected)
         raise
-    check_task(batch, name, leading="task")
+    check_task(batch, name, leading="task", adapts=adapts)
     batch = jax.tree.map(np.array, batch)  # copied: a source may refill its buffers
     strange = {x.dtype for x in jax.tree.leaves(batch) if not _has_jax(x.dtype)}
     if strange:

@@ -35,7 +35,7 @@ def open_source(
     Raises `TypeError` or `ValueError` for what is not a source of tasks, naming `argument`.
     """
     if is_device_source(tasks):
-        check_device_source(tasks, argument)
+        check_device_source(tasks, argument, adapts=False)
         sampled = Sampled(tasks, meta_batch_size)
         yield Source(lambda steps: sampled, lambda steps, seconds: steps, sampled.example, None)
     else:

@@ -23,6 +23,9 @@ class Task(eqx.Module):
     For a loss of your own a field may be anything that it takes: examples without labels, or beside
     them arrays of the task as a whole, without an example axis (a goal, a key). How many examples
     there are, the first array says that has an axis; arrays whose first axis is another have none.
+
+    `support=()` is none: `query` is then an ordinary minibatch, for strategies that train on such
+    (`eqxmeta.Baseline`).
     """
 
     support: PyTree

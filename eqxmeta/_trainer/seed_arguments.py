@@ -48,7 +48,7 @@ def check_source(tasks: Any) -> None:
         received = f"{type(tasks).__name__}, with `tasks[step]`"
         expected = "an `eqx.Module` with `sample(key) -> Task`: each seed draws tasks of its own"
         raise ValueError(explain(message, received, expected))
-    check_device_source(tasks, "fit_seeds(tasks=...)")
+    check_device_source(tasks, "fit_seeds(tasks=...)", adapts=False)
 
 
 def check_alike(states: list[TrainState]) -> None:

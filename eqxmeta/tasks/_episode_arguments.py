@@ -70,14 +70,16 @@ def check_square(shape: tuple[int, ...]) -> None:
         raise ValueError(explain(message, f"images of shape {shape[1:]}", expected))
 
 
-def check_augment(augment: tuple[Callable, ...], images: Shaped[Array, "N ..."]) -> None:
+def check_augment(
+    augment: tuple[Callable, ...], images: Shaped[Array, "N ..."], argument: str = "augment"
+) -> None:
     image = jax.eval_shape(lambda x: as_float(x[0]), images)
-    expected = "`augment(image, *, key) -> image`, or several in a list"
+    expected = f"`{argument}(image, *, key) -> image`, or several in a list"
     for function in augment:
         sound, name = callable(function), getattr(function, "__name__", function)
-        check_argument(sound, function, "augment", expected, TypeError, "is not a function")
+        check_argument(sound, function, argument, expected, TypeError, "is not a function")
         with annotate_errors(
-            f"`augment`, {name}(image, key=key)",
+            f"`{argument}`, {name}(image, key=key)",
             f"an image, {image.dtype} {image.shape}",
             expected,
             seen=lambda error, function=function: not takes(function, "image", key="key"),
@@ -86,7 +88,7 @@ def check_augment(augment: tuple[Callable, ...], images: Shaped[Array, "N ..."])
         shape, dtype = getattr(made, "shape", None), getattr(made, "dtype", None)
         if (shape, dtype) != (image.shape, image.dtype):
             received = f"{name}: {image.dtype} {image.shape} becomes {made}"
-            message = "`augment` makes something else of an image."
+            message = f"`{argument}` makes something else of an image."
             raise ValueError(explain(message, received, "an image of the same shape and dtype"))
 
 

@@ -14,6 +14,7 @@ from .._images.format import as_float
 from .._images.images import Images
 from .._task.task import Task
 from ._distinct import distinct
+from ._drawn import augment_keys, augmented, turned, with_turns
 from ._episode_arguments import (
     check_augment,
     check_sizes,
@@ -25,9 +26,7 @@ from ._episode_arguments import (
 )
 from ._sizes import Size, checked_size, draw_size, most, with_padding
 
-# The keys of augmentations come from a stream of their own: what is drawn stays what it was.
-_STREAM = 0x61756776
-# So do the sizes of tasks.
+# The keys of sizes come from a stream of their own: what is drawn stays what it was.
 _SIZES = 0x73697A65
 
 
@@ -58,6 +57,7 @@ class Episodes(eqx.Module):
       order in which they apply, such as `[em.data.random_crop(padding=4), em.data.random_flip]`;
       `None` is none. Each example of each episode gets a key of its own; images are floats by then.
       For training: evaluate on tasks without.
+    - `augment_support`: the same for the support set alone, after `augment`.
 
     Which classes an episode has, `classes(key)` says: positions in `names`.
 
@@ -76,6 +76,7 @@ class Episodes(eqx.Module):
     queries: Size = eqx.field(static=True)
     rotations: bool = eqx.field(static=True)
     augment: tuple[Callable, ...]
+    augment_support: tuple[Callable, ...]
     upright_names: tuple[str, ...] = eqx.field(static=True, repr=False)
 
     # For type checkers: of `*data` they do not know that it is two.
@@ -89,6 +90,7 @@ class Episodes(eqx.Module):
         queries: Size,
         rotations: bool = False,
         augment: Callable | Sequence[Callable] | None = (),
+        augment_support: Callable | Sequence[Callable] | None = (),
     ): ...
 
     @overload
@@ -102,6 +104,7 @@ class Episodes(eqx.Module):
         queries: Size,
         rotations: bool = False,
         augment: Callable | Sequence[Callable] | None = (),
+        augment_support: Callable | Sequence[Callable] | None = (),
     ): ...
 
     @overload
@@ -115,6 +118,7 @@ class Episodes(eqx.Module):
         *,
         rotations: bool = False,
         augment: Callable | Sequence[Callable] | None = (),
+        augment_support: Callable | Sequence[Callable] | None = (),
     ): ...
 
     def __init__(
@@ -127,6 +131,7 @@ class Episodes(eqx.Module):
         *,
         rotations: bool = False,
         augment: Callable | Sequence[Callable] | None = (),
+        augment_support: Callable | Sequence[Callable] | None = (),
     ):
         class_names = None
         if labels is None and isinstance(images, Images):
@@ -144,10 +149,12 @@ class Episodes(eqx.Module):
         self.queries = checked_size(queries, "queries", "query examples a class")
         self.rotations = checked_rotations(rotations)
         self.augment = functions(augment)
+        self.augment_support = functions(augment_support)
         self.images = checked_images(images)
         if rotations:
             check_square(self.images.shape)
         check_augment(self.augment, self.images)
+        check_augment(self.augment_support, self.images, "augment_support")
         labels = checked_labels(labels, len(self.images))
         classes, counts = np.unique(labels, return_counts=True)
         named = classes if class_names is None else np.asarray(class_names)[classes]
@@ -167,9 +174,7 @@ class Episodes(eqx.Module):
     def names(self) -> tuple[str, ...]:
         """Of the classes that episodes draw from, in sorted order: those of the images, or the
         labels as text. After them the turned ones, if there are: `Greek/character01, 90°`."""
-        upright = self.upright_names
-        turned = [f"{name}, {90 * turn}°" for turn in range(1, self.turns) for name in upright]
-        return (*upright, *turned)
+        return with_turns(self.upright_names, self.turns)
 
     def classes(self, key: PRNGKeyArray) -> Int[Array, " ways"]:
         """What class each label of `sample(key)` is, by its position in `names`; -1 for a label
@@ -202,7 +207,7 @@ class Episodes(eqx.Module):
         rank = jax.vmap(lambda k, n: distinct(k, n, examples))(example_keys, self.counts[base])
         index = self.order[self.offsets[base][:, None] + rank]
         task = Task(self._batch(index[:, :shots], turn), self._batch(index[:, shots:], turn))
-        task = self._augmented(task, key) if self.augment else task
+        task = self._augmented(task, key) if self.augment or self.augment_support else task
         if (ways, shots, queries) == (self.ways, self.shots, self.queries):
             return task
         n, k, q = self._sizes(key)
@@ -214,23 +219,13 @@ class Episodes(eqx.Module):
         y = jnp.repeat(jnp.arange(index.shape[0], dtype=jnp.int32), index.shape[1])
         x = self.images[index.reshape(-1)]
         if self.rotations:
-            x = jax.vmap(_turned)(x, jnp.repeat(turn, index.shape[1]))
+            x = jax.vmap(turned)(x, jnp.repeat(turn, index.shape[1]))
         return as_float(x), y
 
     def _augmented(self, task: Task, key: PRNGKeyArray) -> Task:
-        def one(image: Array, key: PRNGKeyArray) -> Array:
-            for number, function in enumerate(self.augment):
-                image = function(image, key=jax.random.fold_in(key, number))
-            return image
-
         (support, support_y), (query, query_y) = task.support, task.query
-        keys = jax.random.split(jax.random.fold_in(key, _STREAM), len(support) + len(query))
-        support = jax.vmap(one)(support, keys[: len(support)])
-        query = jax.vmap(one)(query, keys[len(support) :])
+        keys = augment_keys(key, len(support) + len(query))
+        of_support = self.augment + self.augment_support
+        support = augmented(of_support, support, keys[: len(support)])
+        query = augmented(self.augment, query, keys[len(support) :])
         return Task((support, support_y), (query, query_y))
-
-
-def _turned(image: Shaped[Array, "..."], turn: Int[Array, ""]) -> Shaped[Array, "..."]:
-    """`rot90(image, turn)`, for `turn` in `range(4)`: by half a turn, then by a quarter."""
-    image = jnp.where(turn >= 2, jnp.flip(image, (-2, -1)), image)
-    return jnp.where(turn % 2 == 1, jnp.rot90(image, axes=(-2, -1)), image)

@@ -345,6 +345,27 @@ def test_an_augmentation_gets_a_key_for_each_example_and_floats():
     assert len(np.unique(x)) == 5 * 9 * 4
 
 
+def test_the_support_set_alone_is_augmented_after_both_are():
+    images, labels = coded([3, 3, 3])
+    options = {"ways": 2, "shots": 1, "queries": 2}
+
+    def noise(image, *, key):
+        return image + jax.random.uniform(key, image.shape)
+
+    def negative(image, *, key):
+        return -image
+
+    plain = draw(Episodes(images, labels, **options), 5)
+    alone = draw(Episodes(images, labels, **options, augment_support=negative), 5)
+    assert np.array_equal(alone.support[0], -plain.support[0])
+    assert np.array_equal(alone.query[0], plain.query[0])
+    assert np.array_equal(alone.support[1], plain.support[1])
+    noisy = draw(Episodes(images, labels, **options, augment=noise), 5)
+    both = draw(Episodes(images, labels, **options, augment=noise, augment_support=negative), 5)
+    assert np.array_equal(both.support[0], -noisy.support[0])
+    assert np.array_equal(both.query[0], noisy.query[0])
+
+
 @pytest.mark.parametrize(
     ("images", "options", "error", "said"),
     [
@@ -355,6 +376,7 @@ def test_an_augmentation_gets_a_key_for_each_example_and_floats():
         (np.zeros((6, 4, 4)), {"augment": lambda x, *, key: x > 0}, ValueError, "bool"),
         (np.zeros((6, 4, 4)), {"augment": [3]}, TypeError, "`augment` is not a function"),
         (np.zeros((6, 4, 4)), {"augment": 3}, TypeError, "`augment` is not a function"),
+        (np.zeros((6, 4, 4)), {"augment_support": 3}, TypeError, "`augment_support` is not a"),
         (np.zeros((6, 4, 4)), {"rotations": "yes"}, TypeError, "`rotations` is not.*'yes'"),
     ],
 )
