@@ -63,11 +63,13 @@ from .strategies import CNP as CNP
 from .strategies import FOMAML as FOMAML
 from .strategies import IMAML as IMAML
 from .strategies import MAML as MAML
+from .strategies import R2D2 as R2D2
 from .strategies import Joint as Joint
 from .strategies import LearntUpdate as LearntUpdate
 from .strategies import MAMLPlusPlus as MAMLPlusPlus
 from .strategies import MatchingNet as MatchingNet
 from .strategies import MetaCurvature as MetaCurvature
+from .strategies import MetaOptNet as MetaOptNet
 from .strategies import MetaSGD as MetaSGD
 from .strategies import ProtoMAML as ProtoMAML
 from .strategies import ProtoNet as ProtoNet

@@ -46,6 +46,18 @@ def num_classes(y: Int[Array, " n"], ways: int | None) -> int:
     return y.shape[0] if isinstance(y, jax.core.Tracer) else max(int(np.asarray(y).max()), 0) + 1
 
 
+def memberships(
+    y: Int[Array, " n"], weight: Float[Array, " n"] | None, classes: int, dtype: Any
+) -> tuple[Float[Array, "n classes"], Float[Array, " n"], Bool[Array, " classes"]]:
+    """The labels, one-hot; the weights, of one where there are none; and whether each class is
+    there. A label outside of `range(classes)` makes all labels NaN."""
+    member, unknown = jax.nn.one_hot(y, classes, dtype=dtype), (y < 0) | (y >= classes)
+    weight = jnp.ones(len(y), dtype) if weight is None else weight.astype(dtype)
+    # A label without a class would only be left out: NaN instead of a plausible classifier.
+    wrong = jnp.any(unknown & (weight > 0))
+    return jnp.where(wrong, jnp.nan, member), weight, (weight @ member > 0) | wrong
+
+
 def prototypes(
     features: Float[Array, "n d"],
     y: Int[Array, " n"],
@@ -54,13 +66,7 @@ def prototypes(
 ) -> tuple[Float[Array, "classes d"], Bool[Array, " classes"]]:
     """The mean of the features of each class, by the weights if there are any, and whether the
     class is there. A label outside of `range(classes)` makes all of them NaN."""
-    member = jax.nn.one_hot(y, classes, dtype=features.dtype)  # [n, classes]
-    unknown = (y < 0) | (y >= classes)
-    if weight is not None:
-        member = member * weight.astype(features.dtype)[:, None]
-        unknown &= weight > 0
-    total = jnp.sum(member, axis=0)
-    means = member.T @ features / jnp.where(total > 0, total, 1)[:, None]
-    # A label without a class would only be left out: NaN instead of a plausible classifier.
-    wrong = jnp.any(unknown)
-    return jnp.where(wrong, jnp.nan, means), (total > 0) | wrong
+    member, weight, present = memberships(y, weight, classes, features.dtype)
+    share = weight[:, None] * member
+    total = jnp.sum(share, axis=0)
+    return share.T @ features / jnp.where(total > 0, total, 1)[:, None], present

@@ -5,35 +5,17 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from .._arguments import check_int_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
-from .._model.features import embedded, features
+from .._model.features import features
 from .._strategy.classes import labelled_examples, num_classes, prototypes
 from .._strategy.gradient_strategy import GradientStrategy
+from .._strategy.linear_predictor import LinearPredictor
 from .._strategy.outer_step import split_or_none
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._types import Loss
-
-
-class LinearClassifier(eqx.Module):
-    """Maps one example to logits `[classes]`, `w_k·f(x) + b_k`.
-
-    - `embedding`: f, of the user's own type.
-    - `weight`: w, `[classes, features]`. `bias`: b, `[classes]`.
-    - `present`: `[classes]`, whether the class was in the support set; the logit of one that was
-      not is minus infinity.
-    """
-
-    embedding: PyTree
-    weight: Float[Array, "classes features"]
-    bias: Float[Array, " classes"]
-    present: Bool[Array, " classes"]
-
-    def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " classes"]:
-        logits = self.weight @ embedded(self.embedding, x, key) + self.bias
-        return jnp.where(self.present, logits, -jnp.inf)
 
 
 def _check_ways(ways: Any) -> int | None:
@@ -50,13 +32,13 @@ class ProtoMAML(GradientStrategy, RolloutStrategy):
     steps, and through the prototypes.
 
     The model that is trained is an embedding, one example to an array, which counts as a vector;
-    `inner_adapt` returns a `LinearClassifier`, one example to logits, with the adapted embedding.
+    `inner_adapt` returns a `LinearPredictor`, one example to logits, with the adapted embedding.
     Tasks are classification tasks, `(x, y)` with integer labels `y: [n]` from 0. Nothing that is
     learnt knows the number of classes: it may be another one in testing.
 
     - `loss`: of logits, such as `eqxmeta.losses.cross_entropy`.
     - `inner`, `optimizer`, `task_chunk`, `learn`: as for `MAML`. `InnerLoop(adapt=...)` is given
-      the `LinearClassifier`: `lambda c: (c.weight, c.bias)` adapts the head alone.
+      the `LinearPredictor`: `lambda c: (c.weight, c.bias)` adapts the head alone.
     - `ways`: the number of logits, if all tasks have the same number of classes or a known most.
       `None`: as many as support examples, for in a compiled program labels are not known. A class
       that is not there has a logit of minus infinity, so that loss and accuracy do not depend on
@@ -84,5 +66,5 @@ class ProtoMAML(GradientStrategy, RolloutStrategy):
         head_key, key = split_or_none(key)
         found, _ = features(model, x, key=head_key, weight=weight)
         c, present = prototypes(found, y, weight, num_classes(y, self.ways))
-        classifier = LinearClassifier(model, 2 * c, -jnp.sum(c**2, axis=1), present)
+        classifier = LinearPredictor(model, 2 * c, -jnp.sum(c**2, axis=1), present)
         return self.inner(self.loss, classifier, support, key=key, **options)

@@ -106,7 +106,9 @@ MADE = {
     "RelationNet": functools.partial(
         without_inner, em.RelationNet, relation=eqx.nn.MLP(6, "scalar", 16, 1, key=KEY)
     ),
+    "MetaOptNet": functools.partial(without_inner, em.MetaOptNet),
     "ProtoNet": functools.partial(without_inner, em.ProtoNet),
+    "R2D2": functools.partial(without_inner, em.R2D2),
     "LastLayerMAML of the README": functools.partial(
         without_inner, CLASSES["LastLayerMAML of the README"]
     ),
