@@ -23,13 +23,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    # JAX 0.10's emitters of fused kernels take twice as long as all else that compiles. (The flag
-    # is not known to later versions, which are quicker by themselves.) Not in `-m optimised`, where
-    # programs are compiled as users' are.
+    # A program is compiled once, for both workers and for the runs to come: half of the time of the
+    # tests that train. `pytest --cache-clear` empties the folder.
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # JAX 0.10's emitters of fused kernels take twice as long as all else that compiles, and small
+    # programs in one piece less than in 32. (The flags are not all known to later versions.) Not in
+    # `-m optimised`, where programs are compiled as users' are.
     run = config.option.markexpr.replace("not optimised", "")
     if jax.__version_info__[:2] == (0, 10) and "optimised" not in run:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+        cheap = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {cheap}"
 
 
 @pytest.fixture(scope="module", autouse=True)
