@@ -94,6 +94,7 @@ class Evaluate(Callback):
                 num_tasks=self._num_tasks,
                 steps=steps,
                 seed=self._seed,
+                mesh=run.mesh,
                 argument="Evaluate(tasks=...)",
             )
         self.result = result

@@ -23,6 +23,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
+    # Four devices, for the tests that ask for several: all others compute on the first.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4"
     # A program is compiled once, for both workers and for the runs to come: half of the time of the
     # tests that train. `pytest --cache-clear` empties the folder.
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))

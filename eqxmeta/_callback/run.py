@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from .._model.state import TrainState
     from .._strategy.strategy import Strategy
     from .published import Published
@@ -30,6 +32,7 @@ class Settings:
     - `max_time`: how many seconds it may take, compiling apart.
     - `steps_per_execution`, `on_non_finite`: see `Trainer`.
     - `config`: plain values that describe the run.
+    - `mesh`: the devices that share the tasks of a step; `None`: a single one.
     """
 
     strategy: Strategy
@@ -40,6 +43,7 @@ class Settings:
     steps_per_execution: int | Literal["auto"]
     on_non_finite: OnNonFinite
     config: Mapping[str, Any]
+    mesh: Mesh | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Run:
     - `terminated`: whether the process is to end (SIGTERM): there is time to save, and for no more.
     - `cadence`: the largest `every` of the callbacks; `None` if there is none.
     - `strategy`: the strategy that is being trained.
+    - `mesh`: the `jax.sharding.Mesh` of its devices; `None` if there is one.
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
     - `state`: the `TrainState` after `step` steps. It is the callback's to keep, since the
       loop goes on with buffers of its own; but not to donate: all callbacks share the copy.
@@ -95,6 +100,7 @@ class Run:
     ):
         self.id = secrets.token_hex(8)
         self.strategy = settings.strategy
+        self.mesh = settings.mesh
         self.steps = settings.steps
         self.config = dict(settings.config)
         self.cadence = max(settings.everys.values(), default=None)

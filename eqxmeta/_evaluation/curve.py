@@ -6,7 +6,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._model.predict import predict
 from .._model.support_statistics import with_support_statistics, without_statistics
@@ -16,6 +17,7 @@ from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy
 from .._task.examples import examples
 from .._task.layout import is_large
+from .._task.mesh import divide, over_devices
 from .._task.task import Task
 from .tasks import PARALLEL, task_and_key, telling_number
 
@@ -46,10 +48,13 @@ def measure_piece(
     size: int,
     steps: int | None,
     predictions: bool,
+    mesh: Mesh | None = None,
 ) -> Measured:
-    """Of the tasks of one of the `pieces`."""
+    """Of the tasks of one of the `pieces`, which the devices of `mesh` share."""
+    shared, others = eqx.partition((model, tasks, root, begin), eqx.is_array)
 
-    def one(index: Array) -> Measured:
+    def one(index: Array, shared: PyTree = shared) -> Measured:
+        model, tasks, root, begin = eqx.combine(shared, others)
         task, task_key, key = task_and_key(tasks, root, begin, index)
         curves, outputs = _curve(strategy, model, task, steps, key, predictions)
         tells = telling_number(task)
@@ -61,11 +66,22 @@ def measure_piece(
 
     # Traced once: counted, and then computed as it is.
     closed, shapes = jax.make_jaxpr(one, return_shape=True)(jnp.int32(0))
-    parallel = 1 if is_large(closed) else min(size, PARALLEL)
-    indices = jnp.arange(size, dtype=jnp.int32)  # as it was traced, also in 64 bits
+    share = size if mesh is None else -(-size // mesh.size)
+    with over_devices(mesh):  # which says on what they compute
+        parallel = 1 if is_large(closed) else min(share, PARALLEL)
     batch_size = parallel if parallel > 1 else None
-    values = jax.lax.map(jaxpr_as_fun(closed), indices, batch_size=batch_size)
-    return jax.tree.unflatten(jax.tree.structure(shapes), values)
+    if mesh is None:
+        indices = jnp.arange(size, dtype=jnp.int32)  # as it was traced, also in 64 bits
+        values = jax.lax.map(jaxpr_as_fun(closed), indices, batch_size=batch_size)
+        return jax.tree.unflatten(jax.tree.structure(shapes), values)
+
+    def some(indices: Int[Array, " n"], shared: PyTree) -> Measured:
+        return jax.lax.map(lambda index: one(index, shared), indices, batch_size=batch_size)
+
+    # Every device has as many, some the last task once more.
+    indices = jnp.minimum(jnp.arange(share * mesh.size, dtype=jnp.int32), size - 1)
+    values = divide(some, mesh, results="gathered")(indices, shared)
+    return jax.tree.map(lambda x: x[:size], values)
 
 
 def says_classes(tasks: Any) -> bool:

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int, check_seed
@@ -18,6 +19,7 @@ from .._model.check import check_model
 from .._model.support_statistics import TransductiveLayer, has_layer
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy
+from .._task.mesh import Devices, mesh_of, replicated
 from .._task.task import Task, label_ranges, shapes_of
 from .curve import Measured, adaptation_curve, measure_piece
 from .predictions import Predictions
@@ -38,6 +40,7 @@ def evaluate(
     inner_steps: int | None = None,
     seed: int = 0,
     predictions: bool = False,
+    devices: Devices = None,
 ) -> Evaluation:
     """How well `strategy` adapts `model` (a `TrainState.model`; or, as a baseline, one that has no
     parameters) to tasks it has not seen.
@@ -51,6 +54,7 @@ def evaluate(
       after.
     - `predictions`: keep what the adapted model predicts for every query, for tasks of examples
       `(x, y)`; then `result.per_class()` tells which classes are hard.
+    - `devices`: those that share the tasks, as for `Trainer`.
 
     The query loss is computed with `eqx.nn.inference_mode`. With the losses of `eqxmeta.losses` no
     prediction depends on the other queries, unless the model has an `eqxmeta.nn.BatchNorm` (the
@@ -68,10 +72,11 @@ def evaluate(
         sound = isinstance(task.query, tuple | list) and len(task.query) in (2, 3)
         expected = "False, or tasks whose query sets are `(x, y)`"
         check_argument(sound, predictions, "evaluate(predictions=...)", expected)
+    mesh = mesh_of(devices, "evaluate(devices=...)")
     with progress(num_tasks, "tasks") as advance:
         return measure(
             strategy, model, tasks, task, num_tasks=num_tasks, steps=steps, seed=seed,
-            predictions=predictions, advance=advance,
+            predictions=predictions, advance=advance, mesh=mesh,
         )  # fmt: skip
 
 
@@ -87,6 +92,7 @@ def measure(
     predictions: bool = False,
     advance: Callable[[int], object] = lambda tasks: None,
     argument: str = "evaluate(tasks=...)",
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """`evaluate`, of arguments that have been checked. `task`: the shapes of one of `tasks`.
     `advance` is called with numbers of tasks that have been evaluated."""
@@ -94,8 +100,9 @@ def measure(
     found = []
     with _annotate(strategy, model, task, tasks):
         for piece, begin, size in pieces(tasks, num_tasks, argument):
-            options = root, jnp.int32(begin), size, steps, predictions
-            found.append(jax.device_get(measure_piece(strategy, model, piece, *options)))
+            data = replicated((model, piece, root, jnp.int32(begin)), mesh)
+            measured = measure_piece(strategy, *data, size, steps, predictions, mesh)
+            found.append(jax.device_get(measured))
             advance(min(size, num_tasks - begin))
     all_of = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_tasks], *found)
     values = dict(all_of.curves)

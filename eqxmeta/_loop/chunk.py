@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._model.state import TrainState
@@ -13,6 +14,7 @@ from .._strategy.jit import strategy_jit
 from .._strategy.metrics import SKIPPED, MetricColumns, columns
 from .._strategy.strategy import Strategy
 from .._task.device_source import Loaded, Sampled
+from .._task.mesh import keep_replicated, over_devices
 from .._task.task import Task
 
 # Rows of the metrics buffer, and so the most steps of one dispatch. Always the same, so that
@@ -27,6 +29,7 @@ class Job(eqx.Module):
 
     `skip`: an outer step with a metric, or a number in its new state, that is not finite is not
     taken. (Another program, for it looks at every number of the state at every step.)
+    `mesh`: the devices that share the tasks of a step, where there are several.
     """
 
     strategy: Strategy
@@ -35,6 +38,7 @@ class Job(eqx.Module):
     start: Int[Array, ""]
     stop: Int[Array, ""]
     skip: bool = False
+    mesh: Mesh | None = None
 
 
 class Report(eqx.Module):
@@ -119,7 +123,8 @@ def outer_steps(job: Job, state: TrainState) -> tuple[TrainState, Report]:
 @strategy_jit(donate=True)
 def train_chunk(job: Job, state: TrainState) -> tuple[TrainState, Report]:
     """`outer_steps`, compiled; `state` is consumed."""
-    return outer_steps(job, state)
+    with over_devices(job.mesh):
+        return keep_replicated(outer_steps(job, state), job.mesh)
 
 
 def key_of_step(root: PRNGKeyArray) -> Callable[[Any], PRNGKeyArray]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from .._callback.run import Settings
 from .._errors import explain
 from .._model.state import TrainState, copied
+from .._task.mesh import on_one_device, replicated
 from .._task.source import Source
 from .chunk import Job, Report, train_chunk
 
@@ -35,8 +36,9 @@ class Dispatcher:
         self.ahead = int(state.step)
         self._settings = settings
         self._source = source
-        self._root = jax.random.key(settings.seed)
-        self._state = copied(state)  # what is consumed; the caller keeps the one that it gave
+        self._mesh = settings.mesh
+        self._root = replicated(jax.random.key(settings.seed), self._mesh)
+        self._state = self._placed(state)
         self._copies: dict[int, TrainState] = {}  # by step
 
     def dispatch(self, stop: int) -> Chunk:
@@ -46,7 +48,8 @@ class Dispatcher:
         self.ahead, self._copies = stop, {start: before}
         skip = self._settings.on_non_finite == "skip"
         strategy = self._settings.strategy
-        job = Job(strategy, source, self._root, jnp.int32(start), jnp.int32(stop), skip)
+        first, last = replicated((jnp.int32(start), jnp.int32(stop)), self._mesh)
+        job = Job(strategy, source, self._root, first, last, skip, self._mesh)
         began = time.monotonic()
         self._state, report = train_chunk(job, self._state)
         return Chunk(start, stop, job, before, report, began)
@@ -59,7 +62,7 @@ class Dispatcher:
                 received = f"a request for step {step} while step {self.ahead} is computed"
                 expected = "a request in another hook than `on_exception`"
                 raise RuntimeError(explain(message, received, expected))
-            self._copies[step] = copied(self._state)
+            self._copies[step] = copied(on_one_device(self._state, self._mesh))
         return self._copies[step]
 
     def fall_back(self, state: TrainState) -> None:
@@ -69,5 +72,9 @@ class Dispatcher:
     def rewind(self, step: int) -> TrainState:
         """The state after `step` steps, from which a next dispatch would go on."""
         if self.ahead != step:
-            self._state, self.ahead = self.state_after(step), step
-        return self._state
+            self._state, self.ahead = self._placed(self.state_after(step)), step
+        return on_one_device(self._state, self._mesh)
+
+    def _placed(self, state: TrainState) -> TrainState:
+        """A copy that a dispatch may consume, on every device."""
+        return replicated(copied(state), self._mesh)

@@ -19,6 +19,7 @@ from .._model.state import TrainState, copied
 from .._strategy.jit import strategy_jit
 from .._strategy.metrics import SKIPPED
 from .._strategy.rollout_strategy import RolloutStrategy
+from .._task.mesh import keep_replicated, on_one_device, replicated
 from .._task.task import Task, label_ranges
 from .chunk import Job, Report, key_of_step, train_chunk
 from .dispatch import Chunk
@@ -122,9 +123,9 @@ def first_bad(rows: dict[str, np.ndarray]) -> tuple[int, str] | None:
 
 def _replay(job: Job, before: TrainState, stop: int) -> tuple[TrainState, Report]:
     """The state after step `stop` of the chunk, from `before`, which stays."""
-    until = dataclasses.replace(job, stop=jnp.int32(stop))
-    state, report = train_chunk(until, copied(before))
-    return state, jax.device_get(report)
+    until = dataclasses.replace(job, stop=replicated(jnp.int32(stop), job.mesh))
+    state, report = train_chunk(until, replicated(copied(before), job.mesh))
+    return on_one_device(state, job.mesh), jax.device_get(report)
 
 
 @strategy_jit()
@@ -135,7 +136,8 @@ def _tasks_of(job: Job, step: Int[Array, ""]) -> Task:
     def body(index: Any, tasks: Task, key: Any, carry: Task) -> Task:
         return tasks
 
-    return job.source.for_each_step(job.start, step, key_of_step(job.root), body, others)
+    found = job.source.for_each_step(job.start, step, key_of_step(job.root), body, others)
+    return keep_replicated(found, job.mesh)
 
 
 def _state_error(
@@ -168,7 +170,7 @@ def _error(
     """Says as well what may explain it and what may help, where a reason has been seen: in the
     tasks of that step, in the state before it, or in the losses until then."""
     message, received, expected = parts
-    tasks = _tasks_of(job, jnp.int32(step))
+    tasks = on_one_device(_tasks_of(job, replicated(jnp.int32(step), job.mesh)), job.mesh)
     if bad := _not_finite(tasks):
         received += f". The data of that step is not finite: {', '.join(bad)}"
         expected += ". So must the data be, before anything else helps"

@@ -4,19 +4,23 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.sharding import Mesh
 
 from .._callback.published import AT_END
 from .._errors import annotate_errors, explain, succeeds
 from .._model.state import STATE_EXPECTED, TrainState, changes
 from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
+from .._task.mesh import over_devices
 from .._task.task import Task, shapes_of
 from .loss import check_loss, without_first_axis
 from .slow_layers import warn_slow_convolutions
 from .untouched import check_untouched
 
 
-def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> set[str]:
+def check_outer_update(
+    strategy: Strategy, state: TrainState, tasks: Task, mesh: Mesh | None = None
+) -> set[str]:
     """`strategy.outer_update` must give back the same kind of state, and scalar metrics, whose
     names are returned."""
     what = f"`{type(strategy).__name__}.outer_update`"
@@ -24,7 +28,8 @@ def check_outer_update(strategy: Strategy, state: TrainState, tasks: Task) -> se
         try:
             # The training program asks for the same trace again, which JAX remembers.
             trace = eqx.filter_make_jaxpr(strategy.outer_update)
-            traced = trace(state, tasks, key=jax.random.key(0))
+            with over_devices(mesh):
+                traced = trace(state, tasks, key=jax.random.key(0))
         except Exception as error:  # raised below, so that what the loss says is not chained to it
             traced = error
         if isinstance(traced, Exception):

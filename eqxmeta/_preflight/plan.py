@@ -1,7 +1,9 @@
 """What an outer step will cost, and what the knobs do about it, before it is run."""
 
 import contextlib
+import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from .._jaxpr.flops import count_flops
@@ -20,6 +23,7 @@ from .._strategy.gradient_strategy import GradientStrategy
 from .._strategy.metrics import columns
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy
+from .._task.mesh import keep_replicated, over_devices, replicated
 from .._task.task import Task, count_tasks
 
 # Less than this is not worth a word, nor is an alternative that needs more than half as much.
@@ -41,6 +45,7 @@ class PlanRow:
       another one that makes no difference.
     - `temp_bytes`: memory that the compiled step needs beside its arguments and results.
     - `flops`: operations, with every iteration of every loop counted.
+    - `collective_bytes`: what each of several devices sends to the others in a step.
     - `compile_seconds`: what tracing and compiling took here and now.
     """
 
@@ -50,6 +55,7 @@ class PlanRow:
     temp_bytes: int
     flops: int
     compile_seconds: float
+    collective_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,21 @@ class Plan:
         return "\n".join([*lines, f"* {self.reason}"])
 
 
-def make_plan(strategy: Strategy, state: TrainState, tasks: Task, *, alone: bool = False) -> Plan:
+def make_plan(
+    strategy: Strategy,
+    state: TrainState,
+    tasks: Task,
+    mesh: Mesh | None = None,
+    *,
+    alone: bool = False,
+) -> Plan:
     """Compile the outer step in every variant that is another program, or `alone` as it is. `tasks`
-    may be the shapes of a batch."""
+    may be the shapes of a batch. Of several devices, `mesh`, what each one needs is told."""
     seen: set[str] = set()
     rows: list[PlanRow] = []
     for variant in [strategy] if alone else _variants(strategy, tasks):
         try:
-            row = _measure(variant, state, tasks, seen)
+            row = _measure(variant, state, tasks, mesh, seen)
         except TypeError as error:
             if not rows or not refuses_mixed(error):
                 raise
@@ -126,17 +139,21 @@ def _with(strategy: Strategy, where: Any, value: Any) -> Strategy:
     return eqx.tree_at(where, strategy, value, is_leaf=lambda x: x is None)
 
 
-def _measure(strategy: Strategy, state: TrainState, tasks: Task, seen: set[str]) -> PlanRow | None:
+def _measure(
+    strategy: Strategy, state: TrainState, tasks: Task, mesh: Mesh | None, seen: set[str]
+) -> PlanRow | None:
     """`None` if the program is among those `seen`: what `task_chunk="auto"` comes down to, or both
     modes of a single inner step. It is added to them."""
 
     def step(state: TrainState, tasks: Task, key: Any) -> PyTree:
-        new, metrics = strategy.outer_update(state, tasks, key=key)
-        return new, columns(metrics)  # as the training program keeps them
+        with over_devices(mesh):
+            new, metrics = strategy.outer_update(state, tasks, key=key)
+        return keep_replicated((new, columns(metrics)), mesh)  # as the training program keeps them
 
     key = jax.random.key(0)
     began = time.perf_counter()
     dynamic, static = eqx.partition(state, eqx.is_array)
+    dynamic = replicated(dynamic, mesh)
     lowered = jax.jit(
         lambda dynamic, tasks, key: eqx.filter(
             step(eqx.combine(dynamic, static), tasks, key), eqx.is_array
@@ -156,7 +173,22 @@ def _measure(strategy: Strategy, state: TrainState, tasks: Task, seen: set[str])
         temp_bytes=int(getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)),
         flops=count_flops(step, state, tasks, key),
         compile_seconds=seconds,
+        collective_bytes=_collective_bytes(compiled.as_text() or "") if mesh is not None else 0,
     )
+
+
+_COLLECTIVE = re.compile(r"= (.*?) (?:all-reduce|all-gather|all-to-all|collective-permute)\(")
+_ARRAY = re.compile(r"[a-z]+(\d+)\[([\d,]*)\]")
+
+
+def _collective_bytes(program: str) -> int:
+    """What goes to other devices, by the text of the compiled program: `f32[3,2]` is 24 bytes."""
+
+    def size(bits: str, shape: str) -> int:
+        return int(bits) // 8 * math.prod(int(n) for n in shape.split(",") if n)
+
+    arrays = _ARRAY.findall(" ".join(_COLLECTIVE.findall(program)))
+    return sum(size(bits, shape) for bits, shape in arrays)
 
 
 def _recommend(rows: tuple[PlanRow, ...]) -> tuple[PlanRow, str]:

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from .._errors import add_note, explain
 from .._files.patience import hurried
 from .device_source import Loaded, check_task
+from .mesh import divided
 from .task import Task, count_tasks, layout_of
 
 # Steps of host data that travel to the device together. More of them hide the cost of a
@@ -28,8 +30,17 @@ class HostSource:
     same for the same step, so that a resumed run sees what an uninterrupted one would have.
     """
 
-    def __init__(self, source: Any, *, start: int, steps: int, meta_batch_size: int):
+    def __init__(
+        self,
+        source: Any,
+        *,
+        start: int,
+        steps: int,
+        meta_batch_size: int,
+        mesh: Mesh | None = None,
+    ):
         self._source = source
+        self._mesh = mesh
         self._meta_batch_size = meta_batch_size
         length = len(source) if hasattr(source, "__len__") else None
         if length is not None and length < steps:
@@ -95,7 +106,9 @@ class HostSource:
                 self._batches.popleft()
                 self._changed.notify_all()
         padding = [self._first] * (self.capacity - steps)
-        return Loaded(jax.device_put(jax.tree.map(lambda *xs: np.stack(xs), *batches, *padding)))
+        stacked = jax.tree.map(lambda *xs: np.stack(xs), *batches, *padding)
+        placed = divided(stacked, self._mesh, axis=1)  # the first axis is that of steps
+        return Loaded(jax.device_put(placed) if self._mesh is None else placed)
 
     def _peek(self) -> Task:
         if not self._batches and self._error is not None:

@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._arguments import check_int
 from .._errors import explain
 from .._jaxpr.flops import flops_of
+from .mesh import divide, mean_over_devices, mesh_of_tasks, platform
 from .task import Task, count_tasks
 
 TaskChunk: TypeAlias = int | Literal["auto"] | None
@@ -36,7 +37,7 @@ def check_task_chunk(task_chunk: Any, argument: str) -> None:
 
 def is_large(closed: ClosedJaxpr, tasks: int = 1) -> bool:
     """Whether tasks, of which `closed` computes so many, are better done one after another."""
-    return jax.default_backend() == "cpu" and flops_of(closed, loops=False) > tasks * _LARGE_TASK
+    return platform() == "cpu" and flops_of(closed, loops=False) > tasks * _LARGE_TASK
 
 
 def in_chunks(
@@ -51,14 +52,30 @@ def in_chunks(
     largest number below that does) go through `fun` one after another, in a scan that adds up the
     results: memory is that of `c` tasks, also of what `fun` differentiates. Of results that are
     not floating point, such as counters, those of the last chunk are returned.
+
+    Where a mesh of devices is set (`over_devices`) each computes its part of the tasks in this way.
     """
     total = count_tasks(tasks)
+    # Of all tasks together, so that a task is the same on any number of devices.
     keys = None if key is None else jax.random.split(key, total)
-    batch = tasks, keys
+    mesh = mesh_of_tasks()
+    if mesh is None or total % mesh.size != 0:
+        return _in_chunks(fun, (tasks, keys), task_chunk)
+
+    def part(batch: tuple[Task, Any], shared: None) -> PyTree:
+        return mean_over_devices(_in_chunks(fun, batch, task_chunk))
+
+    return divide(part, mesh, results="agree")((tasks, keys), None)
+
+
+def _in_chunks(
+    fun: Callable[[OverTasks], PyTree], batch: tuple[Task, Any], task_chunk: TaskChunk
+) -> PyTree:
+    total = count_tasks(batch[0])
     size, shapes = total if task_chunk is None else task_chunk, None
     if size == "auto":
         size = total
-        if total > 1 and jax.default_backend() == "cpu":
+        if total > 1 and platform() == "cpu":
             # Traced once: counted, and then, unless a task is large, computed as it is.
             closed, shapes = jax.make_jaxpr(lambda: fun(_over(batch)), return_shape=True)()
             if not is_large(closed, total):

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int
@@ -22,6 +23,7 @@ from .._preflight.outer_update import check_outer_update
 from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.device_source import Sampled
+from .._task.mesh import divide, divided, replicated
 from .seed_arguments import check_alike, check_models, check_seeds, check_source
 from .seed_runs import SeedRuns
 from .start import initial_state
@@ -38,7 +40,8 @@ def fit_seeds(
 ) -> SeedRuns:
     """What `trainer.fit(model, tasks, steps)` computes, for several seeds in one compiled program.
 
-    - `trainer`: without callbacks. Its own seed matters only if `seeds` is a number of them.
+    - `trainer`: without callbacks. Its own seed matters only if `seeds` is a number of them. Its
+      `devices` share the seeds, and need no communication.
     - `model`: one from which every run starts, or a list of one per seed.
     - `tasks`: an `eqx.Module` with `sample(key) -> Task`.
     - `seeds`: distinct seeds; or how many: `trainer.seed`, `trainer.seed + 1`, ...
@@ -85,9 +88,13 @@ def _run(
     seeds: tuple[int, ...],
     steps: int,
 ) -> SeedRuns:
+    mesh = trainer.mesh
     roots = jnp.stack([jax.random.key(seed) for seed in seeds])
+    source = replicated(source, mesh)
+    states, roots = (divided(_padded(x, mesh), mesh) for x in (states, roots))
     # What was not finite to begin with, such as a mask of -inf, is meant to be so.
-    meant = jax.device_get(eqx.filter_jit(eqx.filter_vmap(count_non_finite))(states))
+    meant = eqx.filter_jit(eqx.filter_vmap(count_non_finite))(states)
+    meant = jax.device_get(_first(meant, len(seeds)))
     pace = Pace(trainer.steps_per_execution)
     stopped: list[str] = []
     bad: dict[int, int] = {}  # the first bad step of a run, by its index
@@ -100,10 +107,10 @@ def _run(
         signals.activity = lambda: None if signals.begun else activity
         while True:
             began = time.monotonic()
-            states, report = train_seeds(
-                Batch(trainer.strategy, source, roots, jnp.int32(step), jnp.int32(stop)), states
-            )
-            report = jax.device_get(report)
+            first, last = replicated((jnp.int32(step), jnp.int32(stop)), mesh)
+            batch = Batch(trainer.strategy, source, roots, first, last, mesh)
+            states, report = train_seeds(batch, states)
+            report = jax.device_get(_first(report, len(seeds)))
             taken = stop - step
             rows.append(report.metrics.rows(taken))
             if not taken:
@@ -131,17 +138,21 @@ def _run(
             warn(explain(message, received, expected))
     metrics = {name: np.concatenate([row[name] for row in rows], axis=1) for name in rows[0]}
     finite = np.array([index not in bad for index in range(len(seeds))])
+    if mesh is not None:
+        states = jax.device_put(_first(states, len(seeds)), mesh.devices.flat[0])
     return SeedRuns(seeds, states, metrics, finite, steps, stop_reason)
 
 
 class Batch(eqx.Module):
-    """What a dispatch reads and keeps; as `Job`, with a root key per seed."""
+    """What a dispatch reads and keeps; as `Job`, with a root key per seed. The devices of `mesh`
+    share the seeds."""
 
     strategy: Strategy
     source: Sampled
     roots: Key[Array, " n"]
     start: Int[Array, ""]
     stop: Int[Array, ""]
+    mesh: Mesh | None = None
 
 
 @strategy_jit(donate=True)
@@ -151,13 +162,20 @@ def train_seeds(batch: Batch, states: TrainState) -> tuple[TrainState, Report]:
 
     # The trip count has no axis of seeds, so that the loop over steps remains one loop. Nor has the
     # step that a strategy sees: what it computes from some step on only is not computed before.
-    def one(root: PRNGKeyArray, dynamic: PyTree) -> tuple[PyTree, Report]:
+    def one(batch: Batch, root: PRNGKeyArray, dynamic: PyTree) -> tuple[PyTree, Report]:
         job = Job(batch.strategy, batch.source, root, batch.start, batch.stop)
         state = eqx.tree_at(lambda s: s.step, eqx.combine(dynamic, static), batch.start)
         state, report = outer_steps(job, state)
         return eqx.filter(state, eqx.is_array), report
 
-    dynamic, report = jax.vmap(one)(batch.roots, dynamic)
+    shared, others = eqx.partition(eqx.tree_at(lambda b: b.roots, batch, None), eqx.is_array)
+
+    def several(parts: tuple[Any, PyTree], shared: Batch) -> tuple[PyTree, Report]:
+        return jax.vmap(one, in_axes=(None, 0, 0))(eqx.combine(shared, others), *parts)
+
+    if batch.mesh is not None:
+        several = divide(several, batch.mesh, results="divided")
+    dynamic, report = several((batch.roots, dynamic), shared)
     return eqx.combine(dynamic, static), report
 
 
@@ -171,6 +189,23 @@ def _non_finite(
     sound = np.logical_and.reduce([(now <= then).all(axis=-1) for now, then in pairs])
     good[:, -1] &= sound
     return {int(i): int(np.argmin(good[i])) + 1 for i in np.flatnonzero(~good.all(axis=1))}
+
+
+def _padded(tree: Any, mesh: Mesh | None) -> Any:
+    """The last seed again, until every device has as many."""
+    if mesh is None:
+        return tree
+
+    def pad(x: Any) -> Any:
+        if not eqx.is_array(x):
+            return x
+        return jnp.concatenate([x, *[x[-1:]] * (-len(x) % mesh.size)])
+
+    return jax.tree.map(pad, tree)
+
+
+def _first(tree: Any, n: int) -> Any:
+    return jax.tree.map(lambda x: x[:n] if eqx.is_array(x) else x, tree)
 
 
 def _stack(states: list[TrainState]) -> TrainState:

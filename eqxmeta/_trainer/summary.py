@@ -9,6 +9,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from .._callback.callback import Callback, name_of
@@ -44,6 +45,7 @@ def describe(
     seed: int,
     meta_batch_size: int,
     saves: bool,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """The run as plain values: for hyper-parameters, and for a checkpoint to be compared with.
 
@@ -65,7 +67,7 @@ def describe(
         "parameters": count_parameters(model),
         "meta_parameters": count_parameters(params),
         "tasks": _name(tasks),
-        **({"fingerprint": _fingerprints(strategy, model, state, tasks)} if saves else {}),
+        **({"fingerprint": _fingerprints(strategy, model, state, tasks, mesh)} if saves else {}),
     }
 
 
@@ -76,8 +78,11 @@ def render(
     *,
     start: int,
     model: PyTree,
+    mesh: Mesh | None = None,
+    divided: bool = False,
 ) -> str:
-    """A few lines for the terminal. `left_out`: the callbacks that a trial run does without."""
+    """A few lines for the terminal. `left_out`: the callbacks that a trial run does without;
+    `divided`: whether the devices of `mesh` share the tasks."""
     slow = linear_layers(model)
     inner = ""
     if config["inner_steps"] is not None:
@@ -96,10 +101,24 @@ def render(
             f"learns      {config['meta_parameters']:,} meta-parameters{learns}",
             f"meta-batch  {config['meta_batch_size']} tasks a step",
             f"run         {config['steps']:,} steps, seed {config['seed']}{resumed}",
+            *_devices(config["strategy"], mesh, divided),
             f"callbacks   {names}",
             *[f"faster      model = em.nn.fast(model), for {slow} `eqx.nn.Linear`"] * bool(slow),
         )
     )
+
+
+def _devices(strategy: str, mesh: Mesh | None, divided: bool) -> list[str]:
+    if mesh is None:
+        return []
+    which = f"devices     {mesh.size} x {mesh.devices.flat[0].device_kind}"
+    if divided:
+        return [f"{which}, which share the tasks of a step"]
+    alone = f"`{strategy}.outer_update` takes the mean over tasks by itself"
+    return [
+        f"{which}, each of which computes every task:",
+        f"            {alone}; `eqxmeta.mean_over_tasks` divides them",
+    ]
 
 
 def _options(strategy: Strategy) -> str:
@@ -137,7 +156,7 @@ def _shortened(text: str, length: int) -> str:
 
 
 def _fingerprints(
-    strategy: Strategy, model: PyTree, state: TrainState, tasks: Any
+    strategy: Strategy, model: PyTree, state: TrainState, tasks: Any, mesh: Mesh | None
 ) -> dict[str, dict[str, str]]:
     # Of a source on the host, which may be larger than any memory, the class.
     module = isinstance(tasks, eqx.Module)
@@ -148,7 +167,7 @@ def _fingerprints(
         "model": fingerprint(model, values=False),
         "tasks": fingerprint(tasks, values=True) if module else {"": type(tasks).__name__},
         "asked": _asked_of_the_optimizer(state),
-        "computed": _computed_on(),
+        "computed": _computed_on(mesh),
     }
 
 
@@ -166,15 +185,16 @@ def _asked_of_the_optimizer(state: TrainState) -> dict[str, str]:
     return {name: array_fact(arrays[name]) for name in injected}
 
 
-def _computed_on() -> dict[str, str]:
+def _computed_on(mesh: Mesh | None) -> dict[str, str]:
     """On what the last bits of a run depend, beside what it is."""
-    device = jax.devices()[0]
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    facts = {"device": device.device_kind, "devices": str(1 if mesh is None else mesh.size)}
     if device.platform != "cpu":
-        return {"device": device.device_kind}
+        return facts
     # Among which a sum is divided; of those of the machine the process may use some.
     affinity = getattr(os, "sched_getaffinity", None)
     cores = os.cpu_count() if affinity is None else len(affinity(0))
-    return {"device": device.device_kind, "cores": str(cores)}
+    return {**facts, "cores": str(cores)}
 
 
 def _name(tasks: Any) -> str:

@@ -18,10 +18,12 @@ from .._loop.loop import Loop
 from .._loop.signals import Signals
 from .._model.check import check_model
 from .._model.state import TrainState, without_values
+from .._preflight.devices import divides_tasks
 from .._preflight.outer_update import check_outer_update
 from .._preflight.plan import Plan, make_plan
 from .._strategy.metrics import SKIPPED
 from .._strategy.strategy import Strategy
+from .._task.mesh import Devices, check_divides, mesh_of
 from .._task.source import open_source
 from .resume import can_resume, find, restore
 from .start import initial_state
@@ -46,6 +48,10 @@ class Trainer:
     - `meta_batch_size`: tasks per outer step.
     - `seed`: of everything random. Step `i` sees tasks and dropout that depend on (seed, i) only.
     - `callbacks`: see `eqxmeta.callbacks`. The result of a run does not depend on them.
+    - `devices`: those that share the tasks of every outer step, each computing its part: `"all"`,
+      or some, such as `jax.devices()[:2]`; `None` is one. `meta_batch_size` must be a multiple of
+      their number. The result is that of one device up to rounding, and for one number of devices
+      the same to the bit. (`fit_seeds` divides the seeds instead.)
     - `steps_per_execution`: the most outer steps per dispatch of the compiled loop, at most 1024;
       `"auto"` aims at half a second. The result does not depend on it.
     - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to. They
@@ -75,6 +81,7 @@ class Trainer:
         meta_batch_size: int,
         seed: int = 0,
         callbacks: Iterable[Callback] = (),
+        devices: Devices = None,
         steps_per_execution: int | Literal["auto"] = "auto",
         max_time: int | float | timedelta | None = None,
         on_non_finite: OnNonFinite = "raise",
@@ -96,6 +103,7 @@ class Trainer:
             fast_dev_run = check_int(fast_dev_run, argument, minimum=1, what=what)
         check_choice(on_non_finite, "Trainer(on_non_finite=...)", get_args(OnNonFinite))
         self.callbacks = attach(callbacks)
+        self.mesh = mesh_of(devices, "Trainer(devices=...)")
         self.steps_per_execution: int | Literal["auto"] = steps_per_execution
         self.max_time = _seconds(max_time)
         self.on_non_finite: OnNonFinite = on_non_finite
@@ -165,6 +173,7 @@ class Trainer:
         signals: Signals,
     ) -> TrainState:
         callbacks = self.callbacks
+        check_divides(self.mesh, self.meta_batch_size, "Trainer(meta_batch_size=...)")
         if self.fast_dev_run:
             steps, resume = min(steps, self.fast_dev_run), None
             callbacks = tuple(callback for callback in callbacks if not callback.writes)
@@ -175,6 +184,7 @@ class Trainer:
             self.strategy, model, state, tasks,
             steps=steps, seed=self.seed, meta_batch_size=self.meta_batch_size,
             saves=not isinstance(resume, TrainState | None) or any(map(can_resume, callbacks)),
+            mesh=self.mesh,
         )  # fmt: skip
         settings = Settings(
             self.strategy,
@@ -185,6 +195,7 @@ class Trainer:
             steps_per_execution=self.steps_per_execution,
             on_non_finite=self.on_non_finite,
             config=config,
+            mesh=self.mesh,
         )
         with contextlib.ExitStack() as held:
             for callback in callbacks:
@@ -195,10 +206,11 @@ class Trainer:
             origin = restore(resume, found, state, callbacks, config)
             start, state = int(origin.state.step), origin.state
             opened = open_source(
-                tasks, self.meta_batch_size, "fit(tasks=...)", start=start, steps=steps
-            )
+                tasks, self.meta_batch_size, "fit(tasks=...)",
+                start=start, steps=steps, mesh=self.mesh,
+            )  # fmt: skip
             source = held.enter_context(opened)
-            metrics = check_outer_update(self.strategy, state, source.example)
+            metrics = check_outer_update(self.strategy, state, source.example, self.mesh)
             loop = Loop(settings, origin, source, callbacks, metrics, signals)
             loop.refuse()
             # Of those too that a trial run leaves out.
@@ -206,9 +218,16 @@ class Trainer:
             check_monitors(self.callbacks, metrics | skipped, self.strategy)
             if self.summary:
                 left_out = [callback for callback in self.callbacks if callback not in callbacks]
-                tell(render(config, callbacks, left_out, start=start, model=model))
+                divided = self.mesh is not None and divides_tasks(
+                    self.strategy, state, source.example, self.mesh
+                )
+                told = render(
+                    config, callbacks, left_out,
+                    start=start, model=model, mesh=self.mesh, divided=divided,
+                )  # fmt: skip
+                tell(told)
                 if self.fast_dev_run:
-                    tell(make_plan(self.strategy, state, source.example, alone=True))
+                    tell(make_plan(self.strategy, state, source.example, self.mesh, alone=True))
             held.enter_context(warnings_end_nothing())
             del origin, state  # the loop has a copy, and the run may be long
             state = loop.train()
@@ -236,18 +255,21 @@ class Trainer:
             else:
                 warn(f"The run {skipped}.")
 
-    def plan(self, model: PyTree, tasks: Any) -> Plan:
+    def plan(self, model: PyTree, tasks: Any, *, devices: Devices = None) -> Plan:
         """What an outer step will cost: memory, operations and compile time, as it is and with
         another `gradient`, `remat` or `task_chunk`, as a table to print; and which to take.
 
-        `model` and `tasks` as for `fit`. Every row is compiled, none is run.
+        `model` and `tasks` as for `fit`. `devices`: for others than those of the trainer; what is
+        told is then of each of them. Every row is compiled, none is run.
         Raises `TypeError` or `ValueError` for invalid arguments.
         """
         check_model(model, "plan(model=...)")
         state = initial_state(self.strategy, model, "plan(model=...)")
         with open_source(tasks, self.meta_batch_size, "plan(tasks=...)", steps=1) as source:
-            check_outer_update(self.strategy, state, source.example)
-            return make_plan(self.strategy, state, source.example)
+            mesh = self.mesh if devices is None else mesh_of(devices, "plan(devices=...)")
+            check_divides(mesh, self.meta_batch_size, "Trainer(meta_batch_size=...)")
+            check_outer_update(self.strategy, state, source.example, mesh)
+            return make_plan(self.strategy, state, source.example, mesh)
 
 
 def _seconds(max_time: int | float | timedelta | None) -> float:
