@@ -173,9 +173,8 @@ def train_seeds(batch: Batch, states: TrainState) -> tuple[TrainState, Report]:
     def several(parts: tuple[Any, PyTree], shared: Batch) -> tuple[PyTree, Report]:
         return jax.vmap(one, in_axes=(None, 0, 0))(eqx.combine(shared, others), *parts)
 
-    if batch.mesh is not None:
-        several = divide(several, batch.mesh, results="divided")
-    dynamic, report = several((batch.roots, dynamic), shared)
+    run = several if batch.mesh is None else divide(several, batch.mesh, results="divided")
+    dynamic, report = run((batch.roots, dynamic), shared)
     return eqx.combine(dynamic, static), report
 
 

@@ -72,7 +72,9 @@ def collectives(strategy, model, tasks=SINES, meta_batch_size=8):
     return [kind for _, kind in found], sum(sizes)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    "name", [n if n == "MAML" else pytest.param(n, marks=pytest.mark.slow) for n in STRATEGIES]
+)
 def test_the_same_as_on_one_device_and_one_all_reduce_a_step(name):
     strategy = STRATEGIES[name]()
     one, four = Recorder(), Recorder()
@@ -103,6 +105,7 @@ def test_the_same_bits_however_the_steps_are_cut(tmp_path):
     assert same_bits(whole, again)
 
 
+@pytest.mark.slow
 def test_resumed_on_fewer_devices(tmp_path):
     strategy = maml()
     fit(strategy, FOUR, 2, callbacks=[Checkpoint(tmp_path, every=1)])
@@ -114,8 +117,8 @@ def test_resumed_on_fewer_devices(tmp_path):
     assert tree_allclose(last, fit(strategy, None, 6), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 3])
-@pytest.mark.parametrize("gradient", ["mixed", "reverse", "first_order"])
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk, gradient", [(1, "mixed"), (3, "reverse"), (None, "first_order")])
 def test_chunks_and_modes(chunk, gradient):
     strategy = maml(gradient, task_chunk=chunk)
     assert tree_allclose(fit(strategy, TWO, 3), fit(strategy, None, 3), rtol=1e-5, atol=1e-6)
@@ -141,6 +144,7 @@ def test_a_source_on_the_host():
     assert tree_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_images_and_a_convolution():
     images = np.random.default_rng(0).normal(size=(12, 3, 1, 16, 16)).astype("f4")
     labels = np.repeat(np.arange(12), 3)
@@ -177,6 +181,7 @@ def test_several_seeds_need_no_collective():
     assert tree_allclose(four.states, one.states, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_seeds_of_a_source_with_arrays_and_no_collective():
     labels = np.repeat(np.arange(6), 3)
     data = np.random.default_rng(0).normal(size=(18, 3)).astype("f4")
@@ -228,6 +233,7 @@ def test_steps_that_are_not_finite(policy):
     assert int(state.step) == (5 if policy == "skip" else 2)
 
 
+@pytest.mark.slow
 def test_plan_tells_what_a_device_sends():
     trainer = em.Trainer(maml(), meta_batch_size=8, devices=FOUR)
     _, size = collectives(maml(), tiny_mlp())
