@@ -1,7 +1,6 @@
 """Evolution strategies: the meta-gradient from values alone."""
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +9,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_int, check_number
 from .._errors import explain
+from .._task.layout import sum_dtype
 from .estimator import Objective
 
 # `fold_in(key, i)` is the i-th key of `split(key, n)`, and those are the tasks'.
@@ -70,18 +70,13 @@ class EvolutionStrategies(eqx.Module):
             slope = (value(noise, 1.0) - value(noise, -1.0)) / (2 * self.sigma * self.pairs)
             return [t + slope.astype(t.dtype) * e for t, e in zip(total, noise, strict=True)], None
 
-        zeros = [jnp.zeros(x.shape, _wide(x)) for x in leaves]
+        zeros = [jnp.zeros(x.shape, sum_dtype(x.dtype)) for x in leaves]
         total, _ = jax.lax.scan(add, zeros, jnp.arange(self.pairs))
         grads = [t.astype(x.dtype) for t, x in zip(total, leaves, strict=True)]
         return objective(params), jax.tree.unflatten(structure, grads)
 
 
-def _wide(x: Array) -> Any:
-    # In half precision a sum loses the small addends.
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
 def _normal(key: PRNGKeyArray, x: Array) -> Array:
     """Of variance one; of a complex number in both parts (JAX's has one in all)."""
     scale = math.sqrt(2) if jnp.iscomplexobj(x) else 1.0
-    return scale * jax.random.normal(key, x.shape, _wide(x))
+    return scale * jax.random.normal(key, x.shape, sum_dtype(x.dtype))

@@ -21,10 +21,12 @@ from .._errors import explain
 from .._jaxpr.finite_slopes import with_finite_slopes
 from .._jaxpr.hoist import hoist
 from .._jaxpr.keys import used_again
+from .._model.changes import STATE_EXPECTED, changes
 from .._model.check import check_stateless
 from .._model.holder import HoldsModel
-from .._model.state import STATE_EXPECTED, changes, update_of, without_weak_types
+from .._model.state import without_weak_types
 from .._model.support_statistics import without_statistics
+from .._model.update_of import update_of
 from .._task.task import take_examples
 from .._types import Loss
 from .modes import GRADIENT_MODES, GradientMode, conjugate_complex, value_and_grad

@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from .._callback.published import AT_END
 from .._errors import annotate_errors, explain, succeeds
-from .._model.state import STATE_EXPECTED, TrainState, changes
+from .._model.changes import STATE_EXPECTED, changes
+from .._model.state import TrainState
 from .._strategy.metrics import SKIPPED, check_scalars, show
 from .._strategy.strategy import Strategy
 from .._task.mesh import over_devices

@@ -8,7 +8,8 @@ from jaxtyping import PyTree
 
 from .._arguments import check_argument
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
-from .._model.state import MetaParameters, meta_parameters, update_of
+from .._model.state import MetaParameters, meta_parameters
+from .._model.update_of import update_of
 from .._types import Loss
 from .gradient_strategy import GradientStrategy
 from .rollout_strategy import RolloutStrategy

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .._errors import annotate_errors, explain, succeeds
 from .._jaxpr.keys import used_again
 from .._model.check import check_stateless
-from .._model.state import TrainState, to_be_trained, update_of, without_weak_types
+from .._model.state import TrainState, to_be_trained, without_weak_types
 from .._model.support_statistics import with_support_statistics
+from .._model.update_of import update_of
 from .._task.layout import OverTasks, TaskChunk, in_chunks
 from .._task.task import Task, check_batch, count_tasks, shapes_of
 from .._types import Loss, Metrics

@@ -96,7 +96,7 @@ def _in_chunks(
     if shapes is None:
         first = jax.tree.map(lambda x: x[:size], batch)
         shapes = jax.eval_shape(lambda: fun(_over(first)))
-    sums = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), shapes)
+    sums = jax.tree.map(lambda x: jnp.zeros(x.shape, sum_dtype(x.dtype)), shapes)
     sums, _ = jax.lax.scan(accumulate, sums, chunks)
     return jax.tree.map(lambda x, like: x.astype(like.dtype), sums, shapes)
 
@@ -121,6 +121,6 @@ def _adds(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def _wide(dtype: Any) -> Any:
-    # In half precision a sum loses the small addends.
+def sum_dtype(dtype: Any) -> Any:
+    """In which numbers of `dtype` are added up: in half precision a sum loses the small ones."""
     return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype

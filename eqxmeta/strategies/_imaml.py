@@ -13,7 +13,7 @@ from .._arguments import check_int, check_number
 from .._jaxpr.keys import keys_as_data
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._meta_gradient.modes import value_and_grad
-from .._model.state import update_of
+from .._model.update_of import update_of
 from .._strategy.gradient_strategy import GradientStrategy
 from .._strategy.outer_step import query_loss, split_or_none, stop_gradient
 from .._strategy.rollout_strategy import RolloutStrategy
