@@ -6,11 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax.scipy.sparse.linalg import cg
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_int, check_number
 from .._jaxpr.keys import keys_as_data
+from .._meta_gradient.conjugate_gradients import conjugate_gradients
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._meta_gradient.modes import value_and_grad
 from .._model.update_of import update_of
@@ -19,6 +20,9 @@ from .._strategy.outer_step import query_loss, split_or_none, stop_gradient
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._task.task import Task
 from .._types import Loss
+
+# The least curvature of the proximal loss in a direction of conjugate gradients, in units of λ.
+_LEAST = 0.1
 
 
 def _check_strength(strength: Any) -> float:
@@ -43,9 +47,20 @@ class IMAML(GradientStrategy, RolloutStrategy):
     What does not adapt (`InnerLoop(adapt=...)`) moves the minimum too, and has that gradient:
     `∇loss(φ; query) - ∇(∇loss(φ; support) · v)/λ`, v being the solution above.
 
-    The gradient is exact in the limit of many inner and `cg_steps`, for which H + λ has to be
-    positive definite. The metric `cg_residual`, `‖g - (I + H/λ) v‖/‖g‖`, the mean over tasks, says
-    how well the system is solved: near 0 it is, and above 1 the `strength` is too low.
+    The gradient is exact in the limit of many inner and `cg_steps`. At a minimum H + λ has no
+    negative eigenvalue; where `inner` has not arrived there it may, and the system has no meaning.
+    A direction of conjugate gradients in which the proximal loss curves by less than λ/10 ends
+    them, with what was found before or, if it is the first one, with ∇loss(φ; query), first order.
+    The metrics, means over tasks, say when to mistrust the gradient:
+
+    - `negative_curvature`: the share of tasks of which that is true. Far from 0 the `strength` is
+      too low, or `inner` does not arrive.
+    - `cg_residual`: `‖g - (I + H/λ) v‖/‖g‖`, near 0 where the system is solved.
+
+    λ should be above minus the smallest eigenvalue of H, and the inner rate below `2/(h + λ)` with
+    the largest, h. Of the network of `examples/sinusoid.py` after 500 outer steps the smallest were
+    -1 to -5, and h 36 to 50. The gradient does not see the way, so that, unlike MAML's, it does not
+    keep h where plain descent can follow: it grew until an inner rate of 0.02 diverged.
 
     - `loss`, `inner`, `optimizer`, `task_chunk`, `learn`: as for `MAML`. `inner.gradient` says how
       products with H are computed: `"mixed"` forward over reverse, `"reverse"` reverse over
@@ -100,18 +115,21 @@ class IMAML(GradientStrategy, RolloutStrategy):
         )
         _, pull = jax.vjp(gradient, phi, fixed)  # v -> (H v, ∇(∇loss · v)): H is symmetric
 
-        def system(v: PyTree) -> PyTree:
-            return jax.tree.map(lambda v, hv: v + hv / self.strength, v, pull(v)[0])
+        flat, unravel = ravel_pytree(g)
 
-        accuracy = max(jnp.finfo(x.dtype).eps for x in jax.tree.leaves(g))
-        v, _ = cg(system, g, tol=float(accuracy), maxiter=self.cg_steps)
+        def system(v: Array) -> Array:
+            return v + ravel_pytree(pull(unravel(v))[0])[0] / self.strength
+
+        v, bent = conjugate_gradients(system, flat, self.cg_steps, least=_LEAST)
+        v = unravel(v)
         hv, mixed = pull(v)
         residual = jax.tree.map(lambda g, v, hv: g - v - hv / self.strength, g, v, hv)
         size = optax.tree.norm(g)
         residual = optax.tree.norm(residual) / jnp.where(size > 0, size, 1)
         others = jax.tree.map(lambda d, m: d - m / self.strength, direct, mixed)
         objective = _with_gradient(loss, (v, others), self._split(model)[:2])
-        return objective, {"support_loss": end.losses, "cg_residual": residual, **metrics}
+        solved = {"cg_residual": residual, "negative_curvature": bent.astype(residual.dtype)}
+        return objective, {"support_loss": end.losses, **solved, **metrics}
 
     def _split(self, model: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         """What adapts, as real numbers, so that its Hessian is symmetric; what could; the rest."""
