@@ -30,35 +30,55 @@ def episodes(root, split, ways, shots, queries):
     return em.tasks.Episodes(data.images, data.labels, ways, shots, queries, rotations=True)
 
 
-def recipe(name, steps):
-    """The strategy, and the number of inner steps at test."""
+def recipes(steps):
+    """The strategy, the number of inner steps at test, and the tasks of an outer step."""
     loss = em.losses.cross_entropy
-    rate = {"ProtoNet": 1e-3, "ANIL": 2e-3}.get(name, 3e-3)
-    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))  # so that a short run is enough
-    descent = em.InnerLoop(optax.sgd(0.4), steps=1)  # the rate of Finn et al. 2017, a mean loss
-    if name == "MetaSGD":  # rates of 0.4 to begin with, all of them learnt
-        return em.MetaSGD(loss, em.InnerLoop(optax.sgd(1.0), steps=1), adam, rate=0.4), 3
-    if name == "MAMLPlusPlus":  # two steps; both losses count at first, without second derivatives
-        phases = {"anneal": steps // 4, "first_order": steps // 8}
-        return em.MAMLPlusPlus(loss, em.InnerLoop(optax.sgd(0.4), steps=2), adam, **phases), 3
-    if name == "ANIL":  # the head alone (rate: Raghu et al. 2020); steps on features cost nothing
-        return em.ANIL(loss, em.InnerLoop(optax.sgd(0.1), steps=5), adam), 30
-    if name == "ProtoNet":
-        return em.ProtoNet(loss, adam), None
-    if name == "MAML":
-        return em.MAML(loss, descent, adam), 3
-    # Without second derivatives small steps do better, and plain descent than Adam.
-    small = em.InnerLoop(optax.sgd(0.1), steps=5)
-    if name == "FOMAML":
-        return em.FOMAML(loss, small, adam), 20
-    annealed = optax.sgd(optax.linear_schedule(1.0, 0.0, steps))  # Nichol et al. 2018, table 4
-    return em.Reptile(loss, small, annealed, batch_size=10), 20
+
+    def annealed(rate):  # so that a short run is enough
+        return optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+    adam = annealed(3e-3)
+
+    def descent(rate, steps=1):
+        return em.InnerLoop(optax.sgd(rate), steps)
+
+    one = descent(0.4)  # the rate of Finn et al. 2017, a mean loss
+    # Two steps; both losses count at first, without second derivatives.
+    phases = {"anneal": steps // 4, "first_order": steps // 8}
+
+    def network(params):
+        return em.rules.UpdateNetwork(key=jax.random.key(1))
+
+    def head(model):
+        return model.head.weight, model.head.bias
+
+    to_zero = optax.sgd(optax.linear_schedule(1.0, 0.0, steps))  # Nichol et al. 2018, table 4
+    return {
+        "MAML": (em.MAML(loss, one, adam), 3, 8),
+        "MAMLPlusPlus": (em.MAMLPlusPlus(loss, descent(0.4, 2), adam, **phases), 3, 8),
+        # Rates of 0.4 to begin with, all of them learnt.
+        "MetaSGD": (em.MetaSGD(loss, descent(1.0), adam, rate=0.4), 3, 4),
+        "MetaCurvature": (em.MetaCurvature(loss, one, adam), 3, 8),
+        "TNet": (em.TNet(loss, one, adam), 3, 8),
+        "LearntUpdate": (em.LearntUpdate(loss, one, adam, rule=network), 3, 8),
+        "BOIL": (em.BOIL(loss, one, adam), 3, 8),
+        # The head alone (rate: Raghu et al. 2020); steps on features cost nothing.
+        "ANIL": (em.ANIL(loss, descent(0.1, 5), annealed(2e-3)), 30, 8),
+        # The context is the head: it begins at zero in every task.
+        "CAVIA": (em.CAVIA(loss, descent(1.0, 5), adam, context=head), 5, 8),
+        "ProtoMAML": (em.ProtoMAML(loss, descent(0.1), adam), 3, 8),
+        "ProtoNet": (em.ProtoNet(loss, annealed(1e-3)), None, 1),
+        # λ, inner and conjugate gradient steps: Rajeswaran et al. 2019, section 5.
+        "IMAML": (em.IMAML(loss, descent(0.1, 16), adam, strength=2.0), 16, 8),
+        # Without second derivatives small steps do better, and plain descent than Adam.
+        "FOMAML": (em.FOMAML(loss, descent(0.1, 5), adam), 20, 4),
+        "Reptile": (em.Reptile(loss, descent(0.1, 5), to_zero, batch_size=10), 20, 5),
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description="Few-shot classification of Omniglot.")
-    names = ["MAML", "FOMAML", "Reptile", "MetaSGD", "MAMLPlusPlus", "ANIL", "ProtoNet"]
-    parser.add_argument("--algorithm", choices=names, default="MAML")
+    parser.add_argument("--algorithm", choices=recipes(1), default="MAML")
     parser.add_argument("--data", type=Path, required=True, help="omniglot28.npz")
     parser.add_argument("--ways", type=int, default=5, help="classes of a task")
     parser.add_argument("--train-ways", type=int, help="if others; of ProtoNet 30")
@@ -72,7 +92,7 @@ def main():
     # What took more than a second to compile is found there by the next start.
     jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
     name, out = args.algorithm, args.out / args.algorithm.lower()
-    strategy, inner_steps = recipe(name, args.steps)
+    strategy, inner_steps, meta_batch = recipes(args.steps)[name]
     train_ways = args.train_ways or (30 if name == "ProtoNet" else args.ways)
     # Reptile pools support and query: ten examples a class, of the twenty that there are.
     queries = max(10 - args.shots, 5) if name == "Reptile" else 5
@@ -90,10 +110,10 @@ def main():
         Confusion(val, every=every, inner_steps=inner_steps),
         best := Checkpoint(out / "checkpoints", every=every, monitor="val/accuracy"),
     ]
-    meta_batch = {"ProtoNet": 1, "Reptile": 5, "MetaSGD": 4, "FOMAML": 4}.get(name, 8)
     options = {"meta_batch_size": meta_batch, "max_time": 60 * args.minutes}
     trainer = em.Trainer(strategy, callbacks=callbacks, **options)
-    ways = None if name == "ProtoNet" else args.ways  # it classifies by distances, without a head
+    # Those classify by distances, or make their head, from the features.
+    ways = None if name in ("ProtoNet", "ProtoMAML") else args.ways
     model = em.nn.Conv4(1, ways, width=args.width, key=jax.random.key(0))
     state = trainer.fit(model, train, args.steps, resume="auto")  # goes on where Ctrl-C stopped it
     if trainer.stop_reason == "interrupted":
