@@ -64,6 +64,8 @@ from .strategies import FOMAML as FOMAML
 from .strategies import IMAML as IMAML
 from .strategies import MAML as MAML
 from .strategies import R2D2 as R2D2
+from .strategies import Baseline as Baseline
+from .strategies import BaselinePlusPlus as BaselinePlusPlus
 from .strategies import Joint as Joint
 from .strategies import LearntUpdate as LearntUpdate
 from .strategies import MAMLPlusPlus as MAMLPlusPlus
@@ -75,4 +77,5 @@ from .strategies import ProtoMAML as ProtoMAML
 from .strategies import ProtoNet as ProtoNet
 from .strategies import RelationNet as RelationNet
 from .strategies import Reptile as Reptile
+from .strategies import SimpleShot as SimpleShot
 from .strategies import TNet as TNet

@@ -1,6 +1,8 @@
 """The meta-learning algorithms."""
 
 from ._anil import ANIL as ANIL
+from ._baseline import Baseline as Baseline
+from ._baseline import BaselinePlusPlus as BaselinePlusPlus
 from ._boil import BOIL as BOIL
 from ._cavia import CAVIA as CAVIA
 from ._cnp import CNP as CNP
@@ -19,4 +21,5 @@ from ._proto_net import ProtoNet as ProtoNet
 from ._r2d2 import R2D2 as R2D2
 from ._relation_net import RelationNet as RelationNet
 from ._reptile import Reptile as Reptile
+from ._simple_shot import SimpleShot as SimpleShot
 from ._t_net import TNet as TNet

@@ -2,7 +2,8 @@
 outer step, 3 steps, a few hundred parameters.
 
 A new strategy is found by its public name. One that is not made by `Name(loss, inner, optimizer)`
-needs a line in `MADE`, one that trains another model a line in `MODELS`.
+needs a line in `MADE`, one that trains another model a line in `MODELS`, one that trains on other
+tasks than it adapts to a line in `SOURCES`.
 """
 
 import functools
@@ -56,6 +57,13 @@ class Blobs(eqx.Module):
         return em.Task(*((x[:, s].reshape(-1, 2), y[:, s].ravel()) for s in (support, query)))
 
 
+class Batches(eqx.Module):
+    """The same points without tasks."""
+
+    def sample(self, key):
+        return em.Task((), Blobs().sample(key).pooled)
+
+
 def of_readme(name: str) -> type:
     """The class as it stands there."""
     text = (ROOT / "README.md").read_text()
@@ -100,6 +108,9 @@ def without_inner(cls, loss, inner, outer, **options):
 
 
 MADE = {
+    "Baseline": functools.partial(em.Baseline, classes=3, features=3),
+    "BaselinePlusPlus": functools.partial(em.BaselinePlusPlus, classes=3, features=3),
+    "SimpleShot": functools.partial(without_inner, em.SimpleShot, classes=3, features=3),
     "LearntUpdate": functools.partial(em.LearntUpdate, rule=em.rules.KroneckerBlocks),
     "CNP": cnp,
     "MatchingNet": functools.partial(without_inner, em.MatchingNet),
@@ -118,6 +129,7 @@ MADE = {
     ),
 }
 MODELS: dict[str, type] = {"CNP": Encoder}
+SOURCES: dict[str, type] = dict.fromkeys(["Baseline", "BaselinePlusPlus", "SimpleShot"], Batches)
 
 every_strategy = pytest.mark.parametrize("name", CLASSES)
 by_gradient = pytest.mark.parametrize(
@@ -141,14 +153,19 @@ def model_of(name: str):
     return MODELS.get(name, Net)()
 
 
+def source_of(name: str):
+    """The tasks that it trains on."""
+    return SOURCES.get(name, Blobs)()
+
+
 def trainer_of(strategy: em.Strategy, *callbacks, seed: int = 0) -> em.Trainer:
     return em.Trainer(
         strategy, meta_batch_size=4, seed=seed, callbacks=callbacks, summary=False
     )  # fmt: skip
 
 
-def one_step(strategy, model):
-    tasks = jax.vmap(Blobs().sample)(jax.random.split(KEY, 4))
+def one_step(name, strategy):
+    tasks, model = jax.vmap(source_of(name).sample)(jax.random.split(KEY, 4)), model_of(name)
     return strategy.outer_update(strategy.init(model), tasks, key=KEY)
 
 
@@ -166,7 +183,7 @@ def test_fit_evaluate_and_resume(name, tmp_path):
         seen = Evaluate(Blobs(), every=2, num_tasks=4)
         saved = Checkpoint(tmp_path / folder, every=1, monitor="eval/loss")
         trainer = trainer_of(strategy, seen, saved)
-        return trainer.fit(model, Blobs(), steps, resume=resume), seen.result
+        return trainer.fit(model, source_of(name), steps, resume=resume), seen.result
 
     whole, result = fit(3, "whole")
     fit(2, "parts")
@@ -208,8 +225,8 @@ def test_evaluated_with_more_inner_steps_than_trained_with(name):
 @pytest.mark.slow
 @by_gradient
 def test_chunks_of_tasks(name, x64):
-    whole, metrics = one_step(make(name, task_chunk=None), model_of(name))
-    parts, of_parts = one_step(make(name, task_chunk=2), model_of(name))
+    whole, metrics = one_step(name, make(name, task_chunk=None))
+    parts, of_parts = one_step(name, make(name, task_chunk=2))
     assert tree_allclose(parts, whole, rtol=1e-7, atol=1e-9)
     assert tree_allclose(of_parts, metrics, rtol=1e-7, atol=1e-9)
 
@@ -217,8 +234,8 @@ def test_chunks_of_tasks(name, x64):
 @pytest.mark.slow
 @with_inner_steps
 def test_mixed_against_reverse(name, x64):
-    mixed, metrics = one_step(make(name), model_of(name))
-    reverse, expected = one_step(make(name, "reverse"), model_of(name))
+    mixed, metrics = one_step(name, make(name))
+    reverse, expected = one_step(name, make(name, "reverse"))
     assert tree_allclose(mixed, reverse, rtol=1e-7, atol=1e-9)
     assert tree_allclose(metrics, expected, rtol=1e-7, atol=1e-9)
 
@@ -226,17 +243,17 @@ def test_mixed_against_reverse(name, x64):
 @pytest.mark.slow
 @every_strategy
 def test_several_seeds(name):
-    strategy, model = make(name), model_of(name)
-    runs = em.fit_seeds(trainer_of(strategy), model, Blobs(), 3, seeds=2)
+    strategy, model, source = make(name), model_of(name), source_of(name)
+    runs = em.fit_seeds(trainer_of(strategy), model, source, 3, seeds=2)
     for seed in range(2):
-        alone = trainer_of(strategy, seed=seed).fit(model, Blobs(), 3)
+        alone = trainer_of(strategy, seed=seed).fit(model, source, 3)
         assert tree_allclose(runs.state(seed).model, alone.model, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
 @every_strategy
 def test_plan(name):
-    plan = trainer_of(make(name)).plan(model_of(name), Blobs())
+    plan = trainer_of(make(name)).plan(model_of(name), source_of(name))
     assert plan.rows and all(row.temp_bytes > 0 and row.flops > 0 for row in plan.rows)
 
 
@@ -268,7 +285,7 @@ def first_layer(model):
 def test_learn_says_what_is_learnt(name):
     """The rest stays, to the bit, under weight decay too."""
     strategy, model = make(name, learn=first_layer), model_of(name)
-    state = trainer_of(strategy).fit(model, Blobs(), 3)
+    state = trainer_of(strategy).fit(model, source_of(name), 3)
     own = state.model.model if isinstance(state.model, em.MetaParameters) else state.model
     assert same_bits(own.layers[1:], model.layers[1:])
     assert not tree_allclose(own.layers[0], model.layers[0], rtol=1e-4)
@@ -279,7 +296,7 @@ def test_learn_says_what_is_learnt(name):
 def test_it_learns(name):
     """The loss after adaptation, on tasks of another seed, against that of the first weights."""
     strategy, model = make(name), model_of(name)
-    state = trainer_of(strategy).fit(model, Blobs(), 150)
+    state = trainer_of(strategy).fit(model, source_of(name), 150)
     before, after = (
         em.evaluate(strategy, m, Blobs(), num_tasks=100, seed=1).mean()[-1]
         for m in (strategy.init(model).model, state.model)

@@ -1,0 +1,124 @@
+"""SimpleShot: class-wide pretraining, then nearest centroids of normalised features."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from .._arguments import check_argument
+from .._model.features import embedded
+from .._model.features import features as features_of
+from .._model.state import own_model
+from .._pretraining import LinearHead, Pretraining, unit, zero_head
+from .._strategy.classes import labelled_examples, num_classes, prototypes
+from .._types import Loss
+
+
+class Normalised(eqx.Module):
+    """`f(x) - mean`, divided by its length. `mean`: `None` is zero."""
+
+    embedding: PyTree
+    mean: Float[Array, " features"] | None
+
+    def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " features"]:
+        return self.of_features(embedded(self.embedding, x, key))
+
+    def of_features(self, features: Float[Array, " features"]) -> Float[Array, " features"]:
+        return unit(features if self.mean is None else features - self.mean)
+
+
+class CentroidClassifier(eqx.Module):
+    """Maps one example to logits `[classes]`, `-‖z(x) - c_k‖²`.
+
+    - `embedding`: z. `centroids`: c, `[classes, features]`, the mean of each class of the support
+      set.
+    - `present`: `[classes]`, whether the class was in the support set; the logit of one that was
+      not is minus infinity.
+    """
+
+    embedding: Normalised
+    centroids: Float[Array, "classes features"]
+    present: Bool[Array, " classes"]
+
+    def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " classes"]:
+        differences = self.embedding(x, key=key)[None, :] - self.centroids
+        return jnp.where(self.present, -jnp.sum(differences**2, axis=1), -jnp.inf)
+
+
+def _check_center(center: Any) -> Any:
+    leaves = jax.tree.leaves(center)
+    sound = all(eqx.is_array_like(x) and jnp.ndim(x) > 0 and jnp.size(x) for x in leaves)
+    sound = sound and all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves)
+    expected = "floating-point examples `[n, ...]` as the model takes them, such as "
+    expected += "`minibatches.sample(key).query[0]`; or None"
+    check_argument(sound, center, "SimpleShot(center=...)", expected, TypeError)
+    return jax.tree.map(jnp.asarray, center)
+
+
+class SimpleShot(Pretraining):
+    """Pretraining on all classes, then the nearest centroid of features of length one.
+
+    Wang, Chao, Weinberger, van der Maaten 2019 (arXiv 1911.04623), section 3: the body and a linear
+    head of `classes` logits are trained on ordinary minibatches, those of
+    `eqxmeta.tasks.Minibatches`. In a task features are centred by their mean over training
+    examples, x̄, and divided by their length, `z = (f(x) - x̄) / ‖f(x) - x̄‖` ("CL2N"; without
+    x̄ "L2N"); `c_k` is the mean of z over the support examples of class k, and the nearest one wins:
+    the logits are `-‖z - c_k‖²`.
+
+    The model that is trained is the body, an embedding: one example to an array, which counts as a
+    vector. `TrainState.model` is `MetaParameters(body, head)` with the head of the training
+    classes; `inner_adapt` returns a `CentroidClassifier`, one example to logits. A body that was
+    trained elsewhere is evaluated as it is: `em.evaluate(strategy, body, episodes)`; with features
+    for images it is `eqx.nn.Identity()`.
+
+    - `loss`: of logits, such as `eqxmeta.losses.cross_entropy`.
+    - `optimizer`, `task_chunk`, `learn`: as for `MAML`. The outer step sees `meta_batch_size`
+      minibatches.
+    - `center`: training examples `[n, ...]`, as the model takes them, over whose features x̄ is the
+      mean: some hundreds, `minibatches.sample(key).query[0]`; of features computed elsewhere all,
+      or their mean, `[1, features]`. `None`: x̄ is zero. No mean is kept: each adaptation computes
+      that of the body as it is, so that it is right also while the body is trained, at the cost of
+      n more examples. Layers that normalise by a batch take these n for it.
+    - `classes`, `features`, `ways`: as for `Baseline`.
+
+    Metrics in training are those of the minibatch: `loss`, `accuracy`, `grad_norm`. Few-shot tasks
+    are for `Evaluate`, of held-out classes.
+
+    Raises `TypeError` or `ValueError` for arguments that are not as above, for tasks with a support
+    set in training, and when trained without `classes` and `features`. A support label outside
+    `range(ways)` makes every logit NaN.
+    """
+
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    center: PyTree = eqx.field(default=None, kw_only=True, converter=_check_center)
+
+    def new_head(self, classes: int, features: int, *, key: PRNGKeyArray | None) -> LinearHead:
+        return zero_head(classes, features)
+
+    def inner_adapt(
+        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
+    ) -> CentroidClassifier:
+        x, y, weight = labelled_examples(support)
+        classes = num_classes(y, self.ways)
+        return _classifier(own_model(model), x, y, weight, classes, self.center, key)
+
+
+@eqx.filter_jit
+def _classifier(
+    body: PyTree,
+    x: PyTree,
+    y: Array,
+    weight: Array | None,
+    classes: int,
+    center: PyTree,
+    key: PRNGKeyArray | None,
+) -> CentroidClassifier:
+    mean = None if center is None else jnp.mean(features_of(body, center)[0], axis=0)
+    found, body = features_of(body, x, key=key, weight=weight)
+    embedding = Normalised(body, mean)
+    normalised = jax.vmap(embedding.of_features)(found)
+    return CentroidClassifier(embedding, *prototypes(normalised, y, weight, classes))
