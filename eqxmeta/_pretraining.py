@@ -84,9 +84,8 @@ class Pretraining(GradientStrategy):
             setattr(self, field, value)
 
     @abc.abstractmethod
-    def new_head(self, classes: int, features: int, *, key: PRNGKeyArray | None) -> eqx.Module:
-        """A head before it is trained, from `features` to `classes` logits. `None`, the key of the
-        head of the training classes, always gives the same."""
+    def new_head(self, classes: int, features: int) -> eqx.Module:
+        """A head before it is trained, from `features` to `classes` logits: always the same."""
 
     def meta_model(self, model: PyTree) -> MetaParameters:
         if self.classes is None or self.features is None:
@@ -94,7 +93,7 @@ class Pretraining(GradientStrategy):
             received = f"classes={self.classes}, features={self.features}"
             expected = "both, such as `classes=minibatches.num_classes, features=64`"
             raise ValueError(explain(message, received, expected))
-        return MetaParameters(model, self.new_head(self.classes, self.features, key=None))
+        return MetaParameters(model, self.new_head(self.classes, self.features))
 
     def unadapted(self, model: PyTree) -> None:
         return None

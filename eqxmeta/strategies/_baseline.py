@@ -15,6 +15,7 @@ from .._model.state import own_model
 from .._pretraining import HeadClassifier, LinearHead, Pretraining, unit, zero_head
 from .._strategy.classes import labelled_examples, num_classes, prototypes
 from .._strategy.head import adapting
+from .._strategy.outer_step import split_or_none
 from .._strategy.rollout_strategy import RolloutStrategy, first_order
 from .._types import Loss
 
@@ -39,11 +40,11 @@ class _NewHead(Pretraining, RolloutStrategy):
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None, **options
     ) -> Adaptation:
         x, y, weight = labelled_examples(support)
-        keys = [None] * 3 if key is None else jax.random.split(key, 3)
-        found, body = features_of(own_model(model), x, key=keys[0], weight=weight)
+        feature_key, key = split_or_none(key)
+        found, body = features_of(own_model(model), x, key=feature_key, weight=weight)
         ways = num_classes(y, self.ways)
         _, present = prototypes(found, y, weight, ways)
-        head = self.new_head(ways, found.shape[1], key=keys[1])
+        head = self.new_head(ways, found.shape[1])
         data = (found, y) if weight is None else (found, y, weight)
 
         def with_body(classifier: HeadClassifier) -> HeadClassifier:
@@ -52,7 +53,7 @@ class _NewHead(Pretraining, RolloutStrategy):
         if (observe := options.pop("observe", None)) is not None:
             options["observe"] = lambda classifier: observe(with_body(classifier))
         on_features = HeadClassifier(eqx.nn.Identity(), head, present)
-        end = self.inner(self.loss, on_features, data, key=keys[2], **options)
+        end = self.inner(self.loss, on_features, data, key=key, **options)
         return dataclasses.replace(end, model=with_body(end.model))
 
 
@@ -90,7 +91,7 @@ class Baseline(_NewHead):
     `range(ways)` makes every logit NaN.
     """
 
-    def new_head(self, classes: int, features: int, *, key: PRNGKeyArray | None) -> LinearHead:
+    def new_head(self, classes: int, features: int) -> LinearHead:
         return zero_head(classes, features)
 
 
@@ -112,7 +113,8 @@ class BaselinePlusPlus(_NewHead):
     """`Baseline` with cosines in the place of products, which makes features of one class alike.
 
     Chen, Liu, Kira, Wang, Huang 2019 (arXiv 1904.04232), section 3.2: in training and in a task the
-    logit of class k is `scale * cos(w_k, f(x))`, of weights that begin at random.
+    logit of class k is `scale * cos(w_k, f(x))`. The weights begin at random, in every task at the
+    same ones.
 
     - `scale`: by which cosines are multiplied. The paper's code has 2 for up to 200 classes, 10 for
       more.
@@ -121,8 +123,9 @@ class BaselinePlusPlus(_NewHead):
 
     scale: float = eqx.field(default=10.0, kw_only=True, converter=_check_scale)
 
-    def new_head(self, classes: int, features: int, *, key: PRNGKeyArray | None) -> CosineHead:
-        key = jax.random.key(0) if key is None else key
+    def new_head(self, classes: int, features: int) -> CosineHead:
         bound = features**-0.5
-        weight = jax.random.uniform(key, (classes, features), minval=-bound, maxval=bound)
+        weight = jax.random.uniform(
+            jax.random.key(0), (classes, features), minval=-bound, maxval=bound
+        )
         return CosineHead(weight, self.scale)

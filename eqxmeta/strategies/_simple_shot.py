@@ -96,7 +96,7 @@ class SimpleShot(Pretraining):
     optimizer: optax.GradientTransformation
     center: PyTree = eqx.field(default=None, kw_only=True, converter=_check_center)
 
-    def new_head(self, classes: int, features: int, *, key: PRNGKeyArray | None) -> LinearHead:
+    def new_head(self, classes: int, features: int) -> LinearHead:
         return zero_head(classes, features)
 
     def inner_adapt(

@@ -90,7 +90,7 @@ def cosine_by_hand(f: np.ndarray, y: np.ndarray, queries: np.ndarray) -> np.ndar
         towards = slopes.T @ unit(f) - (slopes * cosines).sum(axis=0)[:, None] * unit(weight)
         return {"weight": towards / np.linalg.norm(weight, axis=1, keepdims=True)}
 
-    head = MADE[em.BaselinePlusPlus]().new_head(len(there), f.shape[1], key=None)
+    head = MADE[em.BaselinePlusPlus]().new_head(len(there), f.shape[1])
     w = descended({"weight": np.asarray(head.weight)}, gradient)
     return np.where(there, SCALE * unit(queries) @ unit(w["weight"]).T, -np.inf)
 
