@@ -1,6 +1,7 @@
 """Baseline and Baseline++: class-wide pretraining, then a new head on frozen features."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._arguments import check_number
+from .._arguments import check_int_or_none, check_number
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.features import features as features_of
 from .._model.state import own_model
@@ -17,6 +18,7 @@ from .._strategy.classes import labelled_examples, num_classes, prototypes
 from .._strategy.head import adapting
 from .._strategy.outer_step import split_or_none
 from .._strategy.rollout_strategy import RolloutStrategy, first_order
+from .._task.minibatches import minibatches
 from .._types import Loss
 
 
@@ -30,30 +32,51 @@ class _NewHead(Pretraining, RolloutStrategy):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
+    batch_size: int | None = eqx.field(default=None, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
-        argument = f"{type(self).__name__}(...)"
-        self.inner = adapting(first_order(self.inner), _head_of, argument)
+        name = type(self).__name__
+        self.inner = adapting(first_order(self.inner), _head_of, f"{name}(...)")
+        argument = f"{name}(batch_size=...)"
+        self.batch_size = check_int_or_none(self.batch_size, argument, minimum=1, what="examples")
 
     def inner_rollout(
-        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None, **options
+        self,
+        model: PyTree,
+        support: PyTree,
+        *,
+        key: PRNGKeyArray | None = None,
+        steps: int | None = None,
+        start: int = 0,
+        observe: Callable[[PyTree], PyTree] | None = None,
+        **options,
     ) -> Adaptation:
         x, y, weight = labelled_examples(support)
+        steps = self.inner.steps if steps is None else steps
         feature_key, key = split_or_none(key)
+        batch_key, key = split_or_none(key)
         found, body = features_of(own_model(model), x, key=feature_key, weight=weight)
         ways = num_classes(y, self.ways)
         _, present = prototypes(found, y, weight, ways)
         head = self.new_head(ways, found.shape[1])
         data = (found, y) if weight is None else (found, y, weight)
+        data, rows = minibatches(data, self.batch_size, start + steps, batch_key)
 
         def with_body(classifier: HeadClassifier) -> HeadClassifier:
             return dataclasses.replace(classifier, embedding=body)
 
-        if (observe := options.pop("observe", None)) is not None:
-            options["observe"] = lambda classifier: observe(with_body(classifier))
-        on_features = HeadClassifier(eqx.nn.Identity(), head, present)
-        end = self.inner(self.loss, on_features, data, key=key, **options)
+        end = self.inner(
+            self.loss,
+            HeadClassifier(eqx.nn.Identity(), head, present),
+            data,
+            key=key,
+            steps=steps,
+            observe=None if observe is None else lambda c: observe(with_body(c)),
+            minibatches=None if rows is None else rows[start:],
+            start=start,
+            **options,
+        )
         return dataclasses.replace(end, model=with_body(end.model))
 
 
@@ -75,6 +98,7 @@ class Baseline(_NewHead):
     - `inner`: how a new head is trained. The paper: `InnerLoop(optax.chain(
       optax.add_decayed_weights(0.001), optax.sgd(0.01, momentum=0.9)), steps=100)`; `gradient`
       plays no part.
+    - `batch_size`: support examples per inner step, as for `Reptile`; in the paper 4. `None`: all.
     - `optimizer`, `task_chunk`, `learn`: as for `MAML`. The outer step sees `meta_batch_size`
       minibatches.
     - `classes`: the number of training classes, `Minibatches(...).num_classes`; `features`: of the

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_choice, check_int_or_none, check_optimizer
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
@@ -22,9 +22,9 @@ from .._strategy.outer_step import (
 )
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Where, partition_learnt
-from .._task.examples import has_weights
 from .._task.layout import OverTasks, TaskChunk, check_task_chunk
-from .._task.task import Task, count_examples
+from .._task.minibatches import minibatches
+from .._task.task import Task
 from .._types import Loss, Metrics
 
 
@@ -106,9 +106,7 @@ class Reptile(RolloutStrategy):
     ) -> Adaptation:
         steps = self.inner.steps if steps is None else steps
         batch_key, key = split_or_none(key)
-        rows = self._minibatches(support, start + steps, batch_key)
-        if rows is not None and has_weights(support):
-            support, rows = _with_number_of_classes(support, rows)
+        support, rows = minibatches(support, self.batch_size, start + steps, batch_key)
         return self.inner(
             self.loss,
             model,
@@ -154,52 +152,3 @@ class Reptile(RolloutStrategy):
         inner = eqx.combine(inner, state.opt_state.inner)  # with what is no array in it
         opt_state = ReptileOptState(outer.opt_state, inner)
         return TrainState(outer.step, outer.model, opt_state), metrics
-
-    def _minibatches(
-        self, data: PyTree, steps: int, key: PRNGKeyArray | None
-    ) -> Int[Array, "steps size"] | None:
-        examples = count_examples(data) or 0
-        if self.batch_size is None or self.batch_size >= examples or steps == 0:
-            return None
-        # Without a key, for `inner_adapt` on its own, the order is arbitrary but fixed.
-        key = jax.random.key(0) if key is None else key
-        if has_weights(data):
-            return _rows_that_exist(data[2] > 0, steps, self.batch_size, key)
-        epochs = -(-steps * self.batch_size // examples)
-        # An epoch is the same whatever comes after it.
-        keys = jax.vmap(lambda epoch: jax.random.fold_in(key, epoch))(jnp.arange(epochs))
-        order = jax.vmap(lambda key: jax.random.permutation(key, examples))(keys)
-        return order.reshape(-1)[: steps * self.batch_size].reshape(steps, self.batch_size)
-
-
-def _rows_that_exist(
-    exists: Bool[Array, " n"], steps: int, size: int, key: PRNGKeyArray
-) -> Int[Array, "steps size"]:
-    """The same, of the examples that exist; where these are fewer than `size`, all of them in each
-    minibatch, and padding."""
-    count = jnp.maximum(jnp.sum(exists), 1)
-    column = jnp.arange(size)[None, :]
-    place = jnp.arange(steps)[:, None] * jnp.minimum(size, count) + column
-    epoch, rank = jnp.divmod(place, count)
-    rank = jnp.where(column < count, rank, column)
-
-    def shuffled(epoch: Array) -> Array:
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), exists.shape[0])
-        return order[jnp.argsort(~exists[order], stable=True)]
-
-    order = jax.vmap(shuffled)(jnp.arange(steps + 1))
-    return order[jnp.minimum(epoch, steps), rank]
-
-
-def _with_number_of_classes(
-    data: PyTree, rows: Int[Array, "steps size"]
-) -> tuple[PyTree, Int[Array, "steps size+1"]]:
-    """Minibatches that say how many classes the task has, though they may lack the last: each has
-    an example of that one too, of weight 0. (Of targets that are no labels there is no need.)"""
-    x, y, weight = data
-    if y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
-        return data, rows
-    last = jnp.argmax(y)
-    x, y = jax.tree.map(lambda x: jnp.concatenate([x, x[last][None]]), (x, y))
-    weight = jnp.concatenate([weight, jnp.zeros(1, weight.dtype)])
-    return (x, y, weight), jnp.pad(rows, ((0, 0), (0, 1)), constant_values=y.shape[0] - 1)

@@ -10,7 +10,7 @@ import pytest
 import eqxmeta as em
 from eqxmeta.callbacks import Checkpoint, Evaluate
 from eqxmeta.losses import cross_entropy
-from eqxmeta.strategies._reptile import _rows_that_exist, _with_number_of_classes
+from eqxmeta._task.minibatches import _rows_that_exist, _with_number_of_classes
 
 from ..boring import same_bits
 from ..helpers import tree_allclose
