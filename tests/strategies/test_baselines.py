@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import eqxmeta as em
+from eqxmeta._task.minibatches import minibatches
 from eqxmeta.callbacks import Checkpoint, Evaluate
 
 from ..boring import same_bits
@@ -51,22 +52,25 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def descended(weights: dict, gradient) -> dict:
     """SGD with momentum and weight decay."""
     velocity = {name: np.zeros_like(w) for name, w in weights.items()}
-    for _ in range(STEPS):
-        g = gradient(weights)
+    for step in range(STEPS):
+        g = gradient(weights, step)
         velocity = {n: MOMENTUM * velocity[n] + g[n] + DECAY * weights[n] for n in weights}
         weights = {n: weights[n] - RATE * velocity[n] for n in weights}
     return weights
 
 
-def linear_by_hand(f: np.ndarray, y: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Logistic regression from zero, of the classes that are there: `[queries, classes]`."""
+def linear_by_hand(f: np.ndarray, y: np.ndarray, queries: np.ndarray, rows=None) -> np.ndarray:
+    """Logistic regression from zero, of the classes that are there: `[queries, classes]`. `rows`:
+    the examples of each step."""
     targets = np.eye(y.max() + 1)[y]
     there = targets.any(axis=0)
 
-    def gradient(w):
+    def gradient(w, step):
         p = np.zeros_like(targets)
         p[:, there] = softmax((f @ w["weight"].T + w["bias"])[:, there])
-        return {"weight": (p - targets).T @ f / len(y), "bias": (p - targets).mean(axis=0)}
+        seen = slice(None) if rows is None else rows[step]
+        errors = (p - targets)[seen]
+        return {"weight": errors.T @ f[seen] / len(errors), "bias": errors.mean(axis=0)}
 
     zeros = {"weight": np.zeros((len(there), f.shape[1])), "bias": np.zeros(len(there))}
     w = descended(zeros, gradient)
@@ -81,7 +85,7 @@ def cosine_by_hand(f: np.ndarray, y: np.ndarray, queries: np.ndarray) -> np.ndar
     def unit(x):
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
-    def gradient(w):
+    def gradient(w, step):
         weight = w["weight"]
         cosines = unit(f) @ unit(weight).T
         p = np.zeros_like(targets)
@@ -128,6 +132,17 @@ def test_logits_against_the_formulas(cls, x64):
             em.SimpleShot: lambda f=f, q=q, b=b: centroid_by_hand(f, LABELS, q, b.mean(axis=0)),
         }[cls]()
         np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_head_that_is_trained_on_minibatches(x64):
+    support, queries = (jnp.asarray(points(6)), jnp.asarray(LABELS)), points(5, 1)
+    strategy = MADE[em.Baseline](ways=4, batch_size=4)
+    _, rows = minibatches(support, 4, STEPS, None)
+    assert rows.shape == (STEPS, 4) and len({tuple(sorted(r)) for r in rows.tolist()}) > 1
+    logits = logits_of(strategy, eqx.nn.Identity(), support, queries)
+    expected = linear_by_hand(points(6), LABELS, queries, np.asarray(rows))
+    np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-12)
 
 
 @each

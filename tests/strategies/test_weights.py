@@ -8,9 +8,9 @@ import optax
 import pytest
 
 import eqxmeta as em
+from eqxmeta._task.minibatches import _rows_that_exist, _with_number_of_classes
 from eqxmeta.callbacks import Checkpoint, Evaluate
 from eqxmeta.losses import cross_entropy
-from eqxmeta._task.minibatches import _rows_that_exist, _with_number_of_classes
 
 from ..boring import same_bits
 from ..helpers import tree_allclose
