@@ -30,14 +30,14 @@ def episodes(root, split, ways, shots, queries):
     return em.tasks.Episodes(data.images, data.labels, ways, shots, queries, rotations=True)
 
 
-def recipes(steps):
+def recipes(steps, width=64, center=None):
     """The strategy, the number of inner steps at test, and the tasks of an outer step."""
     loss = em.losses.cross_entropy
 
     def annealed(rate):  # so that a short run is enough
         return optax.adam(optax.cosine_decay_schedule(rate, steps))
 
-    adam = annealed(3e-3)
+    adam, slow = annealed(3e-3), annealed(1e-3)
 
     def descent(rate, steps=1):
         return em.InnerLoop(optax.sgd(rate), steps)
@@ -52,6 +52,9 @@ def recipes(steps):
     def head(model):
         return model.head.weight, model.head.bias
 
+    head_of_all = {"classes": 4 * 1028, "features": width}
+    decayed = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.01, momentum=0.9))
+    new_head = em.InnerLoop(decayed, steps=100)  # the rates of Chen et al. 2019
     to_zero = optax.sgd(optax.linear_schedule(1.0, 0.0, steps))  # Nichol et al. 2018, table 4
     return {
         "MAML": (em.MAML(loss, one, adam), 3, 8),
@@ -67,7 +70,11 @@ def recipes(steps):
         # The context is the head: it begins at zero in every task.
         "CAVIA": (em.CAVIA(loss, descent(1.0, 5), adam, context=head), 5, 8),
         "ProtoMAML": (em.ProtoMAML(loss, descent(0.1), adam), 3, 8),
-        "ProtoNet": (em.ProtoNet(loss, annealed(1e-3)), None, 1),
+        "ProtoNet": (em.ProtoNet(loss, slow), None, 1),
+        # Trained on all classes at once, in minibatches.
+        "Baseline": (em.Baseline(loss, new_head, slow, **head_of_all), None, 1),
+        "BaselinePlusPlus": (em.BaselinePlusPlus(loss, new_head, slow, **head_of_all), None, 1),
+        "SimpleShot": (em.SimpleShot(loss, slow, center=center, **head_of_all), None, 1),
         # λ, inner and conjugate gradient steps: Rajeswaran et al. 2019, section 5.
         "IMAML": (em.IMAML(loss, descent(0.1, 16), adam, strength=2.0), 16, 8),
         # Without second derivatives small steps do better, and plain descent than Adam.
@@ -92,11 +99,16 @@ def main():
     # What took more than a second to compile is found there by the next start.
     jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
     name, out = args.algorithm, args.out / args.algorithm.lower()
-    strategy, inner_steps, meta_batch = recipes(args.steps)[name]
+    batches = center = None
+    if pretrains := name in ("Baseline", "BaselinePlusPlus", "SimpleShot"):
+        characters = em.data.omniglot(args.data, "train")
+        batches = em.tasks.Minibatches(characters, batch_size=64, rotations=True)
+        center, _ = batches.sample(jax.random.key(1)).query  # of whose features there is a mean
+    strategy, inner_steps, meta_batch = recipes(args.steps, args.width, center)[name]
     train_ways = args.train_ways or (30 if name == "ProtoNet" else args.ways)
     # Reptile pools support and query: ten examples a class, of the twenty that there are.
     queries = max(10 - args.shots, 5) if name == "Reptile" else 5
-    train = episodes(args.data, "train", train_ways, args.shots, queries)
+    train = batches or episodes(args.data, "train", train_ways, args.shots, queries)
     queries = min(15, 20 - args.shots)
     val, test = (episodes(args.data, s, args.ways, args.shots, queries) for s in ("val", "test"))
 
@@ -113,7 +125,7 @@ def main():
     options = {"meta_batch_size": meta_batch, "max_time": 60 * args.minutes}
     trainer = em.Trainer(strategy, callbacks=callbacks, **options)
     # Those classify by distances, or make their head, from the features.
-    ways = None if name in ("ProtoNet", "ProtoMAML") else args.ways
+    ways = None if pretrains or name in ("ProtoNet", "ProtoMAML") else args.ways
     model = em.nn.Conv4(1, ways, width=args.width, key=jax.random.key(0))
     state = trainer.fit(model, train, args.steps, resume="auto")  # goes on where Ctrl-C stopped it
     if trainer.stop_reason == "interrupted":

@@ -33,7 +33,8 @@ def test_they_are_short(path):
 
 def test_every_algorithm_has_its_recipes():
     given = {n for n, x in vars(em.strategies).items() if isinstance(x, type)} - {"Strategy"}
-    for name, without in (("omniglot", {"Joint"}), ("sinusoid", {"ProtoNet", "ProtoMAML"})):
+    classifiers = {"ProtoNet", "ProtoMAML", "Baseline", "BaselinePlusPlus", "SimpleShot"}
+    for name, without in (("omniglot", {"Joint"}), ("sinusoid", classifiers)):
         recipes = runpy.run_path(str(EXAMPLES / f"{name}.py"))["recipes"](10)
         assert set(recipes) == given - without
 
@@ -118,7 +119,7 @@ def drawings(path):
     np.savez(path, images=images, vinyals=np.repeat(["train", "val", "test"], 8))
 
 
-@pytest.mark.parametrize("algorithm", ["MAMLPlusPlus", "ProtoMAML", "ProtoNet"])
+@pytest.mark.parametrize("algorithm", ["MAMLPlusPlus", "ProtoMAML", "ProtoNet", "SimpleShot"])
 @pytest.mark.slow
 def test_omniglot(tmp_path, algorithm):
     drawings(tmp_path / "data.npz")
