@@ -10,6 +10,7 @@ class of its own; no character is in two splits.
 import argparse
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import optax
 
@@ -55,6 +56,7 @@ def recipes(steps, width=64, center=None):
     head_of_all = {"classes": 4 * 1028, "features": width}
     decayed = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.01, momentum=0.9))
     new_head = em.InnerLoop(decayed, steps=100)  # the rates of Chen et al. 2019
+    relation = eqx.nn.MLP(2 * width, "scalar", 64, 1, key=jax.random.key(1))
     to_zero = optax.sgd(optax.linear_schedule(1.0, 0.0, steps))  # Nichol et al. 2018, table 4
     return {
         "MAML": (em.MAML(loss, one, adam), 3, 8),
@@ -71,6 +73,9 @@ def recipes(steps, width=64, center=None):
         "CAVIA": (em.CAVIA(loss, descent(1.0, 5), adam, context=head), 5, 8),
         "ProtoMAML": (em.ProtoMAML(loss, descent(0.1), adam), 3, 8),
         "ProtoNet": (em.ProtoNet(loss, slow), None, 1),
+        "ProtoNet-cosine": (em.ProtoNet(loss, annealed(2e-3), distance="cosine"), None, 1),
+        "MatchingNet": (em.MatchingNet(loss, annealed(2e-3)), None, 1),
+        "RelationNet": (em.RelationNet(loss, annealed(2e-3), relation=relation), None, 1),
         # Trained on all classes at once, in minibatches.
         "Baseline": (em.Baseline(loss, new_head, slow, **head_of_all), None, 1),
         "BaselinePlusPlus": (em.BaselinePlusPlus(loss, new_head, slow, **head_of_all), None, 1),
@@ -88,7 +93,7 @@ def main():
     parser.add_argument("--algorithm", choices=recipes(1), default="MAML")
     parser.add_argument("--data", type=Path, required=True, help="omniglot28.npz")
     parser.add_argument("--ways", type=int, default=5, help="classes of a task")
-    parser.add_argument("--train-ways", type=int, help="if others; of ProtoNet 30")
+    parser.add_argument("--train-ways", type=int, help="if others; with one task a step 30")
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--width", type=int, default=64, help="channels")
     parser.add_argument("--steps", type=int, default=4_000, help="outer steps")
@@ -100,12 +105,12 @@ def main():
     jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
     name, out = args.algorithm, args.out / args.algorithm.lower()
     batches = center = None
-    if pretrains := name in ("Baseline", "BaselinePlusPlus", "SimpleShot"):
+    if name in ("Baseline", "BaselinePlusPlus", "SimpleShot"):
         characters = em.data.omniglot(args.data, "train")
         batches = em.tasks.Minibatches(characters, batch_size=64, rotations=True)
         center, _ = batches.sample(jax.random.key(1)).query  # of whose features there is a mean
     strategy, inner_steps, meta_batch = recipes(args.steps, args.width, center)[name]
-    train_ways = args.train_ways or (30 if name == "ProtoNet" else args.ways)
+    train_ways = args.train_ways or (30 if meta_batch == 1 else args.ways)
     # Reptile pools support and query: ten examples a class, of the twenty that there are.
     queries = max(10 - args.shots, 5) if name == "Reptile" else 5
     train = batches or episodes(args.data, "train", train_ways, args.shots, queries)
@@ -124,8 +129,8 @@ def main():
     ]
     options = {"meta_batch_size": meta_batch, "max_time": 60 * args.minutes}
     trainer = em.Trainer(strategy, callbacks=callbacks, **options)
-    # Those classify by distances, or make their head, from the features.
-    ways = None if pretrains or name in ("ProtoNet", "ProtoMAML") else args.ways
+    # What classifies by features, or makes its head of them, has no inner steps, but for one.
+    ways = None if inner_steps is None or name == "ProtoMAML" else args.ways
     model = em.nn.Conv4(1, ways, width=args.width, key=jax.random.key(0))
     state = trainer.fit(model, train, args.steps, resume="auto")  # goes on where Ctrl-C stopped it
     if trainer.stop_reason == "interrupted":
