@@ -47,13 +47,14 @@ class BoringStrategy(em.Strategy):
 
     `state.step` counts from 0, hooks from 1: in the step that hooks call `n`, the metric `index` is
     `n - 1`. `nan_loss`, `inf_model`, `nan_optimizer` are steps (as hooks count) in which the loss
-    is NaN, the bias becomes infinite, the momentum becomes NaN.
+    is NaN, the bias becomes infinite, the momentum becomes NaN. As NumPy's numbers they are arrays,
+    and one program serves them all.
     """
 
     noise: float = 0.1
-    nan_loss: int = -1
-    inf_model: int = -1
-    nan_optimizer: int = -1
+    nan_loss: np.int32 = eqx.field(default=-1, converter=np.int32)
+    inf_model: np.int32 = eqx.field(default=-1, converter=np.int32)
+    nan_optimizer: np.int32 = eqx.field(default=-1, converter=np.int32)
 
     def init(self, model):
         return em.TrainState(jnp.zeros((), jnp.int32), model, jax.tree.map(jnp.zeros_like, model))

@@ -1,5 +1,7 @@
 """`evaluate`: what is measured, on which tasks, and what its numbers mean."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -19,10 +21,12 @@ SOURCE = em.tasks.Sinusoid(4, 6)
 THREE_PARTS = r"[^\n]+\nReceived: (.|\n)+\nExpected: (.|\n)+"
 
 
+@functools.cache  # the same optimizers, hence the same compiled programs
 def maml(*, inner=None, steps: int = 2, loss=MSE) -> em.MAML:
     return em.MAML(loss, em.InnerLoop(inner or optax.sgd(0.05), steps), optax.sgd(0.1))
 
 
+@functools.cache
 def reptile(**options) -> em.Reptile:
     return em.Reptile(MSE, em.InnerLoop(optax.sgd(0.05), 2), optax.sgd(0.1), **options)
 

@@ -162,8 +162,8 @@ def test_skip_changes_nothing_in_a_run_in_which_all_is_well():
 class Hopeless(BoringStrategy):
     """Every step is bad from step `begin` on, but for each `good`-th."""
 
-    begin: int = 5
-    good: int = 10**6
+    begin: np.int32 = eqx.field(default=5, converter=np.int32)
+    good: np.int32 = eqx.field(default=10**6, converter=np.int32)
 
     @eqx.filter_jit
     def outer_update(self, state, tasks, *, key):

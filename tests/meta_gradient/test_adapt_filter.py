@@ -41,6 +41,7 @@ def without_hoist():
     return mock.patch.object(_inner_loop, "hoist", lambda fun, varying, fixed: (fun, fixed))
 
 
+@eqx.filter_jit
 def meta_gradient_by_hand(model: TinyMLP, tasks: em.Task) -> TinyMLP:
     """Plain reverse mode through Python's own loop over steps, features each time anew."""
 
@@ -85,7 +86,8 @@ def test_first_order_with_a_filter():
     task = jax.tree.map(lambda x: x[0], tasks)
     strategy = maml("first_order")
     adapted = strategy.inner_adapt(model, task.support)
-    expected = eqx.filter_grad(lambda m: em.losses.mse(m, task.query, None)[0])(adapted)
+    loss = eqx.filter_jit(lambda m: em.losses.mse(m, task.query, None)[0])
+    expected = eqx.filter_grad(loss)(adapted)
     state, _ = strategy.outer_update(strategy.init(model), tasks, key=None)
     ours = jax.tree.map(lambda p, q: p - q, model, state.model)
     assert tree_allclose(ours, expected, rtol=1e-4, atol=1e-6)
@@ -154,7 +156,7 @@ class Tied(eqx.Module):
 def test_a_shared_layer_adapts_as_one():
     x = jax.random.normal(KEY, (5, 3))
     inner = em.InnerLoop(optax.sgd(RATE), 2, adapt=lambda m: m.shared)
-    model = inner(em.losses.mse, Tied(), (x, x[:, :1])).model
+    model = eqx.filter_jit(inner)(em.losses.mse, Tied(), (x, x[:, :1])).model
     a, b = model.shared()
     assert tree_allclose(a.weight, b.weight, rtol=0, atol=0)
     assert not tree_allclose(a.weight, Tied().shared()[0].weight)

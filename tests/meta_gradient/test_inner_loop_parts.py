@@ -102,6 +102,6 @@ def test_the_meta_gradient_through_two_calls():
 
 def test_without_randomness_the_number_of_the_first_step_plays_no_part():
     support = em.tasks.Sinusoid(4, 6).sample(KEY).support
-    inner = em.InnerLoop(OPTIMIZER, 2)
+    inner = eqx.filter_jit(em.InnerLoop(OPTIMIZER, 2))
     ends = [inner(em.losses.mse, tiny_mlp(), support, start=start).model for start in (0, 7)]
     assert same_bits(*ends)

@@ -375,7 +375,7 @@ class WithDecay(eqx.Module):
         return jnp.mean(errors * self.counts) + self.decay * norm, {}
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_loss_that_holds_arrays(x64, steps):
     tasks = jax.tree.map(lambda *xs: jnp.stack(xs), sine_task(0), sine_task(1))
     tasks = em.Task(tasks.support, tasks.support)
