@@ -285,6 +285,25 @@ def test_a_body_that_is_not_learnt_stays(cls):
 
 
 @pytest.mark.slow
+def test_minibatches_may_come_from_the_host():
+    x, y = blobs(0, 5)
+
+    class Host:
+        def __getitem__(self, step):
+            rows = np.random.default_rng(step).integers(0, len(x), (2, 6))
+            return em.Task((), (x[rows], y[rows].astype(np.int32)))
+
+    strategy = MADE[em.SimpleShot](classes=5, features=3)
+    state = em.Trainer(strategy, meta_batch_size=2, summary=False).fit(body(), Host(), 2)
+    expected = strategy.init(body())
+    for step in range(2):
+        expected, _ = strategy.outer_update(
+            expected, jax.tree.map(jnp.asarray, Host()[step]), key=KEY
+        )
+    assert tree_allclose(state.model, expected.model)
+
+
+@pytest.mark.slow
 def test_queries_are_normalised_by_the_support_set():
     class Normed(eqx.Module):
         norm: em.nn.SupportNorm
