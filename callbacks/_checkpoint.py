@@ -11,6 +11,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from eqxmeta._arguments import (
     check_argument,
@@ -24,16 +25,19 @@ from eqxmeta._arguments import (
 )
 from eqxmeta._callback.best import Best, Value
 from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.in_flight import InFlight
+from eqxmeta._callback.model_of import check_model_of, model_of
 from eqxmeta._callback.monitor import Monitor
 from eqxmeta._callback.published import Published
 from eqxmeta._callback.run import Run
 from eqxmeta._checkpoint.run_files import CheckpointFiles, id_of, write
 from eqxmeta._checkpoint.save_load import on_host
 from eqxmeta._direction import Mode
-from eqxmeta._errors import CheckpointInUse, NonFiniteError, explain, warn
-from eqxmeta._files.background import Background
+from eqxmeta._errors import NonFiniteError, explain, warn
 from eqxmeta._files.lock import locked
 from eqxmeta._files.patience import hurried
+from eqxmeta._model.averaged import with_averaged
+from eqxmeta._model.state import TrainState
 
 
 class Checkpoint(Callback):
@@ -43,7 +47,8 @@ class Checkpoint(Callback):
     of a run that ends with a `NonFiniteError`; nothing saved is ever NaN or infinite.
 
     - `keep`: how many of the newest files stay; `None` keeps all.
-    - `monitor`: the file of the best value stays as well. A name logged with `run.log` at the
+    - `monitor`: the file of the best value stays as well, or with `keep_best` those of the so many
+      best. A name logged with `run.log` at the
       step that is saved, such as `"eval/loss"` of `Evaluate` (of a curve over inner steps the last
       point counts, and `"eval/loss/after_1"` is the one after 1 step), or a training metric such
       as `"loss"`, as it was in that very step.
@@ -51,6 +56,13 @@ class Checkpoint(Callback):
       `"max"` of `accuracy`, `"min"` of losses, and what `eqxmeta.losses.directed` declares; of
       others it is asked for before the run. The last part of the name decides, without `after_<k>`
       and `_before`. Of equals the first is the best.
+    - `keep_best`: how many of the best by `monitor` stay.
+    - `model`: `lambda state: model`, an average of the weights for example. The files then hold it
+      beside the state, and `eqxmeta.load_model` takes it out of them; `fit(resume=...)` and
+      `load_best` take the state. Give the same function to `Evaluate`, so that it is this model
+      that is monitored.
+    - `overwrite`: a run that is not resumed takes the place of the one in the folder, whose files
+      are renamed to `*.ckpt.stale`. (A warning says how many.)
     - `on_error`: whether a file that could not be written, or does not read back as it was written,
       ends the run (`"raise"`) or not (`"warn"`: a `RuntimeWarning`; the next save is tried anew).
 
@@ -65,8 +77,8 @@ class Checkpoint(Callback):
 
     Removed are only files that this run has written (before it was resumed included), and only
     once the newer file has been read back. A run that is not resumed refuses a folder with
-    checkpoints (`FileExistsError`); one that is resumed from an earlier step renames the later
-    files to `*.ckpt.stale`.
+    checkpoints (`FileExistsError`), unless it may `overwrite`; one that is resumed from an earlier
+    step renames the later files to `*.ckpt.stale`.
 
     A `monitor` that no callback will log is refused (`ValueError`) before the first step, or, if
     there are callbacks of your own, warned of once each has had its turn. Warns at the end of the
@@ -83,6 +95,7 @@ class Checkpoint(Callback):
             "mode": str | None,
             "best_step": int | None,
             "best_value": int | float | None,
+            "behind": dict[str, int | float],
             "others": list,
         }
     )
@@ -95,6 +108,9 @@ class Checkpoint(Callback):
         keep: int | None = 3,
         monitor: str | None = None,
         mode: Mode | None = None,
+        keep_best: int = 1,
+        model: Callable[[TrainState], PyTree] | None = None,
+        overwrite: bool = False,
         on_error: Literal["raise", "warn"] = "raise",
         name: str | None = None,
     ):
@@ -105,14 +121,24 @@ class Checkpoint(Callback):
         self.folder = self._place = check_path(folder, "Checkpoint(folder=...)")
         self.every = check_int(every, "Checkpoint(every=...)", minimum=1, what="outer steps")
         self.keep = check_int_or_none(keep, "Checkpoint(keep=...)", minimum=1, what="files")
+        argument = "Checkpoint(keep_best=...)"
+        self.keep_best = check_int(keep_best, argument, minimum=1, what="files")
+        sound, expected = (
+            keep_best == 1 or monitor is not None,
+            "1, or a `monitor` to tell the best by",
+        )
+        check_argument(sound, keep_best, argument, expected, fault="has no effect")
+        check_model_of(model, "Checkpoint(model=...)")
         self.monitor = monitor
         self.mode = mode
+        self.model = model
+        self.overwrite = overwrite
         self.on_error = on_error
         self.name = name
         self._restored: dict[str, Any] = {}
         self._monitor = Monitor("Checkpoint", monitor, mode)
-        self._best = Best(self._monitor, self.every)
-        self._background = Background("eqxmeta-checkpoint")
+        self._best = Best(self._monitor, self.every, keep_best)
+        self._in_flight = InFlight(on_error)
         self._check_lock: Callable[[], None] = lambda: None
         self._forget()
 
@@ -135,7 +161,7 @@ class Checkpoint(Callback):
         return [path for _, path in sorted(self._files.by_step().items(), reverse=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        self._settle()  # so that what another `Checkpoint` stores does not depend on the disk
+        self._in_flight.settle()  # so that what is stored does not depend on the disk
         return self._best.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -153,10 +179,11 @@ class Checkpoint(Callback):
                 try:
                     # The hooks have waited, unless they were interrupted; what ends `fit` is told.
                     with suppress(Exception):
-                        self._background.wait()
+                        self._in_flight.background.wait()
                 finally:
-                    if self._background.busy:  # on a disk that does not answer: the lock stays
-                        self._background.when_done(held.pop_all().close)
+                    background = self._in_flight.background
+                    if background.busy:  # on a disk that does not answer: the lock stays
+                        background.when_done(held.pop_all().close)
 
     def check_monitor(
         self,
@@ -169,8 +196,10 @@ class Checkpoint(Callback):
         self._monitor.direction(declared)
 
     def refuse(self, run: Run) -> None:
-        if not run.resuming:
+        if not run.resuming and not self.overwrite:
             self._files.refuse_any()
+        if self.model is not None:
+            model_of(run.state, self.model, "Checkpoint(model=...)")
 
     def on_fit_start(self, run: Run) -> None:
         self.refuse(run)
@@ -181,6 +210,8 @@ class Checkpoint(Callback):
         self._check_lock()
         self._files.prepare()
         if not run.resuming:
+            if self.overwrite:
+                self._files.set_aside_all()
             return
         self._files.set_aside(after=run.start)
         self._id = run.resumed_meta.get("run", self._id)
@@ -195,8 +226,8 @@ class Checkpoint(Callback):
         step = int(metrics["step"][-1])
         last = {name: rows[-1] for name, rows in metrics.items() if name != "step"}
         self._best.observe(step, last)
-        if not self._background.busy:
-            self._settle()
+        if not self._in_flight.background.busy:
+            self._in_flight.settle()
 
     def on_log(self, run: Run, scalars: Mapping[str, Published]) -> None:
         self._best.observe(run.step, scalars, ended=run.ended)
@@ -211,10 +242,10 @@ class Checkpoint(Callback):
         if isinstance(error, NonFiniteError):
             self._save_last(run)
         else:
-            self._settle()
+            self._in_flight.settle()
 
     def secure(self, run: Run) -> None:
-        writing = self._in_flight is not None and self._in_flight[0] == run.step
+        writing = self._in_flight.step == run.step
         if run.step > run.start and run.step not in self._mine and not writing:
             self._save(run)
 
@@ -234,13 +265,12 @@ class Checkpoint(Callback):
         self._id: str | None = None
         self._mine: set[int] = set()
         self._best.forget()
-        # The step that is being written, and the best as soon as it is.
-        self._in_flight: tuple[int, Value | None] | None = None
+        self._in_flight.forget()
         self._meta: dict[str, Any] = {}  # what the newest file says
 
     def _save(self, run: Run) -> None:
         """Everything that goes into the file is what it is now; the file follows."""
-        self._settle()
+        self._in_flight.settle()
         step, path, best = run.step, self._files.path(run.step), self._best.saved
         self._best.saved = candidate = self._best.once_saved(step)
         try:
@@ -258,7 +288,7 @@ class Checkpoint(Callback):
             # A copy: the callbacks may return what they go on changing.
             check_json(meta, "meta", 0)
             meta = json.loads(json.dumps(meta))
-            state = on_host(run.state)
+            state = on_host(self._to_save(run.state))
         finally:
             self._best.saved = best
         size = sum(x.nbytes for x in jax.tree.leaves(state) if eqx.is_array(x))
@@ -271,8 +301,14 @@ class Checkpoint(Callback):
                 run.sync_callbacks()
 
         check = self._check_lock
-        self._background.start(lambda: write(path, state, meta, check=check, before=before), size)
-        self._in_flight, self._meta = (step, candidate), meta
+        self._in_flight.start(
+            step,
+            path,
+            lambda: write(path, state, meta, check=check, before=before),
+            lambda: self._add(step, candidate),
+            size,
+        )
+        self._meta = meta
 
     def _add_value(self, run: Run) -> None:
         """To the file of the last step, which was written first, what has been measured since. Not
@@ -280,67 +316,49 @@ class Checkpoint(Callback):
         if run.step in self._mine and self._meta.get("step") == run.step:
             meta = self._meta | {"monitored": self._best.told(run.step)}
             if meta != self._meta:
-                path, state = self._files.path(run.step), on_host(run.state)
+                path, state = self._files.path(run.step), on_host(self._to_save(run.state))
                 check = self._check_lock
-                self._background.start(lambda: write(path, state, meta, check=check, again=True))
-                self._in_flight = run.step, self._best.saved
-                self._settle()
+                self._in_flight.start(
+                    run.step,
+                    path,
+                    lambda: write(path, state, meta, check=check, again=True),
+                    lambda: self._add(run.step, self._best.saved),
+                )
+                self._in_flight.settle()
 
     def _save_last(self, run: Run) -> None:
         try:
-            self._settle()
+            self._in_flight.settle()
         except Exception:  # of the file before: what was wrong may have passed
             self._save_new(run)
             raise
         self._save_new(run)
 
     def _save_new(self, run: Run) -> None:
-        path, in_flight = self._files.path(run.step), self._in_flight and self._in_flight[0]
-        there = in_flight == run.step and path.exists()  # though perhaps not on the disk
+        path = self._files.path(run.step)
+        there = self._in_flight.step == run.step and path.exists()  # though perhaps not on the disk
         if run.step > run.start and run.step not in self._mine and not there:
             self._save(run)
-            self._settle()
-        if self._background.busy:
+            self._in_flight.settle()
+        if self._in_flight.background.busy:
             state = "in its place, but not synced" if path.exists() else "not written"
             warn(f"{path} is {state}: the disk took too long for a process that is to end.")
 
-    def _settle(self) -> None:
-        """Wait for the write in flight: its file counts from here on, or its error is told."""
-        if self._in_flight is None:
-            return
-        step, best = self._in_flight
-        path = self._files.path(step)
-        try:
-            written = self._background.wait()
-            if self._background.busy:
-                return
-        except Exception as error:  # of the thread: what it means for the run the user has said
-            self._in_flight = None
-            if self.on_error == "raise" or isinstance(error, CheckpointInUse):
-                error.add_note(f"The checkpoint of step {step} was not written: {path}")
-                raise
-            warn(f"{path} was not written, training goes on: {error!r}")
-        else:
-            self._in_flight = None
-            if written:  # else this is a fork of the process that writes
-                self._best.saved = best
-                self._mine.add(step)
-                self._remove_old()
+    def _add(self, step: int, best: tuple[Value, ...]) -> None:
+        """The file of `step` is there: with it these are the best."""
+        self._best.saved = best
+        self._mine.add(step)
+        self._remove_old()
+
+    def _to_save(self, state: TrainState) -> PyTree:
+        if self.model is None:
+            return state
+        return with_averaged(state, model_of(state, self.model, "Checkpoint(model=...)"))
 
     def _remove_old(self) -> None:
         if self.keep is None:
             return
-        best = self._best.saved
-        stay = {*sorted(self._mine)[-self.keep :], *self._best.others, *(best or ())[:1]}
-        for step in sorted(self._mine - stay):
-            self._check_lock()
-            path = self._files.path(step)
-            try:
-                if path.exists() and id_of(path) != self._id:
-                    warn(f"{path} is not removed: it is no longer the file that this run wrote.")
-                else:
-                    path.unlink(missing_ok=True)
-            except OSError as error:  # tried again at the next save
-                warn(f"An old checkpoint could not be removed: {error}")
-            else:
-                self._mine.discard(step)
+        best = {step for step, _ in self._best.saved}
+        stay = {*sorted(self._mine)[-self.keep :], *self._best.others, *best}
+        gone = self._files.remove(sorted(self._mine - stay), self._id, self._check_lock)
+        self._mine.difference_update(gone)

@@ -1,16 +1,21 @@
 """A callback that evaluates on fixed tasks."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
+
+from jaxtyping import PyTree
 
 from eqxmeta._arguments import check_argument, check_int, check_int_or_none, check_seed
 from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.model_of import check_model_of, model_of
 from eqxmeta._callback.published import Curve
 from eqxmeta._callback.run import Run
 from eqxmeta._evaluation.evaluate import check_curve, check_steps, measure
 from eqxmeta._evaluation.result import Evaluation
 from eqxmeta._evaluation.tasks import check_tasks
+from eqxmeta._model.check import check_model
+from eqxmeta._model.state import TrainState
 
 
 class Evaluate(Callback):
@@ -28,6 +33,8 @@ class Evaluate(Callback):
     `steps` were taken: a run that is resumed goes on as if it had not been. After SIGTERM, which
     leaves no time, it is not measured.
 
+    - `model`: `lambda state: model`, what is measured in the place of `state.model`: an average of
+      the weights, for example. It has the structure of `state.model`.
     - `result`: the newest `Evaluation`; `None` before the first.
     - `seconds`: wall time spent evaluating, compilation included.
     """
@@ -44,6 +51,7 @@ class Evaluate(Callback):
         num_tasks: int = 600,
         inner_steps: int | None = None,
         seed: int = 0,
+        model: Callable[[TrainState], PyTree] | None = None,
         prefix: str = "eval",
         name: str | None = None,
     ):
@@ -57,6 +65,8 @@ class Evaluate(Callback):
         self._seed = check_seed(seed, "Evaluate(seed=...)")
         self._task, self._num_tasks = check_tasks(tasks, num_tasks, "Evaluate")
         self.name = f"Evaluate[{prefix}]" if name is None and prefix != "eval" else name
+        check_model_of(model, "Evaluate(model=...)")
+        self._model = model
         self.result: Evaluation | None = None
         self.seconds = 0.0
         self._measured: int | None = None  # at which step of this run
@@ -68,7 +78,9 @@ class Evaluate(Callback):
         # Now, and not at the first evaluation, which may be hours away.
         steps = check_steps(run.strategy, self._inner_steps, "Evaluate")
         # One step is as good as many to find what cannot be traced.
-        names = check_curve(run.strategy, run.state.model, self._task, None if steps is None else 1)
+        model = self._model_of(run)
+        check_model(model, "Evaluate(model=...)", trained=True)
+        names = check_curve(run.strategy, model, self._task, None if steps is None else 1)
         self.logs = [f"{self._prefix}/{name}" for name in (*names, "transductive")]
 
     def on_fit_start(self, run: Run) -> None:
@@ -88,7 +100,7 @@ class Evaluate(Callback):
         with run.doing(f"{what} {self._prefix}", tell=first):
             result = measure(
                 run.strategy,
-                run.state.model,
+                self._model_of(run),
                 self._tasks,
                 self._task,
                 num_tasks=self._num_tasks,
@@ -108,3 +120,6 @@ class Evaluate(Callback):
             # Said only where it is so: the curves are then not comparable with most published ones.
             | ({f"{self._prefix}/transductive": 1.0} if result.transductive else {})
         )
+
+    def _model_of(self, run: Run) -> PyTree:
+        return model_of(run.state, self._model, "Evaluate(model=...)")

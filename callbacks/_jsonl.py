@@ -41,7 +41,8 @@ class JSONL(Callback):
     another run than that which goes on, it is renamed to `*.stale`. After `kill -9` all steps
     before the last chunk's last one are there.
 
-    Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty, and
+    Raises `FileExistsError` at the start of a run that does not resume, if `path` is not empty
+    (with `overwrite=True` the file is renamed to `*.stale`, and a warning says so), and
     `CheckpointInUse` while another run writes to it.
     """
 
@@ -49,8 +50,16 @@ class JSONL(Callback):
     logs = ()
     state_types = LOG_TYPES
 
-    def __init__(self, path: str | Path, *, every: int = 1, name: str | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        every: int = 1,
+        overwrite: bool = False,
+        name: str | None = None,
+    ):
         self.path = self._place = check_path(path, "JSONL(path=...)")
+        self.overwrite = overwrite
         self.name = name
         self._thinning = check_int(every, "JSONL(every=...)", minimum=1, what="outer steps")
         self._held: dict[str, Any] | None = None
@@ -66,10 +75,10 @@ class JSONL(Callback):
 
     def refuse(self, run: Run) -> None:
         check_file(self._place, "JSONL(path=...)")
-        if not run.resuming and self._occupied():
+        if not run.resuming and not self.overwrite and self._occupied():
             message = "`JSONL(path=...)` already holds a run."
             expected = "a file that does not exist yet. Pass resume='auto' to continue the run, "
-            expected += "or choose another path"
+            expected += "choose another path, or `overwrite=True`, which renames the file"
             raise FileExistsError(explain(message, f"'{self._place}'", expected))
 
     def on_fit_start(self, run: Run) -> None:
@@ -78,7 +87,9 @@ class JSONL(Callback):
         restored, self._restored = self._restored, None
         # From step 0 nothing of that attempt can be continued: no checkpoint says whose it is.
         if self._occupied() and (run.start == 0 or self._is_foreign(run, restored)):
-            set_aside(self._place)
+            stale = set_aside(self._place)
+            if not run.resuming:
+                warn(f"The run begins anew: the log {self._place} is now {stale.name}.")
         rows = read_rows(self._place, run.start) if run.resuming else []
         self._expect(run, restored, [row["step"] for _, row in rows])
         make_folder(self._place.parent)

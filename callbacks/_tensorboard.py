@@ -48,7 +48,8 @@ class TensorBoard(Callback):
     everything up to the last chunk is there.
 
     Raises `FileExistsError` at the start of a run that does not resume, if `logdir` already holds
-    event files, and `CheckpointInUse` while another run writes to it.
+    event files (with `overwrite=True` they stay, TensorBoard forgets them, and a warning says so),
+    and `CheckpointInUse` while another run writes to it.
     """
 
     writes = True
@@ -61,6 +62,7 @@ class TensorBoard(Callback):
         *,
         every: int = 10,
         hparams: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
         name: str | None = None,
     ):
         self._thinning = check_int(every, "TensorBoard(every=...)", minimum=1, what="outer steps")
@@ -70,6 +72,7 @@ class TensorBoard(Callback):
         check_argument(sound, hparams, "TensorBoard(hparams=...)", expected, TypeError)
         self.logdir = self._place = check_path(logdir, "TensorBoard(logdir=...)")
         self.hparams = dict(hparams)
+        self.overwrite = overwrite
         self.name = name
         self._file: EventFile | None = None
         self._inner: EventFile | None = None
@@ -86,10 +89,10 @@ class TensorBoard(Callback):
 
     def refuse(self, run: Run) -> None:
         check_folder(self._place, "TensorBoard(logdir=...)")
-        if not run.resuming and event_files(self._place):
+        if not run.resuming and not self.overwrite and event_files(self._place):
             message = "`TensorBoard(logdir=...)` already holds a run."
             expected = "a folder without event files. Pass resume='auto' to continue the run, "
-            expected += "or choose another folder"
+            expected += "choose another folder, or `overwrite=True`: TensorBoard then forgets it"
             raise FileExistsError(explain(message, f"'{self._place}'", expected))
 
     def on_fit_start(self, run: Run) -> None:
@@ -98,6 +101,8 @@ class TensorBoard(Callback):
         restored, self._restored = self._restored, None
         earlier = event_files(self._place)
         fate = "Its files stay, but TensorBoard does not show them any more"
+        if earlier and not run.resuming:
+            warn(f"The run begins anew: TensorBoard shows no more of what was in {self._place}.")
         goes_on = bool(earlier and run.start) and not is_foreign(
             run, restored, earlier, log=self._place, fate=fate
         )

@@ -1,6 +1,6 @@
 """The files of a run in a folder of checkpoints: one per step that was saved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,36 @@ class CheckpointFiles:
         if files:
             message = f"The folder {self.folder} holds the checkpoints of an earlier run."
             received = f"{len(files)} of them, the newest {files[max(files)].name}"
-            expected = '`fit(..., resume="auto")` to continue that run, or another folder'
+            expected = '`fit(..., resume="auto")` to continue that run, another folder, or '
+            expected += "`Checkpoint(overwrite=True)`, which renames them"
             raise FileExistsError(explain(message, received, expected))
+
+    def set_aside_all(self) -> None:
+        """A new run takes the place of the one whose files are there."""
+        files = self.by_step().values()
+        for path in files:
+            set_aside(path)
+        if files:
+            warn(f"The run begins anew: {len(files)} checkpoints in {self.folder} are now *.stale.")
+
+    def remove(
+        self, steps: Iterable[int], run_id: str | None, check: Callable[[], None]
+    ) -> Iterator[int]:
+        """Remove the files of `steps`, unless another run than that of `run_id` has written them
+        anew; yields the steps of which that is done. `check` raises if the folder is no longer the
+        run's."""
+        for step in steps:
+            check()
+            path = self.path(step)
+            try:
+                if path.exists() and id_of(path) != run_id:
+                    warn(f"{path} is not removed: it is no longer the file that this run wrote.")
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:  # tried again at the next save
+                warn(f"An old checkpoint could not be removed: {error}")
+            else:
+                yield step
 
     def set_aside(self, *, after: int) -> None:
         """The run is to write files of these steps again, and these may be all that is left."""

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from .._arguments import check_argument, check_file, check_json, check_path
 from .._errors import CheckpointMismatch, explain, printable
 from .._files.paths import drop_cached
+from .._model.averaged import AVERAGED
 from .._model.state import TrainState
 from . import container as _container
 from .dtypes import DTYPES, KEY_BITS, dtype_of, is_key, name_of_key, names_key, stored_dtype
@@ -94,6 +95,8 @@ def load_below(path: Path, like: PyTree, prefix: str, whose: str) -> PyTree:
     with _container.reading(path) as reader:
         entries = reader.manifest["leaves"]
         found = {e["path"]: e for e in entries if is_below(prefix, e["path"])}
+        if isinstance(like, TrainState):
+            found = {name: e for name, e in found.items() if not is_below(AVERAGED, name)}
         _check_same(path, like, wanted, found, whose)
         arrays = [
             _to_jax(reader.array(found[name], *_stored_form(leaf)), leaf)

@@ -14,6 +14,7 @@ from eqxmeta import (
     InnerLoop,
     TrainState,
     load,
+    load_model,
     losses,
     save,
 )
@@ -157,6 +158,51 @@ def test_the_best_is_kept_as_well(tmp_path, mode, best):
     fit(checkpoint, 60, logs=lambda step: {"eval/loss": VALUES[step]})
     assert steps_in(tmp_path) == sorted({best, 60})
     assert checkpoint.best_path == tmp_path / f"step-{best:09}.ckpt"
+
+
+def test_the_so_many_best_are_kept(tmp_path):
+    """Of equals the first; also by a run that is resumed, with what it had before."""
+    values = {10: 5.0, 20: 3.0, 30: 4.0, 40: 3.0, 50: 9.0, 60: 2.0, 70: math.nan, 80: 8.0}
+
+    def checkpoint():
+        return Checkpoint(tmp_path, every=10, keep=1, monitor="eval/loss", keep_best=3)
+
+    def logs(step):
+        return {"eval/loss": values[step]}
+
+    fit(first := checkpoint(), 80, logs=logs, stop=50)
+    assert steps_in(tmp_path) == [20, 30, 40, 50]
+    assert first.best_path.name == "step-000000020.ckpt"
+    fit(second := checkpoint(), 80, logs=logs, resume=first.last_path)
+    assert steps_in(tmp_path) == [20, 40, 60, 80]
+    assert second.best_path == best_of(tmp_path) == tmp_path / "step-000000060.ckpt"
+    told = read_manifest(second.last_path)["meta"]["callbacks"]["Checkpoint"]
+    assert told["behind"] == {"20": 3.0, "40": 3.0}
+    with pytest.raises(ValueError, match=r"keep_best=...\)` has no effect(.|\n)*monitor"):
+        Checkpoint(tmp_path, every=10, keep_best=2)
+
+
+def test_a_second_try_renames_the_files_of_the_first(tmp_path):
+    fit(Checkpoint(tmp_path, every=10), 20)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        fit(Checkpoint(tmp_path, every=10), 20)
+    old = (tmp_path / "step-000000010.ckpt").read_bytes()
+    with pytest.warns(RuntimeWarning, match=r"begins anew: 2 checkpoints in .* are now \*\.stale"):
+        fit(Checkpoint(tmp_path, every=10, overwrite=True), 10)
+    assert steps_in(tmp_path) == [10]
+    assert (tmp_path / "step-000000010.ckpt.stale").read_bytes() == old
+    assert (tmp_path / "step-000000020.ckpt.stale").exists()
+
+
+def test_the_file_holds_an_average_beside_the_state(tmp_path):
+    checkpoint = Checkpoint(tmp_path, every=10, model=lambda state: 2 * state.model)
+    fit(checkpoint, 10)
+    state = load(checkpoint.last_path, state_at(0))
+    np.testing.assert_array_equal(state.model, np.full(3, 10.0))
+    np.testing.assert_array_equal(load_model(checkpoint.last_path, jnp.zeros(3)), np.full(3, 20.0))
+    fit(Checkpoint(tmp_path, every=10), 20, resume=checkpoint.last_path)
+    newest = load_model(tmp_path / "step-000000020.ckpt", jnp.zeros(3))
+    np.testing.assert_array_equal(newest, np.full(3, 20.0))  # of a run without
 
 
 def test_a_former_best_goes(tmp_path):

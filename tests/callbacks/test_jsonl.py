@@ -380,3 +380,13 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="every"):
         JSONL("run.jsonl", every=0)
     assert JSONL("run.jsonl").writes
+
+
+def test_a_second_try_renames_the_log_of_the_first(tmp_path):
+    path = tmp_path / "log.jsonl"
+    boring_fit(3, callbacks=[JSONL(path)])
+    old = path.read_bytes()
+    with pytest.warns(RuntimeWarning, match=r"begins anew: .* is now log\.jsonl\.stale"):
+        boring_fit(2, callbacks=[JSONL(path, overwrite=True)])
+    assert len(path.read_bytes().splitlines()) == 2
+    assert (tmp_path / "log.jsonl.stale").read_bytes() == old

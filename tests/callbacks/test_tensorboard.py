@@ -467,3 +467,18 @@ def test_histograms_of_numbers_that_are_not_ordinary(tmp_path, values):
     assert sum(histogram.bucket) == histogram.num == len(finite)
     limits = list(histogram.bucket_limit)
     assert limits == sorted(limits) and limits[0] <= min(finite) and max(finite) <= limits[-1]
+
+
+def test_a_second_try_is_all_that_is_shown(tmp_path):
+    killed_run(tmp_path, 20)
+    before = files_of(tmp_path)
+    callback = TensorBoard(tmp_path, every=1, overwrite=True)
+    run = fake_run(callback)
+    with pytest.warns(
+        RuntimeWarning, match="begins anew: TensorBoard shows no more of what was in"
+    ):
+        callback.on_fit_start(run)
+    train(callback, run, 1, 5)
+    callback.on_fit_end(run)
+    assert steps_of(tmp_path) == [1, 2, 3, 4, 5]
+    assert files_of(tmp_path).items() >= before.items()
