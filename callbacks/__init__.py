@@ -9,5 +9,6 @@ from eqxmeta.callbacks._evaluate import Evaluate as Evaluate
 from eqxmeta.callbacks._histograms import Histograms as Histograms
 from eqxmeta.callbacks._jsonl import JSONL as JSONL
 from eqxmeta.callbacks._lambda import Lambda as Lambda
+from eqxmeta.callbacks._logger import Logger as Logger
 from eqxmeta.callbacks._progress_bar import ProgressBar as ProgressBar
 from eqxmeta.callbacks._tensorboard import TensorBoard as TensorBoard

@@ -28,16 +28,20 @@ class TensorBoard(Callback):
 
     - `eval/accuracy`, `eval/loss`, ...: what callbacks log, under the names that they give. Of a
       curve over inner steps this is the last point: the adapted model.
-    - `train/<metric>`: every metric of the outer step, at steps that are multiples of `every`.
+    - `train/<metric>`: every metric of the outer step, at steps that are multiples of `every`, the
+      learning rate where `optax.inject_hyperparams` keeps it among them; and
+      `train/examples_per_second`, support and query, from one chunk's end to the next one's.
       `every` thins what is written; it does not make the compiled loop stop.
     - `within_task/...`, behind these: a curve's points (`within_task/eval/loss/after_0`, ...), the
       ends of the 95% interval of its last (`within_task/eval/loss/ci95_low`, `ci95_high`), and the
       training metrics before adaptation and of each inner step.
-    - The tab "Custom scalars": each curve's last point with its interval as a band, and all points.
-      The newest curves are the sub-run `inner_steps`, whose x axis is the inner step.
+    - The tab "Custom scalars": each curve's last point with its interval as a band; the newest
+      curve by inner step, with its band (the sub-run `inner_steps`); and all points. The bands are
+      not smoothed.
     - The sub-run `at_end`: what was logged only because the run ended there. A run that goes on
       lets TensorBoard forget it.
-    - The tab "HParams": `hparams`, and behind them, led by "~", the run's own configuration.
+    - The tab "HParams": `hparams`; without any, what the run is in a few words. The tab "Text": its
+      whole configuration.
 
     NaN is not written. `JSONL` has every step and every number.
 
@@ -119,11 +123,12 @@ class TensorBoard(Callback):
         self._ended_before = bool(event_files(self._place / AT_END))
         self._inner_step: int | None = None  # the outer step of the curves in `_inner`
         self._curves: set[str] = set()
-        self._last_time = time.time()
+        self._last_time, self._timed = time.time(), False
         if earlier:
             self._file.forget(run.start + 1 if goes_on else 0)
         if not goes_on:
             self._file.add(0, summaries.hparams(self.hparams, run.config))
+            self._file.add(0, summaries.configuration({**self.hparams, **run.config}))
         self._file.flush()
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
@@ -134,9 +139,12 @@ class TensorBoard(Callback):
             self._ending.forget(0)
             self._ending.flush()
         # A chunk arrives at once; its steps were taken since the one before.
-        now = time.time()
-        times = np.linspace(self._last_time, now, len(metrics["step"]) + 1)[1:]
-        self._last_time = now
+        now, steps_taken = time.time(), len(metrics["step"])
+        times = np.linspace(self._last_time, now, steps_taken + 1)[1:]
+        if run.examples and self._timed:  # before the first chunk there was compiling
+            speed = run.examples * steps_taken / max(now - self._last_time, 1e-6)
+            metrics = {**metrics, "examples_per_second": np.full(steps_taken, speed)}
+        self._last_time, self._timed = now, True
         keep = metrics["step"] % self._thinning == 0
         columns = {
             f"{DETAILS}/train/{name}" if DETAIL.search(name) else f"train/{name}": values[keep]
@@ -220,7 +228,7 @@ class TensorBoard(Callback):
             for name, curve in curves.items():
                 if i < len(curve.mean):
                     mean, half = float(curve.mean[i]), float(curve.ci95[i])
-                    ends = {"": mean, "_low": mean - half, "_high": mean + half}
-                    numbers |= {f"{DETAILS}/{name}{end}": value for end, value in ends.items()}
+                    ends = mean, mean - half, mean + half
+                    numbers |= zip(summaries.inner_band(name), ends, strict=True)
             self._inner.add(i, summaries.scalars(numbers.items()))
         self._inner.flush()

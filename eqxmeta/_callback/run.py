@@ -80,6 +80,7 @@ class Run:
     - `strategy`: the strategy that is being trained.
     - `mesh`: the `jax.sharding.Mesh` of its devices; `None` if there is one.
     - `config`: plain values that describe the run (seed, meta-batch size, parameter count, ...).
+    - `examples`: how many examples, support and query, an outer step sees; 0 if that is not known.
     - `state`: the `TrainState` after `step` steps. It is the callback's to keep, since the
       loop goes on with buffers of its own; but not to donate: all callbacks share the copy.
     - `activity`: what is done that may take its time, since when (`time.monotonic()`), and whether
@@ -110,6 +111,7 @@ class Run:
         self.resumed_meta = origin.meta
         self.skipped: int = origin.meta.get("skipped", 0)
         self.skipped_in_a_row: int = origin.meta.get("skipped_in_a_row", 0)
+        self.examples = 0
         self.stop_reason: str | None = None
         self.ended = False
         self.terminated = False

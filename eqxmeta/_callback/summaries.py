@@ -34,6 +34,11 @@ def band(name: str) -> list[str]:
     return [name, f"{DETAILS}/{name}/ci95_low", f"{DETAILS}/{name}/ci95_high"]
 
 
+def inner_band(name: str) -> list[str]:
+    """Of the newest curve, whose x axis is the inner step."""
+    return [f"{DETAILS}/{name}", f"{DETAILS}/{name}_low", f"{DETAILS}/{name}_high"]
+
+
 def layout(names: list[str]) -> list[Any]:
     """Of "Custom scalars"; TensorBoard takes the newest of a run, and merges those of several."""
     from tensorboardX.summary import custom_scalars
@@ -41,6 +46,9 @@ def layout(names: list[str]) -> list[Any]:
     points = {name: re.escape(f"{DETAILS}/{name}/after_") + r"\d+$" for name in names}
     layout = {
         "adapted, with 95% interval": {name: ["Margin", band(name)] for name in names},
+        "newest evaluation, by inner step": {
+            f"{name}, by inner step": ["Margin", inner_band(name)] for name in names
+        },
         "after each inner step": {name: ["Multiline", [tag]] for name, tag in points.items()},
     }
     return list(custom_scalars(layout).value)
@@ -52,15 +60,32 @@ def scalars(numbers: Any) -> list[Any]:
     return [value(tag=tag, simple_value=x) for tag, x in numbers if x == x]
 
 
+# What a run is in a few words, where the user has none.
+_BRIEF = "strategy", "inner_steps", "meta_batch_size", "seed", "steps"
+
+
 def hparams(own: Mapping[str, Any], config: Mapping[str, Any]) -> list[Any]:
     from tensorboardX.summary import hparams as summaries
 
-    # TensorBoard sorts them by name.
-    rest = {f"~{name}": value for name, value in config.items() if name != "fingerprint"}
+    # TensorBoard has first what differs between runs, whatever its name: beside the user's own,
+    # which may be the same in all of them, the run's would take their place.
+    shown = own or {name: config[name] for name in _BRIEF if name in config}
     # Of tensorboardX's three summaries only the values. The declaration of metrics is left out:
     # TensorBoard then offers all scalars, also those that nobody knows yet.
-    _, session_start, _ = summaries({k: _plain(v) for k, v in {**own, **rest}.items()}, {})
+    _, session_start, _ = summaries({k: _plain(v) for k, v in shown.items()}, {})
     return list(session_start.value)
+
+
+def configuration(config: Mapping[str, Any]) -> list[Any]:
+    """As a table in the tab "Text"."""
+    from tensorboardX.summary import text
+
+    lines = [
+        f"| {name} | {str(_plain(value)).replace('|', chr(92) + '|')} |"
+        for name, value in config.items()
+        if name != "fingerprint" and value is not None
+    ]
+    return list(text("configuration", "\n".join(["| | |", "| --- | --- |", *lines])).value)
 
 
 def _plain(value: Any) -> str | bool | int | float:

@@ -11,6 +11,7 @@ from .._callback.callback import Callback
 from .._callback.run import Origin, Run, Settings
 from .._model.state import TrainState
 from .._task.source import Source
+from .._task.task import count_all_examples
 from .dispatch import Chunk, Dispatcher
 from .hooks import Hooks
 from .non_finite import Watch
@@ -47,6 +48,7 @@ class Loop:
             callback_states=self._hooks.states,
             sync_callbacks=self._hooks.sync,
         )
+        self.run.examples = count_all_examples(source.example)
         self._watch = Watch(origin.state, self.run.skipped, self.run.skipped_in_a_row)
         self._pace = Pace(settings.steps_per_execution, source.capacity)
         self._ready = 0.0  # when the newest metrics came

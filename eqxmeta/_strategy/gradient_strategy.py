@@ -16,7 +16,7 @@ from .._model.state import MetaParameters, TrainState
 from .._task.layout import OverTasks, TaskChunk, check_task_chunk
 from .._task.task import Task
 from .._types import Metrics
-from .metrics import by_step, check_task_loss_output
+from .metrics import by_step, check_task_loss_output, learning_rate
 from .outer_step import (
     adapt_with_metrics,
     apply_gradient,
@@ -135,4 +135,5 @@ class GradientStrategy(Strategy):
         (value, metrics), grads = mean_over_tasks(meta_gradient, tasks, key, self.task_chunk)
         name = "objective" if "loss" in metrics else "loss"
         metrics = {name: value, **by_step(metrics), "grad_norm": optax.tree.norm(grads)}
-        return apply_gradient(self, self.optimizer, state, grads, value=value), metrics
+        new = apply_gradient(self, self.optimizer, state, grads, value=value)
+        return new, learning_rate(new.opt_state) | metrics

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .._errors import explain
 from .._types import Metrics
@@ -20,6 +21,17 @@ SKIPPED = "skipped"
 _LOGGED = jnp.bool_, jnp.integer, jnp.floating
 
 LOSS = "`loss(model, batch, key)`"
+
+
+def learning_rate(opt_state: PyTree) -> Metrics:
+    """The outer step's rate as a metric, where `optax.inject_hyperparams` keeps it in the state."""
+
+    def is_injected(x: Any) -> bool:
+        return isinstance(x, tuple) and hasattr(x, "hyperparams")
+
+    states = filter(is_injected, jax.tree.leaves(opt_state, is_leaf=is_injected))
+    found = [x for state in states if (x := state.hyperparams.get("learning_rate")) is not None]
+    return {"learning_rate": found[0]} if len(found) == 1 and not found[0].ndim else {}
 
 
 def check_loss_output(out: Any) -> None:

@@ -1,5 +1,6 @@
 """A few-shot task, or a batch of them."""
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -52,6 +53,12 @@ class Task(eqx.Module):
 def count_examples(examples: PyTree) -> int | None:
     """How many examples there are in a support or query set; `None` if no array has an axis."""
     return next((x.shape[0] for x in jax.tree.leaves(examples) if x.ndim > 0), None)
+
+
+def count_all_examples(tasks: Task) -> int:
+    """How many examples there are in a batch of tasks, those of its support and query sets."""
+    sets = (jax.tree.leaves(part) for part in (tasks.support, tasks.query))
+    return sum(next((math.prod(x.shape[:2]) for x in part if x.ndim > 1), 0) for part in sets)
 
 
 def take_examples(examples: PyTree, rows: Any) -> PyTree:

@@ -4,7 +4,10 @@ import os
 import pty
 import re
 import struct
+import sys
 import termios
+import types
+import typing
 
 import numpy as np
 import pytest
@@ -199,3 +202,60 @@ def test_a_line_of_the_users_goes_above_the_bar(monkeypatch):
     tqdm.write("a line", file=stderr)
     callback.on_fit_end(run)
     assert re.search(r"\r +\ra line\n", stderr.getvalue())
+
+
+def lines_of(callback, run, seconds, monkeypatch, last=40):
+    """What is said of chunks of 10 steps that take so many seconds."""
+    stderr = use(monkeypatch, io.StringIO())
+    now = [0.0]
+    with monkeypatch.context() as patch:
+        patch.setattr("time.perf_counter", lambda: now[0])
+        callback.on_fit_start(run)
+        for step in range(10, last + 1, 10):
+            now[0] += seconds
+            chunk(run, callback, step - 9, step)
+        callback.on_fit_end(run)
+    return stderr.getvalue().splitlines()
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch):
+    lines = lines_of(ProgressBar(log_every_seconds=60), fake_run(), 35.0, monkeypatch)
+    assert lines == [
+        " 50% 20/40 [01:10, 01:10 left, 0.29 steps/s, 7.14 tasks/s, loss 0.05]",
+        *["100% 40/40 [02:20, 00:00 left, 0.29 steps/s, 7.14 tasks/s, loss 0.025]"] * 2,
+    ]
+    for quiet in (ProgressBar(log_every_seconds=None), ProgressBar(disable=True)):
+        assert not lines_of(quiet, fake_run(), 35.0, monkeypatch)
+    with pytest.raises(ValueError, match="log_every_seconds"):
+        ProgressBar(log_every_seconds=0)
+
+
+def test_the_time_that_is_left_counts_evaluations_in(monkeypatch):
+    """Chunks of 10 steps take a second, and every 400th step 60 seconds more: of 4000 steps the
+    rest of 2000 takes 500 s, though the last 20 chunks may have no evaluation among them."""
+    stderr, now = use(monkeypatch, Terminal()), [0.0]
+    callback, run = ProgressBar(), fake_run(steps=4000)
+    run.cadence = 400
+    monkeypatch.setattr("eqxmeta.callbacks._progress_bar.time.perf_counter", lambda: now[0])
+    callback.on_fit_start(run)
+    for step in range(10, 2391, 10):
+        now[0] += 1 + 60 * (step > 10 and (step - 10) % 400 == 0)
+        chunk(run, callback, step - 9, step)
+    callback.on_log(run, {})
+    left = 1610 * (40 + 60) / 400  # 402 seconds; without the evaluations 161
+    minutes, seconds = re.search(r"(\d+):(\d+) left, 10.0 steps/s", last_frame(stderr)).groups()
+    assert abs(60 * int(minutes) + int(seconds) - left) < 20
+    callback.on_fit_end(run)
+
+
+def test_in_a_notebook_there_is_a_bar_by_itself(monkeypatch):
+    class Shell:
+        config: typing.ClassVar = {"IPKernelApp": {}}
+
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=Shell))
+    stderr = use(monkeypatch, io.StringIO())
+    callback, run = ProgressBar(), fake_run()
+    callback.on_fit_start(run)
+    finish(callback, run)
+    callback.on_fit_end(run)
+    assert "40/40" in last_frame(stderr)  # as text: there is no ipywidgets here

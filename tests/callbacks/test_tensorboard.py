@@ -11,6 +11,7 @@ import time
 
 import matplotlib.image
 import numpy as np
+import optax
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -18,6 +19,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboardX.record_writer import masked_crc32c
 
+import eqxmeta as em
 from eqxmeta._callback.callback import attach
 from eqxmeta._callback.published import Curve, Histogram, Image
 from eqxmeta.callbacks import Checkpoint, TensorBoard
@@ -167,12 +169,16 @@ def test_one_layout_for_any_number_of_inner_steps(tmp_path):
         assert len(tensors) == 2  # one for each new name, not one for each evaluation
         layouts.append(Layout.FromString(tensors[-1].tensor_proto.string_val[0]))
         tags = reader.Tags()["scalars"]
-        bands, points = layouts[-1].category
+        bands, inner, points = layouts[-1].category
         for charts in (bands.chart, points.chart):
             assert [chart.title for chart in charts] == ["eval/loss", "test/loss"]
         for chart in bands.chart:
             (band,) = chart.margin.series
             assert {band.value, band.lower, band.upper} <= set(tags)
+        newest = read(tmp_path / str(k) / "inner_steps").Tags()["scalars"]
+        for chart in inner.chart:
+            (band,) = chart.margin.series  # which TensorBoard does not smooth
+            assert {band.value, band.lower, band.upper} <= set(newest)
         (expression,) = points.chart[0].multiline.tag
         found = [tag for tag in tags if re.match(expression, tag)]
         assert found == [f"within_task/eval/loss/after_{i}" for i in range(k + 1)]
@@ -194,18 +200,78 @@ def test_no_point_is_nan(tmp_path):
     assert [s.value for s in read(tmp_path).Scalars("eval/loss")] == [2.0]
 
 
-def test_hparams_drop_nothing_and_the_users_own_come_first(tmp_path):
-    config = {"seed": np.int64(3), "name": "sine", "none": None, "fingerprint": ["x"]}
+def hparams_of(folder):
+    content = read(folder).PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    found = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {key: getattr(value, value.WhichOneof("kind")) for key, value in found.items()}
+
+
+CONFIG = {
+    "seed": np.int64(3),
+    "strategy": "MAML",
+    "adapts": None,
+    "tasks": "a | b",
+    "fingerprint": "x",
+}
+
+
+def test_hparams_are_the_users_own_and_the_rest_is_text(tmp_path):
     own = {"sizes": [40, 40], "rate": 0.1, "flag": True, "width": 7}
-    TensorBoard(tmp_path, hparams=own).on_fit_start(fake_run(config=config))
-    content = read(tmp_path).PluginTagToContent("hparams")["_hparams_/session_start_info"]
-    values = {
-        key: getattr(value, value.WhichOneof("kind"))
-        for key, value in HParamsPluginData.FromString(content).session_start_info.hparams.items()
-    }
-    rest = {"~seed": 3, "~name": "sine", "~none": "None"}
-    assert values == {"sizes": "[40, 40]", "rate": 0.1, "flag": True, "width": 7, **rest}
-    assert set(sorted(values)[: len(own)]) == own.keys()
+    TensorBoard(tmp_path, hparams=own).on_fit_start(fake_run(config=CONFIG))
+    assert hparams_of(tmp_path) == {"sizes": "[40, 40]", "rate": 0.1, "flag": True, "width": 7}
+    (text,) = read(tmp_path).Tensors("configuration/text_summary")
+    lines = text.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[:2] == ["| | |", "| --- | --- |"]
+    assert {"| rate | 0.1 |", "| seed | 3 |", "| tasks | a \\| b |"} < set(lines)
+    assert not any("fingerprint" in line or "adapts" in line for line in lines)
+
+
+def test_without_hparams_the_run_is_told_in_a_few_words(tmp_path):
+    TensorBoard(tmp_path).on_fit_start(fake_run(config=CONFIG))
+    assert hparams_of(tmp_path) == {"seed": 3, "strategy": "MAML"}
+
+
+def test_rate_and_speed_are_with_the_training_metrics(tmp_path, monkeypatch):
+    clock = iter([0.0, 5.0, 7.0])
+    monkeypatch.setattr("eqxmeta.callbacks._tensorboard.time.time", lambda: next(clock, 7.0))
+    callback, run = TensorBoard(tmp_path, every=1), fake_run()
+    monkeypatch.setattr("eqxmeta.callbacks._tensorboard.EventFile", Quiet)
+    run.examples = 500
+    callback.on_fit_start(run)
+    for first, last in ((1, 10), (11, 20)):
+        chunk(run, callback, first, last)
+    values = callback._file.values["train/examples_per_second"]
+    assert values == [500 * 10 / 2.0] * 10  # of the second chunk: before the first it compiled
+
+
+class Quiet:
+    """In the place of an event file, what was added by tag."""
+
+    def __init__(self, folder):
+        self.path, self.size, self.values = folder / "x", 0, {}
+
+    def add(self, step, values, wall_time=None):
+        for value in values:
+            self.values.setdefault(value.tag, []).append(value.simple_value)
+
+    def flush(self):
+        pass
+
+
+def test_the_rate_that_is_injected_is_logged(tmp_path):
+    schedule = optax.linear_schedule(0.5, 0.1, 4)
+    for optimizer, expected in (
+        (optax.inject_hyperparams(optax.sgd)(schedule), [0.5, 0.4, 0.3]),
+        (optax.sgd(schedule), None),
+    ):
+        strategy = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.1), 1), optimizer)
+        folder = tmp_path / str(expected is None)
+        boring_fit(3, strategy=strategy, callbacks=[TensorBoard(folder, every=1)])
+        tags = read(folder).Tags()["scalars"]
+        assert ("train/learning_rate" in tags) == (expected is not None)
+        if expected:
+            found = [s.value for s in read(folder).Scalars("train/learning_rate")]
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("torn", [0, 1, 11, 13, 40])
