@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from eqxmeta._arguments import (
     place_of,
 )
 from eqxmeta._callback.best import Best, Value
-from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.callback import Callback, KnownNames
 from eqxmeta._callback.in_flight import InFlight
 from eqxmeta._callback.model_of import check_model_of, model_of
 from eqxmeta._callback.monitor import Monitor
@@ -185,15 +185,10 @@ class Checkpoint(Callback):
                     if background.busy:  # on a disk that does not answer: the lock stays
                         background.when_done(held.pop_all().close)
 
-    def check_monitor(
-        self,
-        metrics: Collection[str],
-        logged: Collection[str] | None,
-        declared: Mapping[str, Mode],
-    ) -> None:
-        if logged is not None:
-            self._monitor.check({*metrics, *logged})
-        self._monitor.direction(declared)
+    def check_monitor(self, known: KnownNames) -> None:
+        if known.logged is not None:
+            self._monitor.check({*known.metrics, *known.logged})
+        self._monitor.direction(known.declared)
 
     def refuse(self, run: Run) -> None:
         if not run.resuming and not self.overwrite:

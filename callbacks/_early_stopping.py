@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eqxmeta._arguments import check_argument, check_int, check_int_or_none
-from eqxmeta._callback.callback import Callback
+from eqxmeta._callback.callback import Callback, KnownNames
 from eqxmeta._callback.monitor import Monitor
 from eqxmeta._callback.published import Published
 from eqxmeta._callback.run import Run
@@ -69,18 +69,14 @@ class EarlyStopping(Callback):
         self._monitor = Monitor("EarlyStopping", monitor, mode)
         self._restored: dict[str, Any] = {}
 
-    def check_monitor(
-        self,
-        metrics: Collection[str],
-        logged: Collection[str] | None,
-        declared: Mapping[str, Mode],
-    ) -> None:
+    def check_monitor(self, known: KnownNames) -> None:
         if self.every is not None:
-            self._check_metric(metrics)
-        elif logged is not None:
-            also = "; a training metric if `every` is given" if self.monitor in metrics else ""
-            self._monitor.check(logged, also)
-        self._monitor.direction(declared)
+            self._check_metric(known.metrics)
+        elif known.logged is not None:
+            metric = self.monitor in known.metrics
+            also = "; a training metric if `every` is given" if metric else ""
+            self._monitor.check(known.logged, also)
+        self._monitor.direction(known.declared)
 
     def on_fit_start(self, run: Run) -> None:
         self._monitor.begin(run)

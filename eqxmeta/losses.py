@@ -22,6 +22,20 @@ from ._task.examples import as_array, weighted_mean
 from ._task.examples import examples as examples
 from ._types import Metrics
 
+__all__ = [
+    "cross_entropy",
+    "directed",
+    "examples",
+    "gaussian_nll",
+    "mse",
+    "predict",
+    "sigmoid_mse",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def mse(
     model: Callable, batch: PyTree, key: PRNGKeyArray | None

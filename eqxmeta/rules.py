@@ -24,6 +24,17 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._arguments import check_int, check_number
 
+__all__ = [
+    "KroneckerBlocks",
+    "LayerRates",
+    "Rates",
+    "UpdateNetwork",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Rates(eqx.Module):
     """A rate for every number: `u <- α ∘ u` (Li et al. 2017, arXiv 1707.09835, equation 2).

@@ -31,6 +31,7 @@ def write_runs(folder: Path, steps: int = 200) -> None:
     images = (np.repeat(patterns, 20, axis=0) + rng.normal(size=(200, 1, 6, 6))).astype(np.float32)
     tasks = em.tasks.Episodes(images, np.repeat(np.arange(10), 20), ways=3, shots=1, queries=5)
     loss, rate = em.losses.cross_entropy, 3e-3
+    adam = optax.inject_hyperparams(optax.adam)
 
     def model(outputs):
         mlp = eqx.nn.MLP(36, outputs, 32, 1, key=jax.random.key(0))
@@ -40,9 +41,9 @@ def write_runs(folder: Path, steps: int = 200) -> None:
         return em.InnerLoop(optax.sgd(0.1), steps)
 
     learners = {
-        "ProtoNet": (em.ProtoNet(loss, optax.adam(rate)), model(8), {}),
-        "MAML": (em.MAML(loss, inner(3), optax.adam(rate)), model(3), {"inner_rate": 0.1}),
-        "ANIL": (em.ANIL(loss, inner(5), optax.adam(rate)), model(3), {"inner_rate": 0.1}),
+        "ProtoNet": (em.ProtoNet(loss, adam(rate)), model(8), {}),
+        "MAML": (em.MAML(loss, inner(3), adam(rate)), model(3), {"inner_rate": 0.1}),
+        "ANIL": (em.ANIL(loss, inner(5), adam(rate)), model(3), {"inner_rate": 0.1}),
     }
     for name, (strategy, start, options) in learners.items():
         callbacks = [

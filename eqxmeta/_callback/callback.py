@@ -4,6 +4,7 @@ import contextlib
 import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +16,20 @@ from .._direction import Mode
 from .._errors import explain
 from .published import Published
 from .run import Run
+
+
+@dataclass(frozen=True)
+class KnownNames:
+    """What is known before the first step of the values that there will be.
+
+    - `metrics`: the names of the training metrics.
+    - `logged`: the names under which callbacks log numbers and curves; `None`: not known.
+    - `declared`: which way a metric improves, as the strategy's losses say it.
+    """
+
+    metrics: Collection[str]
+    logged: Collection[str] | None
+    declared: Mapping[str, Mode]
 
 
 class Callback:
@@ -53,15 +68,9 @@ class Callback:
         """Raise if the run must not start, because its files would be somebody else's. Every
         callback is asked before any does anything, and none may leave a trace here."""
 
-    def check_monitor(
-        self,
-        metrics: Collection[str],
-        logged: Collection[str] | None,
-        declared: Mapping[str, Mode],
-    ) -> None:
-        """Raise if a name that this callback waits for is neither among those of the training
-        metrics nor among those that callbacks log (`None`: not known), or if it is not known which
-        way its value improves. `declared`: what the strategy's losses say of that."""
+    def check_monitor(self, known: KnownNames) -> None:
+        """Raise if there will be no value of a name that this callback waits for, or if it is not
+        known which way that improves."""
 
     def on_fit_start(self, run: Run) -> None:
         """Before the first step. `run.step` is not 0 if the run was resumed."""

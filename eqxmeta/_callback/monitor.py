@@ -6,7 +6,7 @@ from typing import Any
 from .._arguments import check_choice
 from .._direction import Mode, declared_by, direction, improves
 from .._errors import explain, warn
-from .callback import Callback, name_of
+from .callback import Callback, KnownNames, name_of
 from .published import Histogram, Image, logged_value
 from .run import Run
 
@@ -24,9 +24,9 @@ def check_monitors(
         says = callback.logs if "logs" in vars(type(callback)) else None
         _refuse_twice(callback, says or (), callbacks)
         names = None if names is None or says is None else names | set(says)
-    declared = declared_by(strategy)
+    known = KnownNames(metrics, names, declared_by(strategy))
     for callback in callbacks:
-        callback.check_monitor(metrics, names, declared)
+        callback.check_monitor(known)
 
 
 def _refuse_twice(

@@ -11,6 +11,10 @@ from .._types import Loss
 class MAML(GradientStrategy, ByInnerLoop):
     """Model-agnostic meta-learning: an initialisation from which `inner` adapts well.
 
+        maml = em.MAML(em.losses.mse, em.InnerLoop(optax.sgd(0.01), steps=1), optax.adam(1e-3))
+        state = em.Trainer(maml, meta_batch_size=25).fit(model, tasks, steps=20_000)
+        adapted = maml.inner_adapt(state.model, (x, y))  # a model of your own type
+
     Descends, with `optimizer`, the gradient in θ of the mean over tasks of
     `loss(inner(θ, support), query)`, through every inner step: Finn, Abbeel, Levine 2017
     (arXiv 1703.03400), algorithm 1 and equation 1.
