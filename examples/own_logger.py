@@ -19,7 +19,7 @@ class WeightsAndBiases(Logger):
         self.options = options
 
     def on_fit_start(self, run):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self.run = wandb.init(config=run.config, **self.options)
 
@@ -27,7 +27,7 @@ class WeightsAndBiases(Logger):
         self.run.log(dict(values), step=step)
 
     def write_image(self, step, name, pixels):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self.run.log({name: wandb.Image(pixels)}, step=step)
 
@@ -42,7 +42,7 @@ class MLflow(Logger):
     """The same, into the run that is active or a new one."""
 
     def on_fit_start(self, run):
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         self.mlflow = mlflow
         if mlflow.active_run() is None:

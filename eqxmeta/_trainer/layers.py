@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,7 @@ def _adapting(strategy: Strategy, model: PyTree, meta_model: PyTree) -> PyTree:
 def _watched(layer: Any, tell: Callable[[Any, bool], None]) -> Any:
     """`layer`, telling the shape of what it returns. Its class is a subclass, so that whoever asks
     what it is gets the same answer."""
-    cls = type(layer)
+    cls: Any = type(layer)
 
     def __call__(self: Any, *args: Any, **options: Any) -> Any:
         out = cls.__call__(self, *args, **options)
@@ -150,10 +151,11 @@ def _watched(layer: Any, tell: Callable[[Any, bool], None]) -> Any:
         tell(out, True)
         return out
 
-    methods = {"__call__": __call__}
+    methods: dict[str, Any] = {"__call__": __call__}
     if hasattr(cls, "channels_last"):
         methods["channels_last"] = channels_last
-    new = object.__new__(type(cls)(cls.__name__, (cls,), methods))
+    kind: Any = types.new_class(cls.__name__, (cls,), {}, lambda body: body.update(methods))
+    new = object.__new__(kind)
     for field in dataclasses.fields(cls):
         if hasattr(layer, field.name):
             object.__setattr__(new, field.name, getattr(layer, field.name))
