@@ -30,7 +30,8 @@ class Confusion(Drawing):
     - `tasks`: a task source of images, such as `Episodes`.
     - `path`: a PNG file into which each picture is written, in the place of the one before.
     - `num_tasks`: tasks whose predictions are counted in the matrix. Classes are other ones in
-      each, so that with several the matrix says how often, not what, is confused.
+      each: with several, a row is a class of the source, by name, if it names them (`Episodes`
+      does) and 20 or fewer were drawn; else the matrix says how often, not what, is confused.
     - `inner_steps`: inner steps to take; `None`: as in training.
     - `seed`: the same seed means the same tasks every time.
 

@@ -1,6 +1,7 @@
 """A figure of what a model confuses in a few-shot classification task. Needs matplotlib, when
 called."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,6 +15,7 @@ from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.examples import examples
 from .._task.task import Task
+from .curve import says_classes
 from .evaluate import with_num_inner_steps
 from .figure import FAINT, INK, adapted_predictions, check_figure, new_figure, without_padding
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 # More would be too small to be seen.
 _MAX_QUERIES = 10
+_MAX_CLASSES = 20
+_LONGEST_NAME = 24
 
 _ADAPTING = 0x61646170
 
@@ -45,6 +49,10 @@ def plot_confusion(
     if they were recognised, else red with the number of the class they were taken for. On the
     right the matrix `[ways, ways]`: of the queries of a class (row), how many were predicted to be
     of which (column). A query of which a logit is NaN was taken for none, in a column of its own.
+
+    Classes have the names that the source gives them (`Episodes` does). The matrix of several tasks
+    then has a row for each class that was in any, if these are 20 or fewer: which classes are
+    confused, whatever their places in the tasks. A row counts those tasks that its class was in.
     See `Confusion` for the arguments.
 
     The figure is a plain `matplotlib.figure.Figure`: no display, and nothing of pyplot's.
@@ -55,11 +63,19 @@ def plot_confusion(
     if inner_steps is not None:
         strategy = with_num_inner_steps(strategy, inner_steps)
     keys = jax.random.split(jax.random.key(seed), num_tasks)
-    drawn, predicted = _classified(strategy, model, tasks, keys)
-    drawn, predicted = jax.tree.map(np.asarray, drawn), np.asarray(predicted)
+    found = jax.tree.map(np.asarray, _classified(strategy, model, tasks, keys))
+    drawn, predicted, classes = found
     ways = int(max(drawn.support[1].max(), drawn.query[1].max())) + 1
-    guesses, labels = without_padding((predicted, *drawn.query[1:]))
-    matrix = confusion_matrix(labels.ravel(), guesses.ravel(), ways)
+    titles = _titles(ways, None if classes is None else classes[0], tasks)
+    guesses, (labels, *weights) = predicted, drawn.query[1:]
+    axis, rows = titles, ways
+    if num_tasks > 1:
+        axis = [str(label) for label in range(ways)]
+        if classes is not None and len(met := np.unique(classes[classes >= 0])) <= _MAX_CLASSES:
+            axis, rows = [_name_of(number, tasks) for number in met.tolist()], len(met)
+            labels, guesses = (_places(x, classes, met) for x in (labels, guesses))
+    guesses, labels = without_padding((guesses, labels, *weights))
+    matrix = confusion_matrix(labels.ravel(), guesses.ravel(), rows)
 
     first, shown = jax.tree.map(lambda leaf: leaf[0], (drawn, predicted))
     shown, _ = without_padding((shown, *first.query[1:]))
@@ -68,11 +84,13 @@ def plot_confusion(
     queries = min(_most_examples(first.query[1]), _MAX_QUERIES)
     columns = shots + queries + 1  # one is the gap
     side = max(0.3, min(0.7, 10 / columns))  # of an image, in inches
-    right = min(max(2.8, 0.42 * ways + 1), 6.5)
-    figure = new_figure(side * columns + right + 0.8, max(3.4, side * ways + 1.4))
+    right = min(max(2.8, 0.42 * len(axis) + 1), 6.5)
+    longest = max(map(len, [*titles, *axis])) - 1  # letters beside a digit
+    size = side * columns + right + 0.8, max(3.4, side * ways + 1.4, right + 0.6)
+    figure = new_figure(size[0] + 0.14 * longest, size[1] + 0.08 * longest)
     images, panel = figure.subplots(1, 2, width_ratios=[side * columns + 0.6, right])
-    _draw_images(images, first, shown, shots, queries)
-    _draw_matrix(panel, matrix, none=bool((guesses < 0).any()))
+    _draw_images(images, first, shown, shots, queries, titles)
+    _draw_matrix(panel, matrix, bool((guesses < 0).any()), axis)
     accuracy = np.trace(matrix) / matrix.sum()
     of = "this task" if num_tasks == 1 else f"{num_tasks} tasks, the first of which is shown"
     lines = ([title] if title else []) + [f"{accuracy:.1%} of {matrix.sum()} queries right in {of}"]
@@ -92,8 +110,41 @@ def confusion_matrix(
     return matrix if (predicted < 0).any() else matrix[:, :classes]
 
 
+def _places(
+    labels: Int[np.ndarray, "tasks queries"],
+    classes: Int[np.ndarray, "tasks ways"],
+    met: Int[np.ndarray, " met"],
+) -> Int[np.ndarray, "tasks queries"]:
+    """Where the class that each label stands for is in `met`; -1 for what is no label of its
+    task."""
+    known = (labels >= 0) & (labels < classes.shape[1])
+    numbers = np.take_along_axis(classes, np.where(known, labels, 0), 1)
+    return np.where(known & (numbers >= 0), np.searchsorted(met, numbers), -1)
+
+
+def _titles(ways: int, classes: Int[np.ndarray, " ways"] | None, tasks: Any) -> list[str]:
+    """Of the labels of a task: `0`, or `0 Avocado` where the source says what it is."""
+    titles = [str(label) for label in range(ways)]
+    for label, number in enumerate([] if classes is None else classes.tolist()):
+        if number >= 0:  # else the task does not have that label
+            titles[label] += f" {_name_of(number, tasks)}"
+    return titles
+
+
+def _name_of(number: int, tasks: Any) -> str:
+    names = getattr(tasks, "names", None)
+    name = str(number if names is None else names[number])
+    # Names that begin alike often end differently.
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 10]}…{name[-9:]}"
+
+
 def _draw_images(
-    panel: "Axes", task: Task, predicted: np.ndarray, shots: int, queries: int
+    panel: "Axes",
+    task: Task,
+    predicted: np.ndarray,
+    shots: int,
+    queries: int,
+    titles: Sequence[str],
 ) -> None:
     from matplotlib.patches import Rectangle
 
@@ -134,7 +185,7 @@ def _draw_images(
     centres = [shots / 2, shots + 0.5 + queries / 2]
     panel.set_xticks(centres, ["support", "queries (red: taken for class)"])
     panel.xaxis.tick_top()
-    panel.set_yticks(np.arange(ways) + 0.5, [str(label) for label in range(ways)])
+    panel.set_yticks(np.arange(ways) + 0.5, titles[:ways])
     panel.set_ylabel("class", color=INK)
     panel.tick_params(length=0, labelcolor=INK, labelsize=9)
 
@@ -143,7 +194,7 @@ def _name(predicted: int) -> str:
     return str(predicted) if predicted >= 0 else "none"
 
 
-def _draw_matrix(panel: "Axes", matrix: np.ndarray, none: bool) -> None:
+def _draw_matrix(panel: "Axes", matrix: np.ndarray, none: bool, axis: Sequence[str]) -> None:
     ways, columns = matrix.shape
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -152,9 +203,11 @@ def _draw_matrix(panel: "Axes", matrix: np.ndarray, none: bool) -> None:
             colour = "white" if shares[row, column] > 0.5 else INK
             style = {"ha": "center", "va": "center", "fontsize": 9 if ways <= 10 else 6}
             panel.text(column, row, str(matrix[row, column]), color=colour, **style)
-    names = [*map(str, range(columns - none)), *["none"] * none]
-    panel.set_xticks(np.arange(columns), names)
-    panel.set_yticks(np.arange(ways), map(str, range(ways)))
+    # A model may have more classes than the task.
+    more = [str(number) for number in range(len(axis), columns - none)]
+    upright = {} if max(map(len, axis)) <= 2 else {"rotation": 40, "ha": "right"}
+    panel.set_xticks(np.arange(columns), [*axis, *more, *["none"] * none], **upright)
+    panel.set_yticks(np.arange(ways), axis)
     panel.set_xlabel("predicted", color=INK)
     panel.set_ylabel("class", color=INK)
     panel.tick_params(length=0, labelcolor=INK, labelsize=9 if ways <= 10 else 6)
@@ -164,10 +217,12 @@ def _draw_matrix(panel: "Axes", matrix: np.ndarray, none: bool) -> None:
 @strategy_jit()
 def _classified(
     strategy: Strategy, model: PyTree, tasks: Any, keys: Array
-) -> tuple[Task, Int[Array, "tasks queries"]]:
-    """The tasks, and the class that the adapted model gives each query."""
+) -> tuple[Task, Int[Array, "tasks queries"], Int[Array, "tasks ways"] | None]:
+    """The tasks; the label that the adapted model gives each query; and the source's class that
+    each label of a task stands for, if it says so."""
 
-    def one(key: Array) -> tuple[Task, Array]:
+    def one(key: Array) -> tuple[Task, Array, Array | None]:
+        classes = tasks.classes(jax.random.clone(key)) if says_classes(tasks) else None
         task = tasks.sample(key)
         # Another stream than that of the tasks, which is the key itself.
         adapting = jax.random.fold_in(key, _ADAPTING)
@@ -175,7 +230,7 @@ def _classified(
         logits = adapted_predictions(strategy, model, task.support, x, adapting, weight)
         if weight is not None:
             logits = without_absent(logits, task.support[1])
-        return task, predicted_class(logits)
+        return task, predicted_class(logits), classes
 
     return jax.lax.map(one, keys)
 

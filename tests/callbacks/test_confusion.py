@@ -18,7 +18,8 @@ from ..fake_run import fake_run
 from ..helpers import tiny_mlp
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 1, 4, 4), np.uint8)
-TASKS = em.tasks.Episodes(IMAGES, np.repeat(np.arange(6), 4), ways=3, shots=1, queries=3)
+FRUIT = [f"fruit{number}" for number in range(6)]
+TASKS = em.tasks.Episodes(IMAGES, np.repeat(FRUIT, 4), ways=3, shots=1, queries=3)
 
 
 class Flat(eqx.Module):
@@ -57,9 +58,9 @@ class Heard(list):
         self.append((run.step, scalars))
 
 
-def counted(figure):
+def counted(figure, classes=3):
     """The matrix as it stands in the figure: an empty cell is a zero."""
-    matrix = np.zeros((3, 3), int)
+    matrix = np.zeros((classes, classes), int)
     for text in figure.axes[1].texts:
         column, row = text.get_position()
         matrix[row, column] = int(text.get_text())
@@ -78,7 +79,7 @@ def expected_predictions(strategy, seed, num_tasks, steps):
             adapted = jax.tree.map(lambda p, g: p - 0.5 * g, adapted, grads)
         weight, bias = np.asarray(adapted.linear.weight), np.asarray(adapted.linear.bias)
         logits = np.asarray(task.query[0]).reshape(9, 16) @ weight.T + bias
-        yield task, np.argmax(logits, axis=1).tolist()
+        yield task, np.argmax(logits, axis=1).tolist(), np.asarray(TASKS.classes(key)).tolist()
 
 
 @pytest.mark.parametrize(("num_tasks", "inner_steps"), [(1, None), (4, 3)])
@@ -86,15 +87,23 @@ def test_the_matrix_counts_what_adapted_models_predict(strategy, num_tasks, inne
     figure = em.plot_confusion(
         strategy, MODEL, TASKS, num_tasks=num_tasks, inner_steps=inner_steps, seed=3
     )
-    matrix, tasks = np.zeros((3, 3), int), []
-    for task, predicted in expected_predictions(strategy, 3, num_tasks, inner_steps or 1):
-        tasks.append((task, predicted))
+    matrix, tasks, met = np.zeros((6, 6), int), [], set()
+    for task, predicted, classes in expected_predictions(strategy, 3, num_tasks, inner_steps or 1):
+        tasks.append((task, predicted, classes))
+        met |= set(classes)
         for label, guess in zip(task.query[1].tolist(), predicted, strict=True):
-            matrix[label, guess] += 1
-    assert np.array_equal(counted(figure), matrix) and matrix.sum() == 9 * num_tasks
+            matrix[classes[label], classes[guess]] += 1
+    # The rows of one task are its own; of several they are the classes of the source.
+    shown = tasks[0][2] if num_tasks == 1 else sorted(met)
+    matrix = matrix[np.ix_(shown, shown)]
+    assert np.array_equal(counted(figure, len(shown)), matrix) and matrix.sum() == 9 * num_tasks
+    ticks = [tick.get_text().split()[-1] for tick in figure.axes[1].get_yticklabels()]
+    assert ticks == [f"fruit{c}" for c in shown]
+    rows = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert rows == [f"{label} fruit{c}" for label, c in enumerate(tasks[0][2])]
     assert f"{np.trace(matrix) / matrix.sum():.1%} of {9 * num_tasks}" in figure.get_suptitle()
     # The first task is the one that is shown: wrong predictions, by row, under their class.
-    task, predicted = tasks[0]
+    task, predicted, _ = tasks[0]
     labels = task.query[1].tolist()
     wrong = sorted((c, str(p)) for c, p in zip(labels, predicted, strict=True) if p != c)
     texts = figure.axes[0].texts
@@ -134,7 +143,7 @@ def test_of_tasks_of_several_sizes_what_is_there_is_counted():
     tasks = em.tasks.Episodes(IMAGES, np.repeat(np.arange(6), 4), **sizes)
     last = eqx.tree_at(lambda m: m.linear.bias, MODEL, jnp.array([0.0, 0.0, 99.0]))
     still = Still(em.losses.cross_entropy, optax.sgd(0.1))
-    figure = em.plot_confusion(still, last, tasks, num_tasks=6, seed=3)
+    figure = em.plot_confusion(still, last, Unnamed(tasks), num_tasks=6, seed=3)
     keys = jax.random.split(jax.random.key(3), 6)
     drawn = [jax.tree.map(np.asarray, eqx.filter_jit(tasks.sample)(key)) for key in keys]
     queries = [int(task.query[2].sum()) for task in drawn]
@@ -146,6 +155,16 @@ def test_of_tasks_of_several_sizes_what_is_there_is_counted():
     of_three = sum(n for n, way in zip(queries, ways, strict=True) if way == 3)
     assert matrix[:, 2].sum() == of_three and matrix[2].sum() == of_three // 3
     assert len(figure.axes[0].patches) == drawn[0].support[2].sum() + queries[0]
+    # The same by class, of which the last one is another in each task.
+    expected = np.zeros((6, 6), int)
+    for key, task, way in zip(keys, drawn, ways, strict=True):
+        classes = np.asarray(tasks.classes(key))
+        assert (classes[way:] == -1).all()
+        for label in task.query[1][task.query[2] > 0]:
+            expected[classes[label], classes[way - 1]] += 1
+    by_class = em.plot_confusion(still, last, tasks, num_tasks=6, seed=3)
+    assert set(np.flatnonzero(expected.sum(1))) == set(range(6))
+    assert np.array_equal(counted(by_class, 6), expected)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +206,29 @@ class Broken(eqx.Module):
         return self.flat(image) + jnp.where(image[0, 0, 0] < 0.5, jnp.nan, 0.0)
 
 
+class Unnamed(eqx.Module):
+    """A source that does not say what its labels stand for."""
+
+    tasks: em.tasks.Episodes
+
+    def sample(self, key):
+        return self.tasks.sample(key)
+
+
+def test_classes_without_names_and_too_many_of_them():
+    still = Still(em.losses.cross_entropy, optax.sgd(0.1))
+    labels = np.repeat([f"a class with a rather long name {n:02}" for n in range(24)], 2)
+    images = np.random.default_rng(1).integers(0, 256, (48, 1, 4, 4), np.uint8)
+    many = em.tasks.Episodes(images, labels, ways=3, shots=1, queries=1)
+    for tasks, rows in ((Unnamed(TASKS), ["0", "1", "2"]), (many, ["0 a class with a…g name 0"])):
+        figure = em.plot_confusion(still, MODEL, tasks, num_tasks=40)
+        shown = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+        assert shown == rows or (shown[0][:-1] == rows[0] and len(shown[0]) == 26)
+        ticks = [tick.get_text() for tick in figure.axes[1].get_yticklabels()]
+        assert ticks == ["0", "1", "2"] and counted(figure).sum() == 40 * len(tasks.sample(
+            jax.random.key(0)).query[1])  # fmt: skip
+
+
 def test_what_is_no_number_is_taken_for_none():
     still = Still(em.losses.cross_entropy, optax.sgd(0.1))
     figure = em.plot_confusion(still, Broken(MODEL), TASKS, seed=3)
@@ -196,7 +238,8 @@ def test_what_is_no_number_is_taken_for_none():
     assert 0 < dark.sum() < 9
     predicted = np.where(dark, -1, jax.vmap(MODEL)(x).argmax(axis=1))
     images, matrix = figure.axes
-    assert [tick.get_text() for tick in matrix.get_xticklabels()] == ["0", "1", "2", "none"]
+    columns = [tick.get_text() for tick in matrix.get_xticklabels()]
+    assert [column[:2] for column in columns] == ["0 ", "1 ", "2 ", "no"]
     counts = {t.get_position(): int(t.get_text()) for t in matrix.texts}
     for label in range(3):
         assert counts.get((3, label), 0) == (dark & (y == label)).sum()
