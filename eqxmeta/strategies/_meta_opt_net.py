@@ -16,6 +16,8 @@ from .._strategy.gradient_strategy import GradientStrategy
 from .._strategy.linear_predictor import LinearPredictor
 from .._types import Loss
 
+_SCALE = 10.0  # before training: the logits of classes that a margin parts differ by 1 without it
+
 
 def _check_ways(ways: Any) -> int | None:
     return check_int_or_none(ways, "MetaOptNet(ways=...)", minimum=1, what="classes")
@@ -40,11 +42,11 @@ class MetaOptNet(GradientStrategy):
 
     The model that is trained is the embedding f, one example to an array, which counts as a vector.
     `inner_adapt` returns a `LinearPredictor`, one example to logits. Tasks are classification
-    tasks, `(x, y)` with integer labels `y: [n]` from 0. As in the paper it pays to train with more
-    shots than are tested.
+    tasks, `(x, y)` with integer labels `y: [n]` from 0. (The paper trains with more shots than it
+    tests.)
 
     `TrainState.model` is a `MetaParameters` of `model`, the user's own, and `extra`, the logarithm
-    `log_scale` of γ, which begins with 1.
+    `log_scale` of γ, which begins with 10; in the paper's code with 1.
 
     - `loss`: of logits, such as `eqxmeta.losses.cross_entropy`.
     - `optimizer`, `task_chunk`, `learn`: as for `ProtoNet`. γ is always learnt.
@@ -65,7 +67,7 @@ class MetaOptNet(GradientStrategy):
     ways: int | None = eqx.field(default=None, kw_only=True, converter=_check_ways)
 
     def meta_model(self, model: PyTree) -> MetaParameters:
-        return MetaParameters(model, {"log_scale": jnp.zeros(())})
+        return MetaParameters(model, {"log_scale": jnp.log(_SCALE)})
 
     def unadapted(self, model: PyTree) -> None:
         return None

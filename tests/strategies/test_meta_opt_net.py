@@ -47,7 +47,7 @@ def test_the_outer_step_against_finite_differences(x64):
         step = 1e-5 * direction
         estimate = (objective(flat + step) - objective(flat - step)) / 2e-5
         np.testing.assert_allclose(descended @ direction, estimate, rtol=1e-6)
-    assert abs(new.model.extra["log_scale"]) > 1e-4
+    assert abs(new.model.extra["log_scale"] - state.model.extra["log_scale"]) > 1e-4
 
 
 @pytest.mark.slow
