@@ -10,9 +10,8 @@ from jaxtyping import PyTree
 from eqxmeta._arguments import check_path
 from eqxmeta._callback.drawing import Drawing
 from eqxmeta._callback.run import Run
-from eqxmeta._evaluation.evaluate import with_num_inner_steps
 from eqxmeta._evaluation.figure import check_predictions
-from eqxmeta._evaluation.plot_adaptation import check_plot, plot_adaptation
+from eqxmeta._evaluation.plot_adaptation import check_plot, plot_adaptation, taking
 from eqxmeta._strategy.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -28,7 +27,8 @@ class AdaptationPlot(Drawing):
     `name`). The panels are those of `plot_adaptation`.
 
     - `tasks`: a task source, `sample(key) -> Task`, of examples `x, y: [examples, 1]`.
-    - `inner_steps`: the numbers of inner steps after which the prediction is drawn.
+    - `inner_steps`: the numbers of inner steps after which the prediction is drawn. Of a strategy
+      without inner steps (`CNP`, `R2D2`) it is drawn adapted.
     - `num_tasks`, `seed`: how many tasks; the same seed means the same tasks every time.
 
     Raises `ImportError` without matplotlib, `ValueError` or `TypeError` for invalid arguments, and
@@ -56,7 +56,7 @@ class AdaptationPlot(Drawing):
 
     def check(self, strategy: Strategy, model: PyTree) -> None:
         check_predictions(
-            with_num_inner_steps(strategy, 1),
+            taking(strategy, None if strategy.num_inner_steps() is None else 1),
             model,
             self._tasks,
             "AdaptationPlot",

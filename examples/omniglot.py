@@ -76,6 +76,8 @@ def recipes(steps, width=64, center=None):
         "ProtoNet-cosine": (em.ProtoNet(loss, annealed(2e-3), distance="cosine"), None, 1),
         "MatchingNet": (em.MatchingNet(loss, annealed(2e-3)), None, 1),
         "RelationNet": (em.RelationNet(loss, annealed(2e-3), relation=relation), None, 1),
+        "R2D2": (em.R2D2(loss, adam), None, 1),
+        "MetaOptNet": (em.MetaOptNet(loss, adam), None, 1),
         # Trained on all classes at once, in minibatches.
         "Baseline": (em.Baseline(loss, new_head, slow, **head_of_all), None, 1),
         "BaselinePlusPlus": (em.BaselinePlusPlus(loss, new_head, slow, **head_of_all), None, 1),

@@ -30,7 +30,8 @@ class WithContext(eqx.Module):  # for CAVIA: eight more inputs, which alone adap
 
 
 MLP = eqx.nn.MLP(9, 1, width_size=40, depth=2, key=jax.random.key(0))
-NETWORKS = {"CAVIA": em.nn.fast(WithContext(jnp.zeros(8), MLP))}
+BODY = eqx.nn.MLP(1, 40, 40, 1, final_activation=jax.nn.relu, key=jax.random.key(0))
+NETWORKS = {"CAVIA": em.nn.fast(WithContext(jnp.zeros(8), MLP)), "R2D2": em.nn.fast(BODY)}
 
 
 class OneSine(eqx.Module):
@@ -63,16 +64,19 @@ def recipes(steps):
         "MetaSGD": em.MetaSGD(mse, unit, annealed, rate=0.05),
         "MetaCurvature": em.MetaCurvature(mse, small, annealed),
         "CAVIA": em.CAVIA(mse, unit, annealed),
+        "R2D2": em.R2D2(mse, annealed),  # its one step is the ridge regression
     }
 
 
 def train(strategy, model, tasks, test, steps, folder, meta_batch_size=25):
     """`strategy`, and the model that, of those saved, did best on 600 tasks kept for that."""
-    every, trained_for = max(1, steps // 20), f"eval/loss/after_{strategy.inner.steps}"
+    every, inner_steps = max(1, steps // 20), strategy.num_inner_steps()
+    trained_for = f"eval/loss/after_{inner_steps}" if inner_steps else "eval/loss"
     logs = [ProgressBar(), TensorBoard(folder / "tensorboard"), JSONL(folder / "metrics.jsonl")]
     picture = AdaptationPlot(test, folder / "adaptation.png")
+    evaluation = Evaluate(test, every=every, inner_steps=inner_steps and 10)
     checkpoint = Checkpoint(folder / "checkpoints", every=every, monitor=trained_for)
-    callbacks = [*logs, Evaluate(test, every=every, inner_steps=10), picture, checkpoint]
+    callbacks = [*logs, evaluation, picture, checkpoint]
     trainer = em.Trainer(strategy, meta_batch_size=meta_batch_size, callbacks=callbacks)
     state = trainer.fit(model, tasks, steps, resume="auto")  # goes on where Ctrl-C stopped it
     if trainer.stop_reason == "interrupted":
@@ -94,8 +98,10 @@ def overfit_one_sine(steps):
 def report(learners, test, folder):
     print(f"\nMSE over 600 new tasks after {REPORTED} inner steps, ± 95% interval")
     for name, (strategy, model) in learners.items():
-        result = em.evaluate(strategy, model, test, inner_steps=10, seed=1)
-        cells = (f"{result.mean()[k]:8.3f} ± {result.ci95()[k]:.3f}" for k in REPORTED)
+        longest = strategy.num_inner_steps() and 10
+        result = em.evaluate(strategy, model, test, inner_steps=longest, seed=1)
+        measured = list(zip(result.mean(), result.ci95(), strict=True))
+        cells = ("{:8.4f} ± {:.4f}".format(*measured[k]) for k in REPORTED if k < len(measured))
         print(f"{name:16}" + "".join(cells))
     # Two references: predicting zero, and E[y | x], the best that does not look at the task.
     x, y = jax.vmap(test.sample)(jax.random.split(jax.random.key(1), 5_000)).query

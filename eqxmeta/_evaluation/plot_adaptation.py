@@ -46,6 +46,7 @@ def plot_adaptation(
 
     - `learners`: `(strategy, TrainState.model)` by name. With several, each is a column and each
       task a row; with one, the tasks are side by side.
+    - `inner_steps`: of those that have inner steps. Others are drawn adapted.
     - the others: see `AdaptationPlot`.
 
     The figure is a plain `matplotlib.figure.Figure`: no display, and nothing of pyplot's.
@@ -57,7 +58,6 @@ def plot_adaptation(
     if not learners:
         message = "`plot_adaptation(learners=...)` is empty."
         raise ValueError(explain(message, learners, "one learner or more"))
-    steps = (0, *sorted(inner_steps))
     sampled, key = _sample(tasks, num_tasks, seed)
     drawn = jax.tree.map(np.asarray, sampled)
     alone = len(learners) == 1
@@ -71,9 +71,8 @@ def plot_adaptation(
     margin = 0.3 * np.ptp(truth) + 1e-3
     panels[0, 0].set_ylim(truth.min() - margin, truth.max() + margin)
     for i, (name, (strategy, model)) in enumerate(learners.items()):
-        predictions = [
-            _predictions(with_num_inner_steps(strategy, k), model, sampled, key) for k in steps
-        ]
+        steps = (0, *sorted(inner_steps)) if strategy.num_inner_steps() is not None else (None,)
+        predictions = [_predictions(taking(strategy, k), model, sampled, key) for k in steps]
         for j in range(num_tasks):
             panel = panels[0, j] if alone else panels[j, i]
             task = jax.tree.map(lambda leaf, j=j: leaf[j].ravel(), drawn)
@@ -90,7 +89,9 @@ def plot_adaptation(
         panel.set_xlabel("x", color=INK)
     for panel in panels[:, 0]:
         panel.set_ylabel("y", color=INK)
-    lines, labels = panels[0, 0].get_legend_handles_labels()
+    found = [panel.get_legend_handles_labels() for panel in panels[0]]
+    entries = {label: line for pair in found for line, label in zip(*pair, strict=True)}
+    labels, lines = list(entries), list(entries.values())
     legend = {"loc": "outside lower center", "frameon": False, "labelcolor": INK, "fontsize": 9}
     figure.legend(lines, labels, ncols=3 * columns - 1, **legend)
     if title:
@@ -98,7 +99,12 @@ def plot_adaptation(
     return figure
 
 
-def _draw(panel: "Axes", task: Task, curves: Mapping[int, np.ndarray]) -> None:
+def taking(strategy: Strategy, steps: int | None) -> Strategy:
+    """The same strategy, taking so many inner steps; `None`: it has none."""
+    return strategy if steps is None else with_num_inner_steps(strategy, steps)
+
+
+def _draw(panel: "Axes", task: Task, curves: Mapping[int | None, np.ndarray]) -> None:
     """One task. `curves`: predictions at the inputs of `task.pooled`, by number of inner steps."""
     from matplotlib import colormaps
 
@@ -107,10 +113,11 @@ def _draw(panel: "Axes", task: Task, curves: Mapping[int, np.ndarray]) -> None:
     order = np.argsort(x)
     panel.plot(x[order], y[order], **_TASK)
     panel.scatter(support_x, support_y, s=46, linewidths=0.9, **_SUPPORT)
-    colours = iter(colormaps["Blues"](np.linspace(0.45, 0.95, len(curves) - 1)))
+    colours = iter(colormaps["Blues"](np.linspace(0.45, 0.95, max(len(curves) - 1, 1))))
     for k, prediction in curves.items():
-        after = {"lw": 2.2, "label": f"after {k} step{'s' * (k > 1)}", "zorder": 3}
-        style = {"color": next(colours), **after} if k else _BEFORE
+        label = "adapted" if k is None else f"after {k} step{'s' * (k > 1)}"
+        after = {"lw": 2.2, "label": label, "zorder": 3}
+        style = _BEFORE if k == 0 else {"color": next(colours), **after}
         panel.plot(x[order], prediction[order], **style)
     query = slice(len(support_x), None)
     errors = [np.mean((prediction[query] - y[query]) ** 2) for prediction in curves.values()]
