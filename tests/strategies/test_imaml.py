@@ -156,6 +156,26 @@ def test_few_steps_of_conjugate_gradients_leave_the_residual_that_is_reported(x6
     np.testing.assert_allclose(metrics["cg_residual"], residual, rtol=1e-8)
 
 
+@pytest.mark.parametrize(
+    # The system is 1 - 0.8, 1 - 0.95 and 1 - 3.
+    ("curvature", "solution", "ended"),
+    [(-0.8, 5.0, 0.0), (-0.95, 1.0, 1.0), (-3.0, 1.0, 1.0)],
+)
+def test_where_the_support_loss_curves_down_the_gradient_of_the_query_loss_is_left(
+    x64, curvature, solution, ended
+):
+    def loss(w, batch, key):
+        return jnp.mean(batch) * w @ w / 2, {}
+
+    w, ones = jnp.array([1.0, -2.0]), np.ones((1, 2))
+    strategy = em.IMAML(loss, em.InnerLoop(optax.sgd(0.1), 1), optax.sgd(1.0), strength=1.0)
+    state, metrics = strategy.outer_update(
+        strategy.init(w), em.Task(curvature * ones, ones), key=None
+    )
+    np.testing.assert_allclose(w - state.model, solution * (1 - 0.1 * curvature) * w, rtol=1e-12)
+    assert metrics["negative_curvature"] == ended
+
+
 def test_without_a_hessian_it_is_fomaml(x64):
     """The first step is the same for both: the pull towards θ begins with the second."""
     model, tasks = wide(tiny_mlp()), batch()
