@@ -9,7 +9,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["algorithms", "baselines", "judging", "logging"])
+@pytest.mark.parametrize("page", ["algorithms", "baselines", "judging", "logging", "tasks"])
 def test_the_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": page}

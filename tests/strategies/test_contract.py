@@ -272,7 +272,7 @@ def test_padding_is_nothing(name):
         for s in (task.support, padded)
     )
     # In a compiled program there are as many logits as support examples.
-    expected, predicted = jax.tree.map(lambda x: x[:, :3], (expected, predicted))
+    expected, predicted = jax.tree.map(lambda x: x[..., :3], (expected, predicted))
     assert tree_allclose(predicted, expected, rtol=1e-4, atol=1e-5)
 
 
