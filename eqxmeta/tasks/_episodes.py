@@ -49,6 +49,7 @@ class Episodes(eqx.Module):
       uniformly and independently of the others; the classes of a task are all of one size. Then
       support and query are `(x, y, weight)`, arrays of the largest size in which what the task does
       not have is padding: weight 0, label 0, an image of zeros. A task costs what the largest does.
+      `ways=(5, 5)` are five, for a model of more logits, which the weights tell to use five.
     - `rotations`: every class turned by 90, 180 and 270 degrees is a class of its own, as usual for
       Omniglot (Santoro et al. 2016, arXiv 1605.06065, section 4.1): four times the classes, of
       which an episode may draw several that are turns of one. Images are turned when they are
