@@ -2,9 +2,9 @@
 
     python examples/any_size.py --data omniglot28.npz
 
-All three take the same number of outer steps. They are evaluated on the same test tasks, 5-way 1-shot
-and 20-way 5-shot, and compared by the difference in each task. `examples/omniglot.py` says what the
-file holds.
+All three take the same number of outer steps. They are evaluated on the same test tasks, 5-way
+1-shot and 20-way 5-shot, and compared by the difference in each task. `examples/omniglot.py` says
+what the file holds.
 """
 
 import argparse
