@@ -178,6 +178,7 @@ def test_the_outer_step_is_that_of_plain_jax(cls):
     strategy = MADE[cls](classes=5, features=3)
     state = strategy.init(body())
 
+    @eqx.filter_jit
     def step(params):
         """Of both minibatches; by the first step the head of zeros has become another."""
         model, head = params

@@ -132,6 +132,11 @@ MODELS: dict[str, type] = {"CNP": Encoder}
 SOURCES: dict[str, type] = dict.fromkeys(["Baseline", "BaselinePlusPlus", "SimpleShot"], Batches)
 
 every_strategy = pytest.mark.parametrize("name", CLASSES)
+# What these are made of is tried quickly with MAML, ANIL, MetaSGD, ProtoNet and Baseline.
+RELATED = {"FOMAML", "BOIL", "MetaCurvature", "LearntUpdate", "MatchingNet", "BaselinePlusPlus"}
+quickly = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in RELATED)) for n in CLASSES]
+)
 by_gradient = pytest.mark.parametrize(
     "name", [n for n, cls in CLASSES.items() if "task_chunk" in cls.__dataclass_fields__]
 )
@@ -175,7 +180,7 @@ def test_the_strategies_of_today_are_found():
     assert sum(x.size for x in parameters) == 195
 
 
-@every_strategy
+@quickly
 def test_fit_evaluate_and_resume(name, tmp_path):
     strategy, model = make(name), model_of(name)
 
