@@ -32,6 +32,10 @@ from ._evaluation.predictions import PerClass as PerClass
 from ._evaluation.predictions import Predictions as Predictions
 from ._evaluation.result import Evaluation as Evaluation
 from ._learner.classifier import Classifier as Classifier
+from ._learner.export import ExportedClassifier as ExportedClassifier
+from ._learner.export import ExportedLearner as ExportedLearner
+from ._learner.export import export as export
+from ._learner.export import load_exported as load_exported
 from ._learner.learner import Learner as Learner
 from ._meta_gradient.estimator import Estimator as Estimator
 from ._meta_gradient.estimator import ReverseMode as ReverseMode

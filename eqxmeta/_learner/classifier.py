@@ -38,15 +38,19 @@ class Classifier(eqx.Module):
         for an array of another shape, dtype or scale, or if the model's output is NaN.
         """
         x = as_image(photo, self.format, "photo")
-        outputs = np.asarray(_logits(self.model, jnp.asarray(x)), np.float64)
-        logits = outputs[: len(self.names)]
-        if np.isnan(logits).any():
-            message, expected = "The adapted model predicts NaN.", "numbers: smaller inner steps"
-            raise ValueError(explain(message, logits.tolist(), expected))
-        shares = np.exp(logits - logits.max())
-        shares /= shares.sum()
-        order = np.argsort(-shares, kind="stable")
-        return [(self.names[i], float(shares[i])) for i in order]
+        return ranked(self.names, _logits(self.model, jnp.asarray(x)))
+
+
+def ranked(names: tuple[str, ...], outputs: Any) -> list[tuple[str, float]]:
+    """The names with their probabilities, of logits `[names or more]`, the most probable first."""
+    logits = np.asarray(outputs, np.float64)[: len(names)]
+    if np.isnan(logits).any():
+        message, expected = "The adapted model predicts NaN.", "numbers: smaller inner steps"
+        raise ValueError(explain(message, logits.tolist(), expected))
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    order = np.argsort(-shares, kind="stable")
+    return [(names[i], float(shares[i])) for i in order]
 
 
 def as_image(

@@ -7,10 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from .._arguments import check_argument
-from .._errors import explain
+from .._errors import explain, succeeds
 from .._images.format import ImageFormat
 from .._images.images import Images
 from .._model.check import check_model
@@ -58,7 +58,7 @@ class Learner(eqx.Module):
         self.strategy = strategy
         self.model = model
         self.format = images.format if isinstance(images, Images) else images
-        self._outputs(2)
+        self.outputs(2)
 
     def adapt(self, photographs: Mapping[str, Any]) -> Classifier:
         """A classifier of the classes that `photographs` names, with a list of paths or arrays for
@@ -71,47 +71,41 @@ class Learner(eqx.Module):
         shape, dtype or scale, and for more classes than the model has outputs; and what
         `read_image` raises.
         """
-        sound = isinstance(photographs, Mapping) and len(photographs) > 0
-        expected = 'photographs by name, {"Avocado": ["a.jpg", "b.jpg"], "Kiwi": ["k.jpg"]}'
-        argument = "adapt(photographs=...)"
-        check_argument(sound, photographs, argument, expected, TypeError, "has no classes")
-        examples, labels = [], []
-        for label, (name, photos) in enumerate(photographs.items()):
-            argument = f"photographs[{name!r}]"
-            sound = isinstance(photos, Sequence | np.ndarray) and not isinstance(photos, str)
-            expected = "a list of paths or of arrays [channels, height, width]"
-            check_argument(sound, photos, argument, expected, TypeError, "is not a list")
-            check_argument(len(photos), photos, argument, expected, ValueError, "is empty")
-            examples += [as_image(photo, self.format, argument) for photo in photos]
-            labels += [label] * len(photos)
-        outputs = self._outputs(len(examples))
+        names, x, y = labelled(photographs, self.format)
+        outputs = self.outputs(len(x))
         if outputs < len(photographs):
             message = "The model has too few outputs."
             received = f"{len(photographs)} classes, of which it tells {outputs} apart"
             expected = f"{outputs} classes or fewer; or a strategy for any number, such as ProtoNet"
             raise ValueError(explain(message, received, expected))
-        x, y = jnp.asarray(np.stack(examples)), jnp.asarray(labels, jnp.int32)
-        names = tuple(map(str, photographs))
-        return Classifier(names, _adapted(self.strategy, self.model, x, y), self.format)
+        support = jnp.asarray(x), jnp.asarray(y)
+        # With weights a loss knows that the outputs beyond these classes stand for none.
+        weighted = *support, jnp.ones(len(x))
+        if len(names) < outputs and succeeds(lambda: self._shapes(weighted)):
+            support = weighted
+        return Classifier(names, _adapted(self.strategy, self.model, support), self.format)
 
-    def _outputs(self, examples: int) -> int:
+    def _shapes(self, support: PyTree) -> PyTree:
+        """Of the adapted model; its loss on `support` has been traced too."""
+
+        def adapt_and_measure(model: PyTree, support: PyTree) -> PyTree:
+            adapted = _adapt(self.strategy, model, support)
+            self.strategy.loss(adapted, support, None)
+            return adapted
+
+        return eqx.filter_eval_shape(adapt_and_measure, self.model, support)
+
+    def outputs(self, examples: int) -> int:
         """How many classes the adapted model tells apart. Raises `ValueError` if that is none."""
         x = jax.ShapeDtypeStruct((examples, *self.format.shape), jnp.zeros(()).dtype)
         y = jax.ShapeDtypeStruct((examples,), jnp.int32)
-
-        def adapt_and_measure(model: PyTree, x: Array, y: Array) -> PyTree:
-            adapted = _adapt(self.strategy, model, x, y)
-            self.strategy.loss(adapted, (x, y), None)
-            return adapted
-
         expected = (
             "a strategy of classes: a loss of logits and class numbers, such as "
             "`eqxmeta.losses.cross_entropy`, and a model for such images"
         )
         message = "`Learner` cannot adapt to classes of images."
         try:
-            adapted = eqx.filter_eval_shape(adapt_and_measure, self.model, x, y)
-            shape = output_shape(adapted, self.format)
+            shape = output_shape(self._shapes((x, y)), self.format)
         except (TypeError, ValueError) as error:
             received = f"{type(self.strategy).__name__}: {str(error).splitlines()[0]}"
             raise ValueError(explain(message, received, expected)) from error
@@ -121,10 +115,31 @@ class Learner(eqx.Module):
         return shape[0]
 
 
-def _adapt(strategy: Strategy, model: PyTree, x: Array, y: Array) -> PyTree:
-    return adapted_model(strategy, model, (x, y), jax.random.key(0))
+def labelled(
+    photographs: Any, format: ImageFormat
+) -> tuple[tuple[str, ...], Float[np.ndarray, "n channels height width"], Int[np.ndarray, " n"]]:
+    """The names of the classes, and the photographs with the number of their class. Raises as
+    `Learner.adapt`."""
+    sound = isinstance(photographs, Mapping) and len(photographs) > 0
+    expected = 'photographs by name, {"Avocado": ["a.jpg", "b.jpg"], "Kiwi": ["k.jpg"]}'
+    argument = "adapt(photographs=...)"
+    check_argument(sound, photographs, argument, expected, TypeError, "has no classes")
+    examples, labels = [], []
+    for label, (name, photos) in enumerate(photographs.items()):
+        argument = f"photographs[{name!r}]"
+        sound = isinstance(photos, Sequence | np.ndarray) and not isinstance(photos, str)
+        expected = "a list of paths or of arrays [channels, height, width]"
+        check_argument(sound, photos, argument, expected, TypeError, "is not a list")
+        check_argument(len(photos), photos, argument, expected, ValueError, "is empty")
+        examples += [as_image(photo, format, argument) for photo in photos]
+        labels += [label] * len(photos)
+    return tuple(map(str, photographs)), np.stack(examples), np.array(labels, np.int32)
+
+
+def _adapt(strategy: Strategy, model: PyTree, support: PyTree) -> PyTree:
+    return adapted_model(strategy, model, support, jax.random.key(0))
 
 
 @strategy_jit()
-def _adapted(strategy: Strategy, model: PyTree, x: Array, y: Array) -> PyTree:
-    return _adapt(strategy, model, x, y)
+def _adapted(strategy: Strategy, model: PyTree, support: PyTree) -> PyTree:
+    return _adapt(strategy, model, support)
