@@ -9,6 +9,7 @@ class of its own; no character is in two splits.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -53,7 +54,7 @@ def recipes(steps, width=64, center=None):
     def head(model):
         return model.head.weight, model.head.bias
 
-    head_of_all = {"classes": 4 * 1028, "features": width}
+    head_of_all: dict[str, Any] = {"classes": 4 * 1028, "features": width}
     decayed = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.01, momentum=0.9))
     new_head = em.InnerLoop(decayed, steps=100)  # the rates of Chen et al. 2019
     relation = eqx.nn.MLP(2 * width, "scalar", 64, 1, key=jax.random.key(1))

@@ -110,7 +110,7 @@ class ExportedLearner:
         rest = most - len(x)
         x = np.concatenate([x, np.zeros((rest, *self.format.shape), np.float32)])
         y = np.concatenate([y, np.zeros(rest, np.int32)])
-        weight = np.float32(np.arange(most) < most - rest)
+        weight = (np.arange(most) < most - rest).astype(np.float32)
         return ExportedClassifier(names, self._adapt(x.astype(np.float32), y, weight), self)
 
 
@@ -180,8 +180,9 @@ def _check_weights(learner: Learner, adapt: Callable, measure: Callable, n: int,
     """That an example of weight 0 makes no difference: random images, with one more and without."""
     rng = np.random.default_rng(0)
     x = rng.uniform(size=(n + 1, *learner.format.shape)).astype(np.float32)
-    y = np.int32(np.arange(n + 1) % ways)
-    y[n], weight = 0, np.float32(np.arange(n + 1) < n)
+    y = (np.arange(n + 1) % ways).astype(np.int32)
+    weight = (np.arange(n + 1) < n).astype(np.float32)
+    y[n] = 0
     name = type(learner.strategy).__name__
     message = f"`{name}` does not take weights, by which fewer photographs are padded."
     expected = "a strategy and a loss that take `(x, y, weight)`, as those of eqxmeta do"
