@@ -64,12 +64,12 @@ class Batches(eqx.Module):
         return em.Task((), Blobs().sample(key).pooled)
 
 
-def of_readme(name: str) -> type:
+def of_docs(name: str) -> type:
     """The class as it stands there."""
-    text = (ROOT / "README.md").read_text()
-    (code,) = re.findall(rf"(?<=```python\n)class {name}\(.*?(?=\n\n\n)", text, re.DOTALL)
-    namespace = {"em": em, "eqx": eqx, "jax": jax, "optax": optax, "__name__": "readme"}
-    exec(compile(code, "README.md", "exec"), namespace)
+    text = (ROOT / "docs/strategies.md").read_text()
+    (code,) = re.findall(rf"(?<=```python\n)class {name}\(.*?(?=\n\n\n|\n```)", text, re.DOTALL)
+    namespace = {"em": em, "eqx": eqx, "jax": jax, "optax": optax, "__name__": "docs"}
+    exec(compile(code, "strategies.md", "exec"), namespace)
     return namespace[name]
 
 
@@ -85,7 +85,7 @@ CLASSES = {
     for name, value in vars(em).items()
     if isinstance(value, type) and issubclass(value, em.Strategy) and value not in BASES
 }
-CLASSES |= {f"{name} of the README": of_readme(name) for name in ("LastLayerMAML", "Towards")}
+CLASSES |= {f"{name} of the docs": of_docs(name) for name in ("LastLayerMAML", "Towards")}
 CLASSES |= {f"{name} of the example": of_example(name) for name in ("EveryStepMAML",)}
 
 
@@ -120,11 +120,11 @@ MADE = {
     "MetaOptNet": functools.partial(without_inner, em.MetaOptNet),
     "ProtoNet": functools.partial(without_inner, em.ProtoNet),
     "R2D2": functools.partial(without_inner, em.R2D2),
-    "LastLayerMAML of the README": functools.partial(
-        without_inner, CLASSES["LastLayerMAML of the README"]
+    "LastLayerMAML of the docs": functools.partial(
+        without_inner, CLASSES["LastLayerMAML of the docs"]
     ),
     "CAVIA": functools.partial(em.CAVIA, context=lambda m: m.layers[0].bias),
-    "Towards of the README": lambda loss, inner, outer, **options: CLASSES["Towards of the README"](
+    "Towards of the docs": lambda loss, inner, outer, **options: CLASSES["Towards of the docs"](
         inner, loss, **options
     ),
 }
