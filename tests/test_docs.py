@@ -2,6 +2,7 @@
 number of steps; every link leads somewhere; every public name is in the reference."""
 
 import functools
+import inspect
 import re
 import shlex
 import tomllib
@@ -84,14 +85,12 @@ def test_every_page_is_in_the_navigation():
 
 
 def public_names():
-    modules = {"eqxmeta": em}
-    modules |= {f"eqxmeta.{n}": getattr(em, n) for n in ("losses", "rules", "tasks", "data", "nn")}
-    modules["eqxmeta.callbacks"] = eqxmeta.callbacks
-    inner = {id(module) for module in modules.values()}
+    modules = {f"eqxmeta.{n}": getattr(em, n) for n in ("losses", "rules", "tasks", "data", "nn")}
+    modules |= {"eqxmeta": em, "eqxmeta.callbacks": eqxmeta.callbacks}
     for where, module in modules.items():
         for name, value in vars(module).items():
             own = where == "eqxmeta" or getattr(value, "__module__", "").startswith("eqxmeta")
-            if not name.startswith(("_", "check_")) and own and id(value) not in inner:
+            if own and not name.startswith(("_", "check_")) and not inspect.ismodule(value):
                 yield f"{where}.{name}"
 
 
