@@ -90,7 +90,8 @@ def public_names():
     for where, module in modules.items():
         for name, value in vars(module).items():
             own = where == "eqxmeta" or getattr(value, "__module__", "").startswith("eqxmeta")
-            if own and not name.startswith(("_", "check_")) and not inspect.ismodule(value):
+            inner = where != "eqxmeta" and name.startswith("check_")
+            if own and not inner and name[0] != "_" and not inspect.ismodule(value):
                 yield f"{where}.{name}"
 
 
