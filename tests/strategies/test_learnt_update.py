@@ -181,7 +181,7 @@ def test_past_the_steps_trained_with_the_last_row_goes_on(x64):
     model = moved(strategy.init(tiny_mlp()).model)
     for steps in (1, 2, 4):
         ours = strategy.inner_rollout(model, support, steps=steps).model
-        expected = descend(
+        expected = eqx.filter_jit(descend)(
             model.model, support, lambda *a: layer_rates_update(model.extra, *a), steps
         )
         assert tree_allclose(ours, expected, rtol=1e-10)
