@@ -40,6 +40,9 @@ def in_notebook() -> bool:
 @contextmanager
 def progress(total: int, unit: str) -> Iterator[Callable[[int], object]]:
     """A bar for a block that takes longer than a moment: `advance(n)` when `n` more are done."""
+    if not in_notebook() and not Unfailing(sys.stderr).isatty():  # tqdm would start its thread
+        yield lambda n: None
+        return
     bar = open_bar(total=total, unit=unit, delay=_SECONDS, leave=False)
     try:
         yield bar.update

@@ -194,7 +194,6 @@ def generator():
         ({"tasks": None}, TypeError, "tasks"),
         ({"tasks": Samples(jnp.ones(3))}, TypeError, r"tasks=.*sample"),
         ({"tasks": Samples((jnp.ones(3), jnp.ones(3)))}, TypeError, r"tasks=.*sample"),
-        ({"tasks": task(())}, ValueError, "tasks=.*support"),
         ({"tasks": task((jnp.ones((0, 3)), jnp.ones((0, 1))))}, ValueError, "tasks=.*support"),
         ({"tasks": task((jnp.ones((4, 3)),) * 2, ())}, ValueError, "tasks=.*query"),
         ({"tasks": task((1.0, 2.0))}, ValueError, "tasks=.*support"),

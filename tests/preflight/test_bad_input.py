@@ -358,10 +358,9 @@ MISTAKES = {
                       tasks=em.tasks.Episodes(IMAGES, LABELS, 3, 1, 1)),
         em.NonFiniteError, "not finite at step 1",
         r"labels must be in range\(classes\).*support\[1\]` from 0 to 2", "finite", late=True),
-    "a data set where images and labels are meant": Mistake(
-        lambda f: em.tasks.Episodes(em.data.Images(IMAGES, LABELS, ("a",)), ways=5, shots=1,
-                                    queries=1),
-        TypeError, "`labels` is missing", "Images", r"Episodes\(\*data, ways=5"),
+    "images without labels": Mistake(
+        lambda f: em.tasks.Episodes(IMAGES, ways=5, shots=1, queries=1),
+        TypeError, "`labels` is missing", "", r"Episodes\("),
     "an augmentation without a key": Mistake(
         lambda f: em.tasks.Episodes(IMAGES, LABELS, 3, 1, 1, augment=lambda image: image),
         TypeError, "`augment`, <lambda>", "an image", r"augment\(image, \*, key\)"),
