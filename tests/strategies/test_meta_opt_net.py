@@ -46,7 +46,7 @@ def test_the_outer_step_against_finite_differences(x64):
     for direction in np.random.default_rng(0).standard_normal((3, len(flat))):
         step = 1e-5 * direction
         estimate = (objective(flat + step) - objective(flat - step)) / 2e-5
-        np.testing.assert_allclose(descended @ direction, estimate, rtol=1e-6)
+        np.testing.assert_allclose(descended @ direction, estimate, rtol=1e-5)
     assert abs(new.model.extra["log_scale"] - state.model.extra["log_scale"]) > 1e-4
 
 
@@ -63,7 +63,7 @@ def test_the_cost_matters():
     for cost in (1e-3, 1e3):
         strategy = meta_opt_net(cost=cost)
         model = strategy.init(eqx.nn.MLP(4, 32, 64, 1, key=KEY)).model
-        scores = jax.vmap(strategy.inner_adapt(model, support))(x)
+        scores = jax.vmap(strategy.inner_adapt(model, support))(x) / 10  # the scale, at first
         right = jnp.take_along_axis(scores, y[:, None], axis=1)
         slack.append(jnp.max(scores + 1 - jax.nn.one_hot(y, 3) - right, axis=1))
     assert slack[0].min() > 0.9 and slack[1].max() < 1e-2
