@@ -9,11 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 import pytest
+from PIL import Image
 
 import eqxmeta as em
 from eqxmeta.callbacks import Lambda
+
+from .boring import same_bits
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -141,6 +146,49 @@ def test_omniglot(tmp_path, algorithm):
     arguments = ("--data", "data.npz", "--algorithm", algorithm, *settings)
     out = run("omniglot.py", *arguments, cwd=tmp_path)
     assert re.search(rf"{algorithm}, 5-way 1-shot(.|\n)*test accuracy .* over 20 tasks", out)
+
+
+def photographs(folder):
+    """36 classes of 20 small pictures: a pattern for each, with noise."""
+    rng = np.random.default_rng(0)
+    for number in range(36):
+        (folder / f"class{number}").mkdir(parents=True)
+        pattern = rng.integers(0, 256, (16, 16, 3))
+        for image in range(20):
+            pixels = np.clip(pattern + rng.normal(0, 10, pattern.shape), 0, 255)
+            path = folder / f"class{number}" / f"{image}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.mark.slow
+def test_photos(tmp_path):
+    """With the frozen body of a checkpoint, which the head of 64 features is learnt on."""
+    photographs(tmp_path / "photographs")
+    headless = em.nn.Conv4(3, None, size=16, width=4, key=jax.random.key(7))
+    em.save(tmp_path / "body.ckpt", em.ProtoNet(em.losses.mse, optax.sgd(0.1)).init(headless))
+    small = "--size", 16, "--width", 4, "--steps", 5, "--test-tasks", 5
+    out = run("photos.py", "photographs", "--body", "body.ckpt", *small, cwd=tmp_path)
+    percent = r" +\d+\.\d ± \d+\.\d"
+    assert re.search(rf"pixel centroid{percent}{percent} *\nProtoNet{percent}{percent}", out)
+    folder = tmp_path / "runs/photos/protonet-conv4-16-frozen"
+    assert (folder / "confusion.png").is_file() and list((folder / "tensorboard").iterdir())
+    # The body is what it was, to the bit, and the head is not.
+    model = em.nn.Conv4(3, 64, size=16, width=4, key=jax.random.key(0))
+    learnt = em.load_model(folder / "checkpoints/step-000000005.ckpt", model)
+    assert same_bits(learnt.blocks, headless.blocks) and not same_bits(learnt.head, model.head)
+
+
+def test_photos_has_a_recipe_for_every_strategy_that_classifies():
+    recipes = runpy.run_path(str(EXAMPLES / "photos.py"))["recipes"]
+    for frozen in (False, True):
+        made = recipes(10, frozen)
+        assert {name: type(strategy).__name__ for name, (strategy, *_) in made.items()} == {
+            name: name for name in made
+        }
+    # These need a network of their own or a rule; the baselines minibatches in place of tasks.
+    others = {"RelationNet", "CNP", "LearntUpdate", "Baseline", "BaselinePlusPlus", "SimpleShot"}
+    strategies = {name for name in vars(em.strategies) if name[0].isupper()}
+    assert made.keys() | others == strategies and not made.keys() & others
 
 
 @pytest.mark.slow
