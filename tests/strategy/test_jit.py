@@ -34,7 +34,7 @@ def test_the_programs_of_a_sweep_are_released_with_their_strategies():
     run(0.1)  # and what all share is compiled
     before = _live_programs()
     for rate in (0.2, 0.3):
-        with compilations() as training, compilations("_evaluate") as evaluation:
+        with compilations() as training, compilations("measure_piece") as evaluation:
             run(rate)
         assert len(training) == len(evaluation) == 1
     assert _live_programs() == before
