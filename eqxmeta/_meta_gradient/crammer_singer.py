@@ -26,7 +26,7 @@ def crammer_singer(
     - `member`: the labels, one-hot. `present`: the classes that there are; for others α and w are
       0, as for examples of weight 0.
 
-    Both values agree to a share of 1e-10 in float64 and 1e-5 in float32: less precise arrays are
+    Both values agree to a share of 1e-10 in float64 and 1e-4 in float32: less precise arrays are
     widened. Differentiable once, in `features`, by the implicit function theorem: at the optimum,
     whatever way has led to it; in float32 to about a thousandth.
     """
