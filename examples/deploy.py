@@ -2,8 +2,8 @@
 
     python examples/deploy.py learner.eqx --classes new_classes --photo what_is_this.jpg
 
-`learner.eqx` is what `em.export("learner.eqx", learner, ways=5, shots=3)` wrote; `new_classes` has a
-folder with a few photographs for each class, which may be classes that training never saw.
+`learner.eqx` is what `em.export("learner.eqx", learner, ways=5, shots=3)` wrote; `new_classes` has
+a folder with a few photographs for each class, which may be classes that training never saw.
 """
 
 import argparse
