@@ -29,8 +29,8 @@ def rest_of(path):
 
 
 def events_of(folder):
-    """`(tag, step, value)` of every scalar that TensorBoard's own reader finds, in its order; but of
-    the speed, which is the clock's."""
+    """`(tag, step, value)` of every scalar that TensorBoard's own reader finds, in its order; not
+    of the speed, which is the clock's."""
     reader = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     tags = sorted(set(reader.Tags()["scalars"]) - {"train/examples_per_second"})
     return [(tag, event.step, event.value) for tag in tags for event in reader.Scalars(tag)]
