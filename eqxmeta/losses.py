@@ -54,11 +54,7 @@ def mse(
         received = f"predictions {prediction.shape}, targets {y.shape}"
         expected = f"the same shape: one target for each output of each example{hint}"
         raise ValueError(explain(message, received, expected))
-    difference = _widened(prediction) - _widened(y)
-    if weight is not None:  # before the square, whose derivative would be NaN times zero
-        exists = (weight > 0).reshape(-1, *[1] * (y.ndim - 1))
-        difference = jnp.where(exists, difference, 0)
-    return weighted_mean(difference**2, weight), {}
+    return weighted_mean(_difference(_widened(prediction), y, weight) ** 2, weight), {}
 
 
 def cross_entropy(
@@ -118,12 +114,20 @@ def gaussian_nll(
         received = f"means {mean.shape}, scales {scale.shape}, targets {y.shape}"
         expected = "the same shape: a mean and a scale for each target"
         raise ValueError(explain(message, received, expected))
-    error = _widened(y) - mean
-    if weight is not None:  # before the square, whose derivative would be NaN times zero
-        exists = (weight > 0).reshape(-1, *[1] * (y.ndim - 1))
-        error = jnp.where(exists, error, 0)
+    error = _difference(mean, y, weight)
     losses = (error / scale) ** 2 / 2 + jnp.log(scale) + math.log(2 * math.pi) / 2
     return weighted_mean(losses, weight), {"mse": weighted_mean(error**2, weight)}
+
+
+def _difference(
+    prediction: Float[Array, "n ..."], y: Array, weight: Float[Array, " n"] | None
+) -> Float[Array, "n ..."]:
+    """`prediction - y`, but zero for padding: before a square, whose derivative would be NaN times
+    zero."""
+    difference = prediction - _widened(y)
+    if weight is None:
+        return difference
+    return jnp.where((weight > 0).reshape(-1, *[1] * (y.ndim - 1)), difference, 0)
 
 
 def _logits(
