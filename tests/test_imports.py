@@ -25,7 +25,6 @@ ROOMS = (
     "_preflight",  # what can be found wrong, or counted, before a run
     "_callback",  # the contract of callbacks
     "strategies",  # the algorithms
-    "_pretraining",  # the contract of those that train on all classes at once
     "_strategy",  # the contract of strategies
     "losses rules nn tasks data",  # what users mix and match
     "_checkpoint",  # files of arrays

@@ -10,8 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .._arguments import check_int, check_seed
 from .._errors import annotate_errors, explain, is_missing
 from .._model.predict import predict
-from .._strategy.adapted import adapted_model
-from .._strategy.strategy import Strategy
+from .._strategy.strategy import Strategy, adapted_model
 from .._task.device_source import check_device_source
 from .._task.examples import has_weights
 from .._task.task import shapes_of

@@ -1,10 +1,15 @@
-"""Keys that are used more than once on purpose, for `jax_debug_key_reuse`."""
+"""Keys: split where there may be none, and used more than once on purpose."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+
+def split_or_none(key: PRNGKeyArray | None) -> tuple[Any, Any]:
+    return (None, None) if key is None else tuple(jax.random.split(key))
 
 
 def used_again(tree: Any) -> Any:

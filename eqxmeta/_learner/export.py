@@ -17,7 +17,7 @@ from .._checkpoint.save_load import load_below, read_manifest, save
 from .._errors import CheckpointCorrupt, explain
 from .._images.format import ImageFormat
 from .._model.predict import predict
-from .._strategy.adapted import adapted_model
+from .._strategy.strategy import adapted_model
 from .classifier import as_image, ranked
 from .learner import Learner, labelled
 

@@ -15,9 +15,8 @@ from .._images.format import ImageFormat
 from .._images.images import Images
 from .._model.check import check_model
 from .._model.support_statistics import TransductiveLayer, has_layer
-from .._strategy.adapted import adapted_model
 from .._strategy.jit import strategy_jit
-from .._strategy.strategy import Strategy
+from .._strategy.strategy import Strategy, adapted_model
 from .classifier import Classifier, as_image, output_shape
 
 

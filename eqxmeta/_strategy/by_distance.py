@@ -1,4 +1,4 @@
-"""Strategies that classify by distances between features; the distance may be learnt too."""
+"""Classification by distances between features; the distance may be learnt too."""
 
 import math
 from collections.abc import Callable
@@ -8,12 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._arguments import check_argument, check_int_or_none
+from .._arguments import check_argument
+from .._model.features import embedded
 from .._model.state import MetaParameters, meta_parameters
-from .._types import Loss
-from .gradient_strategy import GradientStrategy
+from .classes import ByFeatures
 
 # From two vectors of features, `[d]` each, to a scalar.
 Distance: TypeAlias = Callable[[Array, Array], Array]
@@ -43,33 +43,44 @@ _NAMED: dict[str, Callable[[], Distance]] = {
 }
 
 
-class ByDistance(GradientStrategy):
-    """A classifier by distances from the features of the support set, without an inner gradient.
-    Before it has seen a support set nothing predicts."""
+class PrototypeClassifier(eqx.Module):
+    """Maps one example to logits `[classes]`, `-d(f(x), c_k)`.
 
-    loss: Loss
-    optimizer: optax.GradientTransformation
+    - `embedding`: f, the user's own model, or made of it. `distance`: d.
+    - `prototypes`: c, `[classes, features]`, the mean of each class of the support set.
+    - `present`: `[classes]`, whether the class was in the support set; the logit of one that was
+      not is minus infinity.
+    """
+
+    embedding: PyTree
+    distance: Distance
+    prototypes: Float[Array, "classes features"]
+    present: Bool[Array, " classes"]
+
+    def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " classes"]:
+        feature = embedded(self.embedding, x, key)
+        distances = jax.vmap(lambda c: self.distance(feature, c))(self.prototypes)
+        return jnp.where(self.present, -distances, -jnp.inf)
+
+
+class ByDistance(ByFeatures):
+    """A classifier by distances from the features of the support set."""
+
     distance: Literal["euclidean", "cosine"] | Distance = eqx.field(
         default="euclidean", kw_only=True
     )
-    ways: int | None = eqx.field(default=None, kw_only=True)
 
     def __post_init__(self):
-        name = type(self).__name__
-        argument = f"{name}(ways=...)"
-        self.ways = check_int_or_none(self.ways, argument, minimum=1, what="classes")
+        super().__post_init__()
         distance = self.distance
         sound = callable(distance) and not isinstance(distance, type)
         sound = sound or (isinstance(distance, str) and distance in _NAMED)
         expected = "'euclidean', 'cosine' or a function of two vectors of features"
-        check_argument(sound, distance, f"{name}(distance=...)", expected)
+        check_argument(sound, distance, f"{type(self).__name__}(distance=...)", expected)
 
     def meta_model(self, model: PyTree) -> PyTree:
         distance = self._distance()
         return MetaParameters(model, distance) if _is_learnt(distance) else model
-
-    def unadapted(self, model: PyTree) -> None:
-        return None
 
     def embedding_and_distance(self, model: PyTree) -> tuple[PyTree, Distance]:
         """Of what `TrainState.model` holds."""

@@ -1,21 +1,77 @@
-"""Classes of a support set: how many there are, and where they lie in the space of features."""
+"""Classes of a support set, and the base classes of strategies that wait for them."""
 
-from typing import Any
+import abc
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from .._arguments import check_int_or_none
 from .._errors import explain
 from .._task.examples import examples
+from .._types import Loss
+from .gradient_strategy import GradientStrategy
+
+LabelledExamples: TypeAlias = tuple[PyTree, Int[Array, " n"], Float[Array, " n"] | None]
 
 
-def labelled_examples(
-    support: Any,
-) -> tuple[PyTree, Int[Array, " n"], Float[Array, " n"] | None]:
+class Classifies(GradientStrategy):
+    """A strategy whose classes are those of the support set: before that nothing predicts.
+
+    - `ways`: the number of logits; `None`: see `num_classes`.
+    """
+
+    ways: int | None = eqx.field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        argument = f"{type(self).__name__}(ways=...)"
+        self.ways = check_int_or_none(self.ways, argument, minimum=1, what="classes")
+
+    def unadapted(self, model: PyTree) -> None:
+        return None
+
+
+class ByFeatures(Classifies):
+    """A classifier that is computed from the features of the support set, without inner steps."""
+
+    loss: Loss
+    optimizer: optax.GradientTransformation
+
+    @abc.abstractmethod
+    def classifier(
+        self,
+        model: PyTree,
+        support: LabelledExamples,
+        classes: int,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> PyTree:
+        """What maps an example to `classes` logits, from `model`, what `TrainState.model` holds."""
+
+    def inner_adapt(
+        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
+    ) -> PyTree:
+        labelled = labelled_examples(support)
+        return _classifier(self, model, labelled, num_classes(labelled[1], self.ways), key)
+
+
+@eqx.filter_jit
+def _classifier(
+    strategy: ByFeatures,
+    model: PyTree,
+    support: LabelledExamples,
+    classes: int,
+    key: PRNGKeyArray | None,
+) -> PyTree:
+    return strategy.classifier(model, support, classes, key=key)
+
+
+def labelled_examples(support: Any) -> LabelledExamples:
     """`(x, y, weight)` of a support set, the labels in 32 bits, and the weights `None` if there are
     none: see `examples`. Raises `TypeError` or `ValueError` unless it has an integer label for each
     example."""

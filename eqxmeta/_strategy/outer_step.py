@@ -138,7 +138,3 @@ def query_loss(
 
 def stop_gradient(model: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, model)
-
-
-def split_or_none(key: PRNGKeyArray | None) -> tuple[Any, Any]:
-    return (None, None) if key is None else tuple(jax.random.split(key))

@@ -1,4 +1,4 @@
-"""The base class of strategies that adapt by inner steps."""
+"""The base classes of strategies that adapt by inner steps."""
 
 import abc
 from typing import Any
@@ -8,8 +8,11 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._arguments import check_argument
 from .._errors import explain
+from .._jaxpr.keys import split_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.support_statistics import with_support_statistics
+from .._task.minibatches import minibatches
+from .._types import Loss
 from .strategy import Strategy
 
 
@@ -64,6 +67,27 @@ class ByInnerLoop(RolloutStrategy):
 
     def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
         return self.inner(self.loss, model, support, **options)
+
+
+def on_minibatches(
+    inner: InnerLoop,
+    loss: Loss,
+    model: PyTree,
+    data: PyTree,
+    batch_size: int | None,
+    *,
+    key: PRNGKeyArray | None = None,
+    steps: int | None = None,
+    start: int = 0,
+    **options,
+) -> Adaptation:
+    """A call of `inner` in which each step sees `batch_size` examples of `data`; see
+    `minibatches`."""
+    steps = inner.steps if steps is None else steps
+    batch_key, key = split_or_none(key)
+    data, rows = minibatches(data, batch_size, start + steps, batch_key)
+    rows = None if rows is None else rows[start:]
+    return inner(loss, model, data, key=key, steps=steps, minibatches=rows, start=start, **options)
 
 
 def first_order(inner: Any) -> Any:

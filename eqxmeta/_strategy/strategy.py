@@ -12,6 +12,7 @@ from .._arguments import check_argument
 from .._errors import explain
 from .._meta_gradient.select import selection
 from .._model.state import TrainState, own_model
+from .._model.support_statistics import fill_statistics
 from .._task.task import Task
 from .._types import Loss, Metrics
 
@@ -118,3 +119,14 @@ def partition_learnt(strategy: Strategy, model: PyTree) -> tuple[PyTree, PyTree]
     params, rest = eqx.partition(model, eqx.is_inexact_array)
     params, held = eqx.partition(params, strategy.learnt(model))
     return params, eqx.combine(held, rest)
+
+
+def adapted_model(
+    strategy: Strategy, model: PyTree, support: PyTree, key: PRNGKeyArray | None
+) -> PyTree:
+    """`model` adapted to `support`, with dropout, of which `key` is the key; what comes back
+    predicts without, by the statistics of the support set."""
+    adapted = strategy.inner_adapt(model, support, key=key)
+    # Strategies that need not have a loss for it: only asked for if there are such layers.
+    adapted = fill_statistics(adapted, lambda m: strategy.loss(m, support, key))  # pyright: ignore
+    return eqx.nn.inference_mode(adapted)

@@ -10,20 +10,20 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_int_or_none, check_number
+from .._jaxpr.keys import split_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
-from .._model.features import features as features_of
+from .._model.features import features
 from .._model.state import own_model
-from .._pretraining import HeadClassifier, LinearHead, Pretraining, unit, zero_head
-from .._strategy.classes import labelled_examples, num_classes, prototypes
+from .._strategy.classes import labelled_examples, memberships, num_classes
 from .._strategy.head import adapting
-from .._strategy.outer_step import split_or_none
-from .._strategy.rollout_strategy import RolloutStrategy, first_order
-from .._task.minibatches import minibatches
+from .._strategy.head_predictor import HeadPredictor, LinearHead
+from .._strategy.pretraining import Pretraining, unit, zero_head
+from .._strategy.rollout_strategy import RolloutStrategy, first_order, on_minibatches
 from .._types import Loss
 
 
-def _head_of(classifier: Any) -> PyTree:
-    return classifier.head if isinstance(classifier, HeadClassifier) else ()
+def _head_of(predictor: Any) -> PyTree:
+    return predictor.head if isinstance(predictor, HeadPredictor) else ()
 
 
 class _NewHead(Pretraining, RolloutStrategy):
@@ -47,36 +47,23 @@ class _NewHead(Pretraining, RolloutStrategy):
         support: PyTree,
         *,
         key: PRNGKeyArray | None = None,
-        steps: int | None = None,
-        start: int = 0,
         observe: Callable[[PyTree], PyTree] | None = None,
         **options,
     ) -> Adaptation:
         x, y, weight = labelled_examples(support)
-        steps = self.inner.steps if steps is None else steps
         feature_key, key = split_or_none(key)
-        batch_key, key = split_or_none(key)
-        found, body = features_of(own_model(model), x, key=feature_key, weight=weight)
+        found, body = features(own_model(model), x, key=feature_key, weight=weight)
         ways = num_classes(y, self.ways)
-        _, present = prototypes(found, y, weight, ways)
-        head = self.new_head(ways, found.shape[1])
+        _, _, present = memberships(y, weight, ways, found.dtype)
+        head = HeadPredictor(eqx.nn.Identity(), self.new_head(ways, found.shape[1]), present)
         data = (found, y) if weight is None else (found, y, weight)
-        data, rows = minibatches(data, self.batch_size, start + steps, batch_key)
 
-        def with_body(classifier: HeadClassifier) -> HeadClassifier:
-            return dataclasses.replace(classifier, embedding=body)
+        def with_body(predictor: HeadPredictor) -> HeadPredictor:
+            return dataclasses.replace(predictor, embedding=body)
 
-        end = self.inner(
-            self.loss,
-            HeadClassifier(eqx.nn.Identity(), head, present),
-            data,
-            key=key,
-            steps=steps,
-            observe=None if observe is None else lambda c: observe(with_body(c)),
-            minibatches=None if rows is None else rows[start:],
-            start=start,
-            **options,
-        )
+        if observe is not None:
+            options["observe"] = lambda predictor: observe(with_body(predictor))
+        end = on_minibatches(self.inner, self.loss, head, data, self.batch_size, key=key, **options)
         return dataclasses.replace(end, model=with_body(end.model))
 
 
@@ -90,7 +77,7 @@ class Baseline(_NewHead):
 
     The model that is trained is the body, an embedding: one example to an array, which counts as a
     vector. `TrainState.model` is `MetaParameters(body, head)` with the head of the training
-    classes; `inner_adapt` returns a `HeadClassifier`, one example to logits. A body that was
+    classes; `inner_adapt` returns a `HeadPredictor`, one example to logits. A body that was
     trained elsewhere is evaluated as it is: `em.evaluate(strategy, body, episodes)`; with features
     for images it is `eqx.nn.Identity()`.
 

@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_number
 from .._errors import explain
+from .._jaxpr.keys import split_or_none
 from .._model.features import embedded
 from .._model.features import features as features_of
 from .._model.state import MetaParameters, meta_parameters
 from .._strategy.gradient_strategy import GradientStrategy
-from .._strategy.outer_step import split_or_none
 from .._task.examples import examples
 from .._types import Loss
 

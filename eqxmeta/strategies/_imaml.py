@@ -10,13 +10,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_int, check_number
-from .._jaxpr.keys import keys_as_data
+from .._jaxpr.keys import keys_as_data, split_or_none
 from .._meta_gradient.conjugate_gradients import conjugate_gradients
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._meta_gradient.modes import value_and_grad
 from .._model.update_of import update_of
 from .._strategy.gradient_strategy import GradientStrategy
-from .._strategy.outer_step import query_loss, split_or_none, stop_gradient
+from .._strategy.outer_step import query_loss, stop_gradient
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._task.task import Task
 from .._types import Loss

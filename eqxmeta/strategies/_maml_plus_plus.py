@@ -10,10 +10,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_int
+from .._jaxpr.keys import split_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.state import MetaParameters, meta_parameters
 from .._strategy.gradient_strategy import GradientStrategy
-from .._strategy.outer_step import query_loss, split_or_none
+from .._strategy.outer_step import query_loss
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._task.task import Task
 from .._types import Loss

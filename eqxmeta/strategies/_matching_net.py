@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._model.features import embedded
-from .._model.features import features as features_of
+from .._model.features import embedded, features
 from .._strategy.by_distance import ByDistance, Distance
-from .._strategy.classes import labelled_examples, num_classes
+from .._strategy.classes import LabelledExamples, memberships
 
 
 class MatchingClassifier(eqx.Module):
@@ -19,26 +18,25 @@ class MatchingClassifier(eqx.Module):
 
     - `embedding`: f, the user's own model. `distance`: d.
     - `features`: `[n, features]`, f(x_i) of the support set.
-    - `member`: `[n, classes]`, whether example i is of class k. The logit of a class without
-      examples is minus infinity.
-    - `log_weight`: `[n]`, `log w_i`.
+    - `share`: `[n, classes]`, w_i for the class of example i, 0 for others.
+    - `present`: `[classes]`, whether the class was in the support set; the logit of one that was
+      not is minus infinity.
     """
 
     embedding: PyTree
     distance: Distance
     features: Float[Array, "n features"]
-    member: Bool[Array, "n classes"]
-    log_weight: Float[Array, " n"]
+    share: Float[Array, "n classes"]
+    present: Bool[Array, " classes"]
 
     def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " classes"]:
         feature = embedded(self.embedding, x, key)
         distances = jax.vmap(lambda other: self.distance(feature, other))(self.features)
-        present = jnp.any(self.member, axis=0)
         # Of a class without examples the sum is that of all, for the logarithm of nothing has no
         # derivative.
-        counted = self.member | ~present[None, :]
-        scores = jnp.broadcast_to((self.log_weight - distances)[:, None], counted.shape)
-        return jnp.where(present, jax.nn.logsumexp(scores, axis=0, where=counted), -jnp.inf)
+        share = jnp.where(self.present, self.share, 1)
+        logits = jax.nn.logsumexp(-distances[:, None], axis=0, b=share)
+        return jnp.where(self.present, logits, -jnp.inf)
 
 
 class MatchingNet(ByDistance):
@@ -71,31 +69,17 @@ class MatchingNet(ByDistance):
 
     distance: Literal["euclidean", "cosine"] | Distance = eqx.field(default="cosine", kw_only=True)
 
-    def inner_adapt(
-        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
+    def classifier(
+        self,
+        model: PyTree,
+        support: LabelledExamples,
+        classes: int,
+        *,
+        key: PRNGKeyArray | None,
     ) -> MatchingClassifier:
-        x, y, weight = labelled_examples(support)
+        x, y, weight = support
         embedding, distance = self.embedding_and_distance(model)
-        classes = num_classes(y, self.ways)
-        return _classifier(embedding, distance, x, y, weight, classes, key)
-
-
-@eqx.filter_jit
-def _classifier(
-    embedding: PyTree,
-    distance: Distance,
-    x: PyTree,
-    y: Array,
-    weight: Array | None,
-    classes: int,
-    key: PRNGKeyArray | None,
-) -> MatchingClassifier:
-    features, embedding = features_of(embedding, x, key=key, weight=weight)
-    weight = jnp.ones(y.shape) if weight is None else weight
-    exists = weight > 0
-    log_weight = jnp.log(jnp.where(exists, weight, 1)).astype(features.dtype)
-    member = jax.nn.one_hot(y, classes, dtype=bool) & exists[:, None]
-    # A label without a class would only be left out: NaN instead of a plausible classifier.
-    wrong = jnp.any(exists & ((y < 0) | (y >= classes)))
-    log_weight = jnp.where(wrong, jnp.nan, log_weight)
-    return MatchingClassifier(embedding, distance, features, member | wrong, log_weight)
+        found, embedding = features(embedding, x, key=key, weight=weight)
+        member, weight, present = memberships(y, weight, classes, found.dtype)
+        share = weight[:, None] * member
+        return MatchingClassifier(embedding, distance, found, share, present)

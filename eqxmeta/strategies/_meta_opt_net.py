@@ -4,30 +4,23 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
-from .._arguments import check_int_or_none, check_number
+from .._arguments import check_number
 from .._meta_gradient.crammer_singer import crammer_singer
-from .._model.features import features as features_of
+from .._model.features import features
 from .._model.state import MetaParameters, meta_parameters
-from .._strategy.classes import labelled_examples, memberships, num_classes
-from .._strategy.gradient_strategy import GradientStrategy
-from .._strategy.linear_predictor import LinearPredictor
-from .._types import Loss
+from .._strategy.classes import ByFeatures, LabelledExamples, memberships
+from .._strategy.head_predictor import HeadPredictor, LinearHead
 
 _SCALE = 10.0  # before training: the logits of classes that a margin parts differ by 1 without it
-
-
-def _check_ways(ways: Any) -> int | None:
-    return check_int_or_none(ways, "MetaOptNet(ways=...)", minimum=1, what="classes")
 
 
 def _check_cost(cost: Any) -> float:
     return check_number(cost, "MetaOptNet(cost=...)", positive=True)
 
 
-class MetaOptNet(GradientStrategy):
+class MetaOptNet(ByFeatures):
     """MetaOptNet-SVM: an embedding on whose features a support vector machine solves a task.
 
     Lee, Maji, Ravichandran, Soatto 2019 (arXiv 1904.03758), equations 9 to 12. The support set is
@@ -41,7 +34,7 @@ class MetaOptNet(GradientStrategy):
     embedding and in γ, the scale of the logits `γ w_k·f(x)`.
 
     The model that is trained is the embedding f, one example to an array, which counts as a vector.
-    `inner_adapt` returns a `LinearPredictor`, one example to logits. Tasks are classification
+    `inner_adapt` returns a `HeadPredictor`, one example to logits. Tasks are classification
     tasks, `(x, y)` with integer labels `y: [n]` from 0. (The paper trains with more shots than it
     tests.)
 
@@ -61,37 +54,22 @@ class MetaOptNet(GradientStrategy):
     label outside `range(ways)` makes every logit NaN.
     """
 
-    loss: Loss
-    optimizer: optax.GradientTransformation
     cost: float = eqx.field(default=0.1, kw_only=True, converter=_check_cost)
-    ways: int | None = eqx.field(default=None, kw_only=True, converter=_check_ways)
 
     def meta_model(self, model: PyTree) -> MetaParameters:
         return MetaParameters(model, {"log_scale": jnp.log(_SCALE)})
 
-    def unadapted(self, model: PyTree) -> None:
-        return None
-
-    def inner_adapt(
-        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
-    ) -> LinearPredictor:
-        learnt = meta_parameters(model, "MetaOptNet")
-        x, y, weight = labelled_examples(support)
-        return _classifier(learnt, x, y, weight, num_classes(y, self.ways), self.cost, key)
-
-
-@eqx.filter_jit
-def _classifier(
-    learnt: MetaParameters,
-    x: PyTree,
-    y: Array,
-    weight: Array | None,
-    classes: int,
-    cost: float,
-    key: PRNGKeyArray | None,
-) -> LinearPredictor:
-    features, model = features_of(learnt.model, x, key=key, weight=weight)
-    member, weight, present = memberships(y, weight, classes, features.dtype)
-    w, _ = crammer_singer(features, member, present, weight, cost)
-    w = jnp.exp(learnt.extra["log_scale"]).astype(w.dtype) * w
-    return LinearPredictor(model, w, jnp.zeros_like(w[:, 0]), present)
+    def classifier(
+        self,
+        model: PyTree,
+        support: LabelledExamples,
+        classes: int,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> HeadPredictor:
+        learnt, (x, y, weight) = meta_parameters(model, "MetaOptNet"), support
+        found, embedding = features(learnt.model, x, key=key, weight=weight)
+        member, weight, present = memberships(y, weight, classes, found.dtype)
+        w, _ = crammer_singer(found, member, present, weight, self.cost)
+        w = jnp.exp(learnt.extra["log_scale"]).astype(w.dtype) * w
+        return HeadPredictor(embedding, LinearHead(w, jnp.zeros_like(w[:, 0])), present)

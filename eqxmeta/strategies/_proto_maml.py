@@ -1,28 +1,19 @@
 """Proto-MAML: MAML of a classifier whose head begins as that of a prototypical network."""
 
-from typing import Any
-
-import equinox as eqx
 import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._arguments import check_int_or_none
+from .._jaxpr.keys import split_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.features import features
-from .._strategy.classes import labelled_examples, num_classes, prototypes
-from .._strategy.gradient_strategy import GradientStrategy
-from .._strategy.linear_predictor import LinearPredictor
-from .._strategy.outer_step import split_or_none
+from .._strategy.classes import Classifies, labelled_examples, num_classes, prototypes
+from .._strategy.head_predictor import HeadPredictor, LinearHead
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._types import Loss
 
 
-def _check_ways(ways: Any) -> int | None:
-    return check_int_or_none(ways, "ProtoMAML(ways=...)", minimum=1, what="classes")
-
-
-class ProtoMAML(GradientStrategy, RolloutStrategy):
+class ProtoMAML(Classifies, RolloutStrategy):
     """Proto-MAML: MAML on top of prototypes, for any number of classes.
 
     Triantafillou et al. 2020 (arXiv 1903.03096), section 3: in each task a linear head begins as
@@ -32,13 +23,13 @@ class ProtoMAML(GradientStrategy, RolloutStrategy):
     steps, and through the prototypes.
 
     The model that is trained is an embedding, one example to an array, which counts as a vector;
-    `inner_adapt` returns a `LinearPredictor`, one example to logits, with the adapted embedding.
+    `inner_adapt` returns a `HeadPredictor`, one example to logits, with the adapted embedding.
     Tasks are classification tasks, `(x, y)` with integer labels `y: [n]` from 0. Nothing that is
     learnt knows the number of classes: it may be another one in testing.
 
     - `loss`: of logits, such as `eqxmeta.losses.cross_entropy`.
     - `inner`, `optimizer`, `task_chunk`, `learn`: as for `MAML`. `InnerLoop(adapt=...)` is given
-      the `LinearPredictor`: `lambda c: (c.weight, c.bias)` adapts the head alone.
+      the `HeadPredictor`: `lambda p: p.head` adapts the head alone.
     - `ways`: the number of logits, if all tasks have the same number of classes or a known most.
       `None`: as many as support examples, for in a compiled program labels are not known. A class
       that is not there has a logit of minus infinity, so that loss and accuracy do not depend on
@@ -54,10 +45,6 @@ class ProtoMAML(GradientStrategy, RolloutStrategy):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
-    ways: int | None = eqx.field(default=None, kw_only=True, converter=_check_ways)
-
-    def unadapted(self, model: PyTree) -> None:
-        return None
 
     def inner_rollout(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None, **options
@@ -66,5 +53,5 @@ class ProtoMAML(GradientStrategy, RolloutStrategy):
         head_key, key = split_or_none(key)
         found, _ = features(model, x, key=head_key, weight=weight)
         c, present = prototypes(found, y, weight, num_classes(y, self.ways))
-        classifier = LinearPredictor(model, 2 * c, -jnp.sum(c**2, axis=1), present)
+        classifier = HeadPredictor(model, LinearHead(2 * c, -jnp.sum(c**2, axis=1)), present)
         return self.inner(self.loss, classifier, support, key=key, **options)

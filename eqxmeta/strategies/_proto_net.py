@@ -1,34 +1,10 @@
 """Prototypical networks."""
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
-from .._model.features import embedded
-from .._model.features import features as features_of
-from .._strategy.by_distance import ByDistance, Distance
-from .._strategy.classes import labelled_examples, num_classes, prototypes
-
-
-class PrototypeClassifier(eqx.Module):
-    """Maps one example to logits `[classes]`, `-d(f(x), c_k)`.
-
-    - `embedding`: f, the user's own model. `distance`: d.
-    - `prototypes`: c, `[classes, features]`, the mean of each class of the support set.
-    - `present`: `[classes]`, whether the class was in the support set; the logit of one that was
-      not is minus infinity.
-    """
-
-    embedding: PyTree
-    distance: Distance
-    prototypes: Float[Array, "classes features"]
-    present: Bool[Array, " classes"]
-
-    def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " classes"]:
-        feature = embedded(self.embedding, x, key)
-        distances = jax.vmap(lambda c: self.distance(feature, c))(self.prototypes)
-        return jnp.where(self.present, -distances, -jnp.inf)
+from .._model.features import features
+from .._strategy.by_distance import ByDistance, PrototypeClassifier
+from .._strategy.classes import LabelledExamples, prototypes
 
 
 class ProtoNet(ByDistance):
@@ -64,24 +40,15 @@ class ProtoNet(ByDistance):
     label outside `range(ways)` makes every logit NaN.
     """
 
-    def inner_adapt(
-        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
+    def classifier(
+        self,
+        model: PyTree,
+        support: LabelledExamples,
+        classes: int,
+        *,
+        key: PRNGKeyArray | None,
     ) -> PrototypeClassifier:
-        x, y, weight = labelled_examples(support)
+        x, y, weight = support
         embedding, distance = self.embedding_and_distance(model)
-        classes = num_classes(y, self.ways)
-        return _classifier(embedding, distance, x, y, weight, classes, key)
-
-
-@eqx.filter_jit
-def _classifier(
-    embedding: PyTree,
-    distance: Distance,
-    x: PyTree,
-    y: Array,
-    weight: Array | None,
-    classes: int,
-    key: PRNGKeyArray | None,
-) -> PrototypeClassifier:
-    features, embedding = features_of(embedding, x, key=key, weight=weight)
-    return PrototypeClassifier(embedding, distance, *prototypes(features, y, weight, classes))
+        found, embedding = features(embedding, x, key=key, weight=weight)
+        return PrototypeClassifier(embedding, distance, *prototypes(found, y, weight, classes))

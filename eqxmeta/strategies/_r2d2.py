@@ -1,30 +1,24 @@
 """R2-D2: ridge regression on learnt features, in closed form."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._arguments import check_int_or_none
-from .._model.features import features as features_of
+from .._errors import explain
+from .._model.features import features
 from .._model.state import MetaParameters, meta_parameters
-from .._strategy.classes import labelled_examples, memberships, num_classes
-from .._strategy.gradient_strategy import GradientStrategy
-from .._strategy.linear_predictor import LinearPredictor
+from .._strategy.classes import Classifies, labelled_examples, memberships, num_classes
+from .._strategy.head_predictor import HeadPredictor, LinearHead
 from .._task.examples import examples
+from .._task.task import shapes_of
 from .._types import Loss
 
 _SCALE = 10.0  # before training: of logits that are about 1 for the right class and 0 for others
 
 
-def _check_ways(ways: Any) -> int | None:
-    return check_int_or_none(ways, "R2D2(ways=...)", minimum=1, what="classes")
-
-
-class R2D2(GradientStrategy):
+class R2D2(Classifies):
     """R2-D2: an embedding on whose features ridge regression solves a task.
 
     Bertinetto, Henriques, Torr, Vedaldi 2019 (arXiv 1805.08136), equations 4 to 6. In each task the
@@ -38,7 +32,7 @@ class R2D2(GradientStrategy):
     below.
 
     The model that is trained is the embedding, one example to an array, which counts as a vector.
-    `inner_adapt` returns a `LinearPredictor`, one example to outputs. The targets say what a task
+    `inner_adapt` returns a `HeadPredictor`, one example to outputs. The targets say what a task
     is:
 
     - integers `y: [n]` from 0: classification. Y is one-hot and the logits are `α (f(x), 1) W`.
@@ -62,44 +56,41 @@ class R2D2(GradientStrategy):
 
     loss: Loss
     optimizer: optax.GradientTransformation
-    ways: int | None = eqx.field(default=None, kw_only=True, converter=_check_ways)
 
     def meta_model(self, model: PyTree) -> MetaParameters:
         logarithms = {"log_lambda": jnp.zeros(()), "log_scale": jnp.log(_SCALE)}
         return MetaParameters(model, logarithms)
 
-    def unadapted(self, model: PyTree) -> None:
-        return None
-
     def inner_adapt(
         self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
-    ) -> LinearPredictor:
-        learnt = meta_parameters(model, "R2D2")
+    ) -> HeadPredictor:
         x, y, weight = examples(support)
-        if jnp.issubdtype(y.dtype, jnp.floating):
-            return _predictor(learnt, x, y, weight, None, key)
-        x, y, weight = labelled_examples(support)
-        return _predictor(learnt, x, y, weight, num_classes(y, self.ways), key)
+        if not jnp.issubdtype(y.dtype, jnp.floating):
+            labelled = labelled_examples(support)
+            return self._predictor(model, labelled, num_classes(y, self.ways), key)
+        if y.ndim != 2:
+            expected = "labels, integers `[n]`; or numbers `[n, k]`, `y[:, None]` of one an example"
+            raise ValueError(explain("The targets of `R2D2` are invalid.", shapes_of(y), expected))
+        return self._predictor(model, (x, y, weight), None, key)
 
-
-@eqx.filter_jit
-def _predictor(
-    learnt: MetaParameters,
-    x: PyTree,
-    y: Array,
-    weight: Array | None,
-    classes: int | None,
-    key: PRNGKeyArray | None,
-) -> LinearPredictor:
-    features, model = features_of(learnt.model, x, key=key, weight=weight)
-    penalty, scale = (jnp.exp(learnt.extra[name]) for name in ("log_lambda", "log_scale"))
-    if classes is None:
-        weight, present = jnp.ones(len(y)) if weight is None else weight, jnp.ones(y.shape[1], bool)
-    else:
-        y, weight, present = memberships(y, weight, classes, features.dtype)
-    w = ridge(features, y, weight, penalty)
-    w = w if classes is None else scale.astype(w.dtype) * w
-    return LinearPredictor(model, w[:-1].T, w[-1], present)
+    @eqx.filter_jit
+    def _predictor(
+        self,
+        model: PyTree,
+        support: tuple[PyTree, Array, Array | None],
+        classes: int | None,
+        key: PRNGKeyArray | None,
+    ) -> HeadPredictor:
+        learnt, (x, y, weight) = meta_parameters(model, "R2D2"), support
+        found, embedding = features(learnt.model, x, key=key, weight=weight)
+        penalty, scale = (jnp.exp(learnt.extra[name]) for name in ("log_lambda", "log_scale"))
+        if classes is None:
+            weight, present = jnp.ones(len(y)) if weight is None else weight, None
+        else:
+            y, weight, present = memberships(y, weight, classes, found.dtype)
+        w = ridge(found, y, weight, penalty)
+        w = w if classes is None else scale.astype(w.dtype) * w
+        return HeadPredictor(embedding, LinearHead(w[:-1].T, w[-1]), present)
 
 
 def ridge(

@@ -1,23 +1,18 @@
 """Relation networks."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from .._arguments import check_argument, check_int_or_none
-from .._model.features import called
-from .._model.features import features as features_of
+from .._arguments import check_argument
+from .._jaxpr.keys import split_or_none
+from .._model.features import called, features
 from .._model.predict import predict
 from .._model.state import MetaParameters, meta_parameters
-from .._strategy.classes import labelled_examples, num_classes, prototypes
-from .._strategy.gradient_strategy import GradientStrategy
-from .._strategy.outer_step import split_or_none
-from .._types import Loss
+from .._strategy.classes import ByFeatures, LabelledExamples, prototypes
 
 
 class RelationClassifier(eqx.Module):
@@ -46,11 +41,7 @@ class RelationClassifier(eqx.Module):
         return jnp.where(self.present, jax.vmap(related)(self.prototypes), -jnp.inf)
 
 
-def _check_ways(ways: Any) -> int | None:
-    return check_int_or_none(ways, "RelationNet(ways=...)", minimum=1, what="classes")
-
-
-class RelationNet(GradientStrategy):
+class RelationNet(ByFeatures):
     """Relation networks: an embedding, and a network that says how much two features are related.
 
     Sung, Yang, Zhang, Xiang, Torr, Hospedales 2018 (arXiv 1711.06025), equation 1: the relation of
@@ -82,10 +73,7 @@ class RelationNet(GradientStrategy):
     label outside `range(ways)` makes every logit NaN.
     """
 
-    loss: Loss
-    optimizer: optax.GradientTransformation
     relation: Callable = eqx.field(kw_only=True)
-    ways: int | None = eqx.field(default=None, kw_only=True, converter=_check_ways)
 
     def __check_init__(self):
         relation, argument = self.relation, "RelationNet(relation=...)"
@@ -96,35 +84,25 @@ class RelationNet(GradientStrategy):
     def meta_model(self, model: PyTree) -> MetaParameters:
         return MetaParameters(model, self.relation)
 
-    def unadapted(self, model: PyTree) -> None:
-        return None
-
-    def inner_adapt(
-        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
+    def classifier(
+        self,
+        model: PyTree,
+        support: LabelledExamples,
+        classes: int,
+        *,
+        key: PRNGKeyArray | None,
     ) -> RelationClassifier:
-        x, y, weight = labelled_examples(support)
+        x, y, weight = support
         learnt = meta_parameters(model, "RelationNet")
-        return _classifier(learnt, x, y, weight, num_classes(y, self.ways), key)
-
-
-@eqx.filter_jit
-def _classifier(
-    learnt: MetaParameters,
-    x: PyTree,
-    y: Array,
-    weight: Array | None,
-    classes: int,
-    key: PRNGKeyArray | None,
-) -> RelationClassifier:
-    embed_key, key = split_or_none(key)
-    features, embedding = features_of(learnt.model, x, key=embed_key, weight=weight)
-    means, present = prototypes(features, y, weight, classes)
-    shape = eqx.filter_eval_shape(predict, learnt.model, x).shape[1:]
-    means, features = (array.reshape(-1, *shape) for array in (means, features))
-    # For what normalises by the support set; without it nothing of this is computed.
-    pairs = jax.vmap(lambda f: jax.vmap(lambda c: jnp.concatenate([c, f]))(means))(features)
-    exists = jnp.ones(y.shape) if weight is None else weight
-    exists = (exists[:, None] * present[None, :]).ravel()
-    pairs = pairs.reshape(-1, *pairs.shape[2:])
-    _, relation = features_of(learnt.extra, pairs, key=key, weight=exists)
-    return RelationClassifier(embedding, relation, means, present)
+        embed_key, key = split_or_none(key)
+        found, embedding = features(learnt.model, x, key=embed_key, weight=weight)
+        means, present = prototypes(found, y, weight, classes)
+        shape = eqx.filter_eval_shape(predict, learnt.model, x, embed_key).shape[1:]
+        means, found = (array.reshape(-1, *shape) for array in (means, found))
+        # For what normalises by the support set; without it nothing of this is computed.
+        pairs = jax.vmap(lambda f: jax.vmap(lambda c: jnp.concatenate([c, f]))(means))(found)
+        exists = jnp.ones(y.shape) if weight is None else weight
+        exists = (exists[:, None] * present[None, :]).ravel()
+        pairs = pairs.reshape(-1, *pairs.shape[2:])
+        _, relation = features(learnt.extra, pairs, key=key, weight=exists)
+        return RelationClassifier(embedding, relation, means, present)

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_choice, check_int_or_none, check_optimizer
+from .._jaxpr.keys import split_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.state import TrainState
 from .._strategy.metrics import by_step
@@ -18,12 +19,10 @@ from .._strategy.outer_step import (
     init_state,
     mean_over_tasks,
     query_loss,
-    split_or_none,
 )
-from .._strategy.rollout_strategy import RolloutStrategy
+from .._strategy.rollout_strategy import RolloutStrategy, on_minibatches
 from .._strategy.strategy import Where, partition_learnt
 from .._task.layout import OverTasks, TaskChunk, check_task_chunk
-from .._task.minibatches import minibatches
 from .._task.task import Task
 from .._types import Loss, Metrics
 
@@ -94,29 +93,8 @@ class Reptile(RolloutStrategy):
         inner = self.inner.init(state.model) if self.inner_state == "carry" else None
         return TrainState(state.step, state.model, ReptileOptState(state.opt_state, inner))
 
-    def inner_rollout(
-        self,
-        model: PyTree,
-        support: PyTree,
-        *,
-        key: PRNGKeyArray | None = None,
-        steps: int | None = None,
-        start: int = 0,
-        **options,
-    ) -> Adaptation:
-        steps = self.inner.steps if steps is None else steps
-        batch_key, key = split_or_none(key)
-        support, rows = minibatches(support, self.batch_size, start + steps, batch_key)
-        return self.inner(
-            self.loss,
-            model,
-            support,
-            key=key,
-            steps=steps,
-            minibatches=None if rows is None else rows[start:],
-            start=start,
-            **options,
-        )
+    def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
+        return on_minibatches(self.inner, self.loss, model, support, self.batch_size, **options)
 
     @eqx.filter_jit
     def outer_update(

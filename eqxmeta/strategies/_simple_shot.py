@@ -5,16 +5,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument
-from .._model.features import embedded
-from .._model.features import features as features_of
+from .._model.features import embedded, features
 from .._model.state import own_model
-from .._pretraining import LinearHead, Pretraining, unit, zero_head
-from .._strategy.classes import labelled_examples, num_classes, prototypes
-from .._types import Loss
+from .._strategy.by_distance import PrototypeClassifier, squared_euclidean
+from .._strategy.classes import ByFeatures, LabelledExamples, prototypes
+from .._strategy.head_predictor import LinearHead
+from .._strategy.pretraining import Pretraining, unit, zero_head
 
 
 class Normalised(eqx.Module):
@@ -30,24 +29,6 @@ class Normalised(eqx.Module):
         return unit(features if self.mean is None else features - self.mean)
 
 
-class CentroidClassifier(eqx.Module):
-    """Maps one example to logits `[classes]`, `-‖z(x) - c_k‖²`.
-
-    - `embedding`: z. `centroids`: c, `[classes, features]`, the mean of each class of the support
-      set.
-    - `present`: `[classes]`, whether the class was in the support set; the logit of one that was
-      not is minus infinity.
-    """
-
-    embedding: Normalised
-    centroids: Float[Array, "classes features"]
-    present: Bool[Array, " classes"]
-
-    def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " classes"]:
-        differences = self.embedding(x, key=key)[None, :] - self.centroids
-        return jnp.where(self.present, -jnp.sum(differences**2, axis=1), -jnp.inf)
-
-
 def _check_center(center: Any) -> Any:
     leaves = jax.tree.leaves(center)
     sound = all(eqx.is_array_like(x) and jnp.ndim(x) > 0 and jnp.size(x) for x in leaves)
@@ -58,7 +39,7 @@ def _check_center(center: Any) -> Any:
     return jax.tree.map(jnp.asarray, center)
 
 
-class SimpleShot(Pretraining):
+class SimpleShot(Pretraining, ByFeatures):
     """Pretraining on all classes, then the nearest centroid of features of length one.
 
     Wang, Chao, Weinberger, van der Maaten 2019 (arXiv 1911.04623), section 3: the body and a linear
@@ -70,7 +51,7 @@ class SimpleShot(Pretraining):
 
     The model that is trained is the body, an embedding: one example to an array, which counts as a
     vector. `TrainState.model` is `MetaParameters(body, head)` with the head of the training
-    classes; `inner_adapt` returns a `CentroidClassifier`, one example to logits. A body that was
+    classes; `inner_adapt` returns a `PrototypeClassifier`, one example to logits. A body that was
     trained elsewhere is evaluated as it is: `em.evaluate(strategy, body, episodes)`; with features
     for images it is `eqx.nn.Identity()`.
 
@@ -92,33 +73,25 @@ class SimpleShot(Pretraining):
     `range(ways)` makes every logit NaN.
     """
 
-    loss: Loss
-    optimizer: optax.GradientTransformation
     center: PyTree = eqx.field(default=None, kw_only=True, converter=_check_center)
 
     def new_head(self, classes: int, features: int) -> LinearHead:
         return zero_head(classes, features)
 
-    def inner_adapt(
-        self, model: PyTree, support: PyTree, *, key: PRNGKeyArray | None = None
-    ) -> CentroidClassifier:
-        x, y, weight = labelled_examples(support)
-        classes = num_classes(y, self.ways)
-        return _classifier(own_model(model), x, y, weight, classes, self.center, key)
-
-
-@eqx.filter_jit
-def _classifier(
-    body: PyTree,
-    x: PyTree,
-    y: Array,
-    weight: Array | None,
-    classes: int,
-    center: PyTree,
-    key: PRNGKeyArray | None,
-) -> CentroidClassifier:
-    mean = None if center is None else jnp.mean(features_of(body, center)[0], axis=0)
-    found, body = features_of(body, x, key=key, weight=weight)
-    embedding = Normalised(body, mean)
-    normalised = jax.vmap(embedding.of_features)(found)
-    return CentroidClassifier(embedding, *prototypes(normalised, y, weight, classes))
+    def classifier(
+        self,
+        model: PyTree,
+        support: LabelledExamples,
+        classes: int,
+        *,
+        key: PRNGKeyArray | None,
+    ) -> PrototypeClassifier:
+        (x, y, weight), body = support, own_model(model)
+        mean = None
+        if self.center is not None:
+            of_center, _ = features(eqx.nn.inference_mode(body), self.center)
+            mean = jnp.mean(of_center, axis=0)
+        found, body = features(body, x, key=key, weight=weight)
+        embedding = Normalised(body, mean)
+        centroids = prototypes(jax.vmap(embedding.of_features)(found), y, weight, classes)
+        return PrototypeClassifier(embedding, squared_euclidean, *centroids)

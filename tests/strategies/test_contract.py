@@ -6,6 +6,7 @@ needs a line in `MADE`, one that trains another model a line in `MODELS`, one th
 tasks than it adapts to a line in `SOURCES`.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import re
@@ -203,6 +204,38 @@ def test_fit_evaluate_and_resume(name, tmp_path):
     steps = strategy.num_inner_steps()
     assert measured.values["loss"].shape == (4, 2 if steps is None else steps + 1)
     assert np.isfinite(measured.values["loss"][:, 1:]).all()
+
+
+class Dropping(Net):
+    drop: eqx.nn.Dropout
+
+    def __init__(self, model: Net):
+        self.layers, self.drop = model.layers, eqx.nn.Dropout(0.5)
+
+    def __call__(self, x, *, key=None):
+        return self.drop(super().__call__(x), key=key)
+
+
+ASKING = "RelationNet", "SimpleShot"  # a model what it makes, beside training it
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n not in ASKING))
+        for n in CLASSES
+        if " of the " not in n  # these are short, and pass no keys on
+    ],
+)
+def test_a_model_may_drop_out(name):
+    strategy = make(name)
+    if name == "SimpleShot":
+        strategy = dataclasses.replace(strategy, center=jnp.ones((5, 2)))
+    state = strategy.init(Dropping(model_of(name)))
+    tasks = jax.vmap(source_of(name).sample)(jax.random.split(KEY, 4))
+    _, metrics = eqx.filter_eval_shape(strategy.outer_update, state, tasks, key=KEY)
+    assert "loss" in metrics
+    eqx.filter_eval_shape(strategy.inner_adapt, state.model, Blobs().sample(KEY).support, key=KEY)
 
 
 @pytest.mark.slow

@@ -112,17 +112,15 @@ def test_classes_that_are_not_there_change_nothing(x64):
         losses.append(em.losses.cross_entropy(classifier, task.query, None)[0])
     np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-12)
     # Without a jit around it the labels say how many there are.
-    assert proto_maml().inner_rollout(model, task.support).model.bias.shape == (3,)
+    assert proto_maml().inner_rollout(model, task.support).model.head.bias.shape == (3,)
 
 
 def test_the_head_may_adapt_alone():
     task = blobs(3, 2).sample(KEY)
-    classifier = proto_maml(adapt=lambda c: (c.weight, c.bias)).inner_adapt(
-        embedding(), task.support
-    )
+    classifier = proto_maml(adapt=lambda p: p.head).inner_adapt(embedding(), task.support)
     assert eqx.tree_equal(classifier.embedding, embedding())
     start = proto_maml(rate=0.0).inner_adapt(embedding(), task.support)
-    assert not np.allclose(classifier.weight, start.weight)
+    assert not np.allclose(classifier.head.weight, start.head.weight)
 
 
 @pytest.mark.slow

@@ -190,3 +190,5 @@ def test_wrong_tasks_and_arguments_are_named():
     strategy = r2d2(ways=2)
     classifier = strategy.inner_adapt(strategy.init(embedding(3)).model, support)
     assert jnp.isnan(classifier(jnp.ones(4))).all()
+    with pytest.raises(ValueError, match="targets of `R2D2`" + THREE_PARTS):
+        strategy.inner_adapt(strategy.init(embedding(3)).model, (jnp.ones((2, 4)), jnp.ones(2)))

@@ -1,30 +1,21 @@
 """The base class of strategies that train on all classes at once, and adapt by a new head."""
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ._arguments import check_int_or_none
-from ._errors import explain
-from ._model.features import embedded
-from ._model.features import features as features_of
-from ._model.state import MetaParameters, meta_parameters
-from ._strategy.gradient_strategy import GradientStrategy
-from ._strategy.metrics import check_loss_output
-from ._task.task import Task, shapes_of
-
-
-class LinearHead(eqx.Module):
-    """`w_k·f + b_k`, of features f."""
-
-    weight: Float[Array, "classes features"]
-    bias: Float[Array, " classes"]
-
-    def __call__(self, features: Float[Array, " features"]) -> Float[Array, " classes"]:
-        return self.weight @ features + self.bias
+from .._arguments import check_int_or_none
+from .._errors import explain
+from .._model.features import features as features_of
+from .._model.state import MetaParameters, meta_parameters
+from .._task.task import Task, shapes_of
+from .classes import Classifies
+from .head_predictor import HeadPredictor, LinearHead
+from .metrics import check_loss_output
 
 
 def zero_head(classes: int, features: int) -> LinearHead:
@@ -38,24 +29,7 @@ def unit(x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
     return jnp.where(square == 0, 0, x / jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
-class HeadClassifier(eqx.Module):
-    """Maps one example to logits `[classes]`, `head(f(x))`.
-
-    - `embedding`: f, the user's own model. `head`: from its features to logits.
-    - `present`: `[classes]`, whether the class was in the support set; the logit of one that was
-      not is minus infinity. `None`: all are.
-    """
-
-    embedding: PyTree
-    head: eqx.Module
-    present: Bool[Array, " classes"] | None
-
-    def __call__(self, x: PyTree, *, key: PRNGKeyArray | None = None) -> Float[Array, " classes"]:
-        logits = self.head(embedded(self.embedding, x, key))  # pyright: ignore[reportCallIssue]
-        return logits if self.present is None else jnp.where(self.present, logits, -jnp.inf)
-
-
-class Pretraining(GradientStrategy):
+class Pretraining(Classifies):
     """A strategy whose outer step descends `loss` on minibatches of all training classes, those of
     `eqxmeta.tasks.Minibatches`, and that adapts to a task by a new head on the features.
 
@@ -67,24 +41,22 @@ class Pretraining(GradientStrategy):
     - `classes`: the number of classes that it is trained on, `Minibatches(...).num_classes`.
       `features`: the number of features of the body. Both are for training, and may be left out
       where a body only adapts.
-    - `ways`: the number of logits after adaptation; `None`: see `num_classes`.
 
     Metrics: `loss`, those that the loss reports, and `grad_norm`, all of the minibatch.
     """
 
     classes: int | None = eqx.field(default=None, kw_only=True)
     features: int | None = eqx.field(default=None, kw_only=True)
-    ways: int | None = eqx.field(default=None, kw_only=True)
 
     def __post_init__(self):
-        for field in ("classes", "features", "ways"):
+        super().__post_init__()
+        for field in ("classes", "features"):
             argument = f"{type(self).__name__}({field}=...)"
-            what = "features" if field == "features" else "classes"
-            value = check_int_or_none(getattr(self, field), argument, minimum=1, what=what)
+            value = check_int_or_none(getattr(self, field), argument, minimum=1, what=field)
             setattr(self, field, value)
 
     @abc.abstractmethod
-    def new_head(self, classes: int, features: int) -> eqx.Module:
+    def new_head(self, classes: int, features: int) -> Callable:
         """A head before it is trained, from `features` to `classes` logits: always the same."""
 
     def meta_model(self, model: PyTree) -> MetaParameters:
@@ -94,9 +66,6 @@ class Pretraining(GradientStrategy):
             expected = "both, such as `classes=minibatches.num_classes, features=64`"
             raise ValueError(explain(message, received, expected))
         return MetaParameters(model, self.new_head(self.classes, self.features))
-
-    def unadapted(self, model: PyTree) -> None:
-        return None
 
     def task_loss(
         self, model: PyTree, task: Task, *, step: Int[Array, ""], key: PRNGKeyArray | None
@@ -109,13 +78,13 @@ class Pretraining(GradientStrategy):
             expected = "`eqxmeta.tasks.Minibatches(images, labels, batch_size)`, in which a label "
             expected += "means the same class throughout; `Episodes` are to be evaluated on"
             raise ValueError(explain(message, received, expected))
-        self._check_features(model.model, task.query)
-        out = self.loss(HeadClassifier(model.model, model.extra, None), task.query, key)
+        self._check_features(model.model, task.query, key)
+        out = self.loss(HeadPredictor(model.model, model.extra, None), task.query, key)
         check_loss_output(out)
         return out
 
-    def _check_features(self, body: PyTree, batch: PyTree) -> None:
-        made = jax.eval_shape(lambda: features_of(body, batch[0])[0]).shape[1]
+    def _check_features(self, body: PyTree, batch: PyTree, key: PRNGKeyArray | None) -> None:
+        made = jax.eval_shape(lambda: features_of(body, batch[0], key=key)[0]).shape[1]
         if made != self.features:
             message = f"`{type(self).__name__}(features=...)` is not what the body makes."
             received = f"features={self.features}, and {made} features of an example"
