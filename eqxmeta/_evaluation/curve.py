@@ -9,6 +9,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from .._jaxpr.keys import used_again
 from .._model.predict import predict
 from .._model.support_statistics import with_support_statistics, without_statistics
 from .._strategy.jit import strategy_jit
@@ -60,7 +61,7 @@ def measure_piece(
         tells = telling_number(task)
         if not predictions:
             return Measured(curves, tells)
-        classes = tasks.classes(task_key) if says_classes(tasks) else None
+        classes = tasks.classes(used_again(task_key)) if says_classes(tasks) else None
         _, targets, weights = examples(task.query)
         return Measured(curves, tells, outputs[-1], targets, weights, classes)
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int
 from .._errors import explain
+from .._jaxpr.keys import used_again
 from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.examples import examples
@@ -72,7 +73,9 @@ def plot_adaptation(
     panels[0, 0].set_ylim(truth.min() - margin, truth.max() + margin)
     for i, (name, (strategy, model)) in enumerate(learners.items()):
         steps = (0, *sorted(inner_steps)) if strategy.num_inner_steps() is not None else (None,)
-        predictions = [_predictions(taking(strategy, k), model, sampled, key) for k in steps]
+        predictions = [
+            _predictions(taking(strategy, k), model, sampled, used_again(key)) for k in steps
+        ]
         for j in range(num_tasks):
             panel = panels[0, j] if alone else panels[j, i]
             task = jax.tree.map(lambda leaf, j=j: leaf[j].ravel(), drawn)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._arguments import check_int_or_none
+from .._jaxpr.keys import used_again
 from .._model.predict import predicted_class, without_absent
 from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
@@ -222,7 +223,7 @@ def _classified(
     each label of a task stands for, if it says so."""
 
     def one(key: Array) -> tuple[Task, Array, Array | None]:
-        classes = tasks.classes(jax.random.clone(key)) if says_classes(tasks) else None
+        classes = tasks.classes(used_again(key)) if says_classes(tasks) else None
         task = tasks.sample(key)
         # Another stream than that of the tasks, which is the key itself.
         adapting = jax.random.fold_in(key, _ADAPTING)
