@@ -19,6 +19,7 @@ from .._model.check import check_model
 from .._model.support_statistics import TransductiveLayer, has_layer
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy
+from .._task.device_source import is_device_source
 from .._task.mesh import Devices, mesh_of, replicated
 from .._task.task import Task, label_ranges, shapes_of
 from .curve import Measured, adaptation_curve, measure_piece
@@ -98,10 +99,14 @@ def measure(
     `advance` is called with numbers of tasks that have been evaluated."""
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
     found = []
+    model_there, root_there = replicated((model, root), mesh)
+    tasks_there = replicated(tasks, mesh) if is_device_source(tasks) else tasks
     with _annotate(strategy, model, task, tasks):
-        for piece, begin, size in pieces(tasks, num_tasks, argument):
-            data = replicated((model, piece, root, jnp.int32(begin)), mesh)
-            measured = measure_piece(strategy, *data, size, steps, predictions, mesh)
+        for piece, begin, size in pieces(tasks_there, num_tasks, argument):
+            piece, first = replicated((piece, jnp.int32(begin)), mesh)
+            measured = measure_piece(
+                strategy, model_there, piece, root_there, first, size, steps, predictions, mesh
+            )
             found.append(jax.device_get(measured))
             advance(min(size, num_tasks - begin))
     all_of = jax.tree.map(lambda *xs: np.concatenate(xs)[:num_tasks], *found)

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from .._callback.published import AT_END
 from .._errors import annotate_errors, explain, succeeds
+from .._jaxpr.flops import equations
 from .._model.changes import STATE_EXPECTED, changes
 from .._model.state import TrainState
 from .._strategy.metrics import SKIPPED, check_scalars, show
@@ -21,9 +22,10 @@ from .untouched import check_untouched
 
 def check_outer_update(
     strategy: Strategy, state: TrainState, tasks: Task, mesh: Mesh | None = None
-) -> set[str]:
-    """`strategy.outer_update` must give back the same kind of state, and scalar metrics, whose
-    names are returned."""
+) -> tuple[set[str], bool]:
+    """`strategy.outer_update` must give back the same kind of state, and scalar metrics. Returns
+    the names of these, and whether the devices of `mesh` share the tasks: an `outer_update` that
+    takes the mean over tasks by itself is right, but computed by every device for every task."""
     what = f"`{type(strategy).__name__}.outer_update`"
     with annotate_errors(what, f"a state and a batch of tasks {shapes_of(tasks)}"):
         try:
@@ -57,7 +59,8 @@ def check_outer_update(
         raise ValueError(explain(message, "; ".join(changed), STATE_EXPECTED))
     check_untouched(strategy, state, closed)
     warn_slow_convolutions(closed)
-    return set(metrics)
+    divided = any(eqn.primitive.name == "shard_map" for eqn in equations(closed.jaxpr))
+    return set(metrics), divided
 
 
 def _check_support(strategy: Strategy, state: TrainState, tasks: Task) -> None:

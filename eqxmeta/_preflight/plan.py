@@ -45,7 +45,8 @@ class PlanRow:
       another one that makes no difference.
     - `temp_bytes`: memory that the compiled step needs beside its arguments and results.
     - `flops`: operations, with every iteration of every loop counted.
-    - `collective_bytes`: what each of several devices sends to the others in a step.
+    - `collective_bytes`: what each of several devices sends to the others in a step; `sent` in the
+      printed table.
     - `compile_seconds`: what tracing and compiling took here and now.
     """
 
@@ -69,14 +70,17 @@ class Plan:
     reason: str
 
     def __str__(self) -> str:
-        names = f"{'task_chunk':>12}{'memory':>12}{'GFLOP':>10}{'compile':>9}"
+        several = any(row.collective_bytes for row in self.rows)
+        sent = f"{'sent':>12}" if several else ""
+        names = f"{'task_chunk':>12}{'memory':>12}{sent}{'GFLOP':>10}{'compile':>9}"
         lines = [f"  {'gradient':12}{'remat':>6}{names}"]
         for row in self.rows:
             mark = "*" if row is self.recommended else " "
             chunk = "all" if row.task_chunk is None else row.task_chunk
+            sent = f"{row.collective_bytes / 2**20:>8.2f} MiB" if several else ""
             lines.append(
                 f"{mark} {row.gradient or '-':12}{'-' if row.remat is None else row.remat!s:>6}"
-                f"{chunk!s:>12}{row.temp_bytes / 2**20:>8.1f} MiB{row.flops / 1e9:>10.3f}"
+                f"{chunk!s:>12}{row.temp_bytes / 2**20:>8.1f} MiB{sent}{row.flops / 1e9:>10.3f}"
                 f"{row.compile_seconds:>7.1f} s"
             )
         return "\n".join([*lines, f"* {self.reason}"])
@@ -177,7 +181,10 @@ def _measure(
     )
 
 
-_COLLECTIVE = re.compile(r"= (.*?) (?:all-reduce|all-gather|all-to-all|collective-permute)\(")
+# Those that run beside other work are two lines, of which the second has the result alone.
+_COLLECTIVE = re.compile(
+    r"= (.*?) (?:all-reduce|all-gather|all-to-all|collective-permute)(?:-done)?\("
+)
 _ARRAY = re.compile(r"[a-z]+(\d+)\[([\d,]*)\]")
 
 

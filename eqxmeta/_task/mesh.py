@@ -42,6 +42,8 @@ def mesh_of(devices: Any, argument: str) -> Mesh | None:
     alike = len({d.platform for d in devices}) == 1 and len(set(devices)) == len(devices)
     if not alike or (several and set(devices) != set(jax.devices())):
         raise ValueError(explain(message, repr(list(devices)), _EXPECTED))
+    if set(devices) == jnp.zeros(()).devices():
+        return None
     # Explicit axis types would ask every model to say how it is laid out.
     return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
@@ -138,6 +140,8 @@ def _put(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
 
     def put(x: Any) -> Any:
         if not eqx.is_array(x):
+            return x
+        if getattr(x, "sharding", None) == sharding:
             return x
         if jax.process_count() == 1:
             return jax.device_put(x, sharding)

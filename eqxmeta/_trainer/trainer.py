@@ -18,7 +18,6 @@ from .._loop.loop import Loop
 from .._loop.signals import Signals
 from .._model.check import check_model
 from .._model.state import TrainState, without_values
-from .._preflight.devices import divides_tasks
 from .._preflight.outer_update import check_outer_update
 from .._preflight.plan import Plan, make_plan
 from .._strategy.metrics import SKIPPED
@@ -210,7 +209,8 @@ class Trainer:
                 start=start, steps=steps, mesh=self.mesh,
             )  # fmt: skip
             source = held.enter_context(opened)
-            metrics = check_outer_update(self.strategy, state, source.example, self.mesh)
+            checked = check_outer_update(self.strategy, state, source.example, self.mesh)
+            metrics, divided = checked
             loop = Loop(settings, origin, source, callbacks, metrics, signals)
             loop.refuse()
             # Of those too that a trial run leaves out.
@@ -218,9 +218,6 @@ class Trainer:
             check_monitors(self.callbacks, metrics | skipped, self.strategy)
             if self.summary:
                 left_out = [callback for callback in self.callbacks if callback not in callbacks]
-                divided = self.mesh is not None and divides_tasks(
-                    self.strategy, state, source.example, self.mesh
-                )
                 told = render(
                     config, callbacks, left_out,
                     start=start, model=model, mesh=self.mesh, divided=divided,

@@ -11,6 +11,7 @@ import pytest
 
 import eqxmeta as em
 from eqxmeta._loop.chunk import Job, train_chunk
+from eqxmeta._preflight.plan import _collective_bytes
 from eqxmeta._task.device_source import Sampled
 from eqxmeta._task.mesh import divided, mesh_of, replicated
 from eqxmeta._trainer.seeds import Batch, train_seeds
@@ -233,11 +234,27 @@ def test_steps_that_are_not_finite(policy):
     assert int(state.step) == (5 if policy == "skip" else 2)
 
 
+def test_what_is_sent_beside_other_work_is_counted_once():
+    program = """
+    %a = (f32[2]{0}, f32[8]{0}) all-gather-start(f32[2]{0} %x), dimensions={0}
+    %b = f32[8]{0} all-gather-done((f32[2]{0}, f32[8]{0}) %a)
+    %c = bf16[3,2]{1,0} all-reduce(bf16[3,2]{1,0} %y), to_apply=%add"""
+    assert _collective_bytes(program) == 8 * 4 + 6 * 2
+
+
+def test_the_default_device_alone_needs_no_mesh():
+    first, second, *_ = jax.devices()
+    assert mesh_of([first], "devices") is None and mesh_of([second], "devices").size == 1
+    with jax.default_device(second):
+        assert mesh_of([second], "devices") is None and mesh_of([first], "devices").size == 1
+
+
 @pytest.mark.slow
 def test_plan_tells_what_a_device_sends():
     trainer = em.Trainer(maml(), meta_batch_size=8, devices=FOUR)
     _, size = collectives(maml(), tiny_mlp())
-    assert trainer.plan(tiny_mlp(), SINES).rows[0].collective_bytes == size
+    plan = trainer.plan(tiny_mlp(), SINES)
+    assert plan.rows[0].collective_bytes == size and " sent " in str(plan)
     plain = em.Trainer(maml(), meta_batch_size=8)
     assert plain.plan(tiny_mlp(), SINES, devices=FOUR).rows[0].collective_bytes == size
     assert plain.plan(tiny_mlp(), SINES).rows[0].collective_bytes == 0
