@@ -42,6 +42,8 @@ class Comparison:
     def __repr__(self) -> str:
         difference = shown(self.metric, self.mean, self.ci95, sign=True)
         verdict = "significant" if self.significant else "not significant"
+        if count := int(np.isnan(self.differences).sum()):
+            verdict = f"no verdict: NaN in {count} of them"
         return f"{self.metric}: a - b = {difference} over {len(self.differences)} tasks, {verdict}"
 
 

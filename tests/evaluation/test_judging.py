@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 import eqxmeta as em
+from eqxmeta._evaluation.tasks import same_tasks, telling_number
 
 from ..helpers import tiny_mlp
 
@@ -293,6 +294,13 @@ def test_what_is_transductive_or_nan_is_seen():
     board = em.leaderboard({"bad": bad, "good": good, "strange": strange})
     assert [place.name for place in board.places] == ["good", "strange (transductive)", "bad"]
     assert not board.places[-1].best
+    assert "no verdict: NaN in 1 of them" in repr(em.compare(good, bad))
+
+
+def test_tasks_of_which_some_hold_nan_are_known_again():
+    tells = [telling_number(em.Task(jnp.array([x, y]), ())) for x, y in ((1, 2), (1, np.nan))]
+    tells = np.asarray(tells)
+    assert same_tasks(tells, tells) and not same_tasks(tells, tells[::-1])
 
 
 # Sources on the host, and what is seen meanwhile.
