@@ -16,6 +16,7 @@ from eqxmeta._evaluation.result import Evaluation
 from eqxmeta._evaluation.tasks import check_tasks
 from eqxmeta._model.check import check_model
 from eqxmeta._model.state import TrainState
+from eqxmeta._model.support_statistics import TransductiveLayer, has_layer
 
 
 class Evaluate(Callback):
@@ -81,7 +82,8 @@ class Evaluate(Callback):
         model = self._model_of(run)
         check_model(model, "Evaluate(model=...)", trained=True)
         names = check_curve(run.strategy, model, self._task, None if steps is None else 1)
-        self.logs = [f"{self._prefix}/{name}" for name in (*names, "transductive")]
+        names += ("transductive",) * has_layer(model, TransductiveLayer)
+        self.logs = [f"{self._prefix}/{name}" for name in names]
 
     def on_fit_start(self, run: Run) -> None:
         self._measured = None

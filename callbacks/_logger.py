@@ -18,16 +18,21 @@ class Logger(Callback, abc.ABC):
             def write(self, step, values):
                 print(step, values)
 
-    It is given what `TensorBoard` shows, under the same names: `train/<metric>` at the outer steps
-    that are multiples of `every`, and whatever callbacks log, such as `eval/accuracy`: of a curve
-    over inner steps the last point, with `<name>/ci95` the half-width of its 95% interval.
+    - `every`: the training metrics of which outer steps are written, multiples of it. What other
+      callbacks log is written whenever they do.
+    - `name`: tells several of one class apart.
 
-    - `write(step, values)`: numbers by name, as floats; NaN among them.
-    - `write_image(step, name, pixels)`: uint8 `[height, width, 3]`. Left out unless filled in.
-    - `on_fit_start(run)`, `on_fit_end(run)`, `on_exception(run, error)`: to open and to close;
-      `run.config` describes the run, `run.id` is its name, `run.start` where it goes on.
+    What a subclass fills in:
 
-    A resumed run writes the steps after the checkpoint's once more. Raises `TypeError` or
+    - `write(step, values)`: numbers by name, as floats; NaN among them. They are
+      `train/<metric>`, and what callbacks log, such as `eval/accuracy`: of a curve over inner
+      steps the last point, and as `<name>/ci95` the half-width of its 95% interval.
+    - `write_image(step, name, pixels)`: uint8 `[height, width, 3]`. By default pictures are left
+      out; histograms always are.
+    - `on_fit_start(run)`, `on_fit_end(run)`, `on_exception(run, error)`: to open and to close.
+      `run.config` describes the run, `run.id` is its name, `run.start` the step it goes on from.
+
+    A run that is resumed writes the steps after its checkpoint once more. Raises `TypeError` or
     `ValueError` for an `every` that is not a positive integer.
     """
 
@@ -42,7 +47,7 @@ class Logger(Callback, abc.ABC):
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def write_image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Unless it is filled in, pictures are left out."""
+        """By default pictures are left out."""
 
     def on_chunk_end(self, run: Run, metrics: Mapping[str, np.ndarray]) -> None:
         columns = {f"train/{name}": rows for name, rows in metrics.items() if name != "step"}

@@ -1,5 +1,6 @@
 """What the user is told: errors, the one shape that their messages have, warnings, lines."""
 
+import importlib
 import inspect
 import sys
 import warnings
@@ -156,9 +157,18 @@ def succeeds(attempt: Callable[[], object]) -> bool:
     return True
 
 
-def is_missing(error: ModuleNotFoundError, module: str) -> bool:
-    """Whether it is the package of `module` that is not installed, rather than what that needs."""
-    return (error.name or "").split(".")[0] == module.split(".")[0]
+def need(module: str, caller: str, extra: str) -> Any:
+    """The imported `module`, of an optional dependency. Raises `ImportError` that says what to
+    install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package, _, _ = module.partition(".")
+        if (error.name or "").split(".")[0] != package:  # installed, and lacks what it needs itself
+            raise
+        message = f"`{caller}` needs a package that is not installed."
+        expected = f"pip install 'eqxmeta[{extra}]'"
+        raise ImportError(explain(message, f"no {package}", expected)) from error
 
 
 def takes(function: Any, *args: str, **kwargs: str) -> bool:

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_int, check_seed
-from .._errors import annotate_errors, explain, is_missing
+from .._errors import annotate_errors, explain, need
 from .._model.predict import predict
 from .._strategy.strategy import Strategy, adapted_model
 from .._task.device_source import check_device_source
@@ -35,13 +35,7 @@ def check_figure(
     drawn; `problem` is said of tasks with others.
 
     Raises `ImportError` without matplotlib, `TypeError` or `ValueError`."""
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        if not is_missing(error, "matplotlib"):
-            raise
-        message, expected = f"`{caller}` cannot draw.", "pip install 'eqxmeta[examples]'"
-        raise ImportError(explain(message, "no matplotlib", expected)) from error
+    need("matplotlib", caller, "examples")
     num_tasks = check_int(num_tasks, f"{caller}(num_tasks=...)", minimum=1, what="tasks")
     seed = check_seed(seed, f"{caller}(seed=...)")
     task = check_device_source(tasks, f"{caller}(tasks=...)")

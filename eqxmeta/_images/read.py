@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from .._arguments import check_argument, check_path
-from .._errors import Unfailing, explain
-from .extra import need
+from .._errors import Unfailing, explain, need
 from .format import ImageFormat
 from .images import Images
 
@@ -43,7 +42,7 @@ def read_image(
         received = "images that were arrays, of an .npz file or Omniglot"
         expected = "what `from_folder` read from files; or pass the image as an array"
         raise ValueError(explain(message, received, expected))
-    need("PIL.Image", "read_image")
+    need("PIL.Image", "read_image", "data")
     pixels = read_pixels(path, how.size, how.mode)
     if pixels.shape != how.shape:
         message = f"{path} is not like the images of training."

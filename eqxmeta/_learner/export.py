@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from .._arguments import check_argument, check_int, check_path
 from .._checkpoint.save_load import load_below, read_manifest, save
-from .._errors import CheckpointCorrupt, explain
+from .._errors import CheckpointCorrupt, explain, need
 from .._images.format import ImageFormat
 from .._model.predict import predict
 from .._strategy.strategy import adapted_model
@@ -48,6 +48,7 @@ def export(path: str | os.PathLike[str], learner: Learner, *, ways: int, shots: 
     ways = check_int(ways, "export(ways=...)", minimum=1, what="classes")
     shots = check_int(shots, "export(shots=...)", minimum=1, what="photographs a class")
     path = check_path(path, "export(path=...)")
+    need("flatbuffers", "export", "export")
     n, image = ways * shots, learner.format.shape
     outputs = learner.outputs(n)
     if outputs < ways:
@@ -129,13 +130,14 @@ class ExportedClassifier:
 
 
 def load_exported(path: str | os.PathLike[str]) -> ExportedLearner:
-    """The learner that `export` wrote. Of photographs as files Pillow is needed besides JAX (the
-    extra `data`), of arrays nothing.
+    """The learner that `export` wrote. Needs the extra `export` (flatbuffers), and for photographs
+    as files `data` (Pillow).
 
     Every byte is checked. Raises `CheckpointNotFound`, `CheckpointCorrupt`, `CheckpointTooNew`, and
     `ValueError` for a checkpoint that is no exported learner.
     """
     path = check_path(path, "load_exported(path=...)")
+    need("flatbuffers", "load_exported", "export")
     manifest = read_manifest(path)
     meta = manifest["meta"]
     if meta.get("kind") != _KIND:

@@ -7,8 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .._arguments import check_argument, check_choice, check_int_or_none, check_path
-from .._errors import explain
-from .._images.extra import need
+from .._errors import explain, need
 from .._images.images import Images
 from .._images.read import read_all
 from ._npz import from_npz
@@ -76,11 +75,13 @@ def from_folder(
 def _from_folders(
     paths: Sequence[str | Path], split: Any, size: int | None, mode: Literal["L", "RGB"] | None
 ) -> Images:
-    need("PIL.Image", "from_folder")
+    need("PIL.Image", "from_folder", "data")
     size = check_int_or_none(size, "from_folder(size=...)", minimum=1, what="pixels")
     if mode is not None:
         check_choice(mode, "from_folder(mode=...)", ("L", "RGB"), "is unknown")
     argument, expected = "from_folder(path=...)", "a folder that holds a folder a class"
+    sound, several = isinstance(paths, Sequence), f"{expected}, or a list of them"
+    check_argument(sound, paths, argument, several, TypeError)
     check_argument(len(paths), paths, argument, f"{expected}, one or more", fault="is empty")
     found = []
     for path in (check_path(path, argument) for path in paths):

@@ -9,9 +9,8 @@ from typing import IO
 import numpy as np
 from jaxtyping import UInt8
 
-from .._errors import explain
+from .._errors import explain, need
 from .._files.atomic import replacing
-from .._images.extra import need
 
 _CALLER = "omniglot(download=True)"
 _SMALL = 28  # pixels of a side as the field uses it; drawings are published with 105
@@ -47,7 +46,7 @@ def download_omniglot(path: Path) -> None:
 
     Raises `OSError` if a download fails, `ValueError` if it is not the published file.
     """
-    need("PIL.Image", _CALLER)
+    need("PIL.Image", _CALLER, "data")
     drawings: dict[tuple[int, str, str, str], list[np.ndarray]] = {}
     for split, sha256 in _ARCHIVES.items():
         # A folder of the system's: what a killed process leaves there is cleared away.
@@ -68,7 +67,7 @@ def download_omniglot(path: Path) -> None:
 
 
 def _fetch(url: str, sha256: str, folder: str) -> str:
-    pooch = need("pooch", _CALLER)
+    pooch = need("pooch", _CALLER, "data")
     try:
         return pooch.retrieve(url, known_hash=sha256, fname=url.rpartition("/")[2], path=folder)
     except OSError as error:  # those of requests, too

@@ -518,6 +518,11 @@ def test_npz_files_that_are_damaged(tmp_path):
     refused("is an .npz file", path, size=3)
 
 
+@pytest.mark.parametrize("path", [5, None, {"a": "b"}])
+def test_what_is_no_path_is_refused(path):
+    refused(r"`from_folder\(path=...\)`", path, error=TypeError)
+
+
 def test_without_the_extra(folder, monkeypatch):
     import sys
 

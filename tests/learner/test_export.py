@@ -48,6 +48,12 @@ def test_the_file_predicts_what_the_learner_does(made, tmp_path):
     assert told["format"]["mode"] == "RGB" and "cuda" in told["platforms"]
 
 
+def test_without_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(ImportError, match=r"`export`(.|\n)*no flatbuffers(.|\n)*eqxmeta\[export\]"):
+        em.export(tmp_path / "learner.eqx", learner(), ways=3, shots=2)
+
+
 DEPLOYED = """
 import sys
 import numpy as np
