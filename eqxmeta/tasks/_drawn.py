@@ -32,9 +32,3 @@ def turned(image: Shaped[Array, "..."], turn: Int[Array, ""]) -> Shaped[Array, "
     """`rot90(image, turn)`, for `turn` in `range(4)`: by half a turn, then by a quarter."""
     image = jnp.where(turn >= 2, jnp.flip(image, (-2, -1)), image)
     return jnp.where(turn % 2 == 1, jnp.rot90(image, axes=(-2, -1)), image)
-
-
-def with_turns(names: tuple[str, ...], turns: int) -> tuple[str, ...]:
-    """The names of classes, and after them those of the classes turned: `oak, 90°`."""
-    others = [f"{name}, {90 * turn}°" for turn in range(1, turns) for name in names]
-    return (*names, *others)

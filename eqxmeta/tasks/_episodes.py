@@ -7,30 +7,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Int, PRNGKeyArray
 
-from .._errors import explain
 from .._images.format import as_float
 from .._images.images import Images
 from .._task.task import Task
 from ._distinct import distinct
-from ._drawn import augment_keys, augmented, turned, with_turns
-from ._episode_arguments import (
-    check_augment,
-    check_sizes,
-    check_square,
-    checked_images,
-    checked_labels,
-    checked_rotations,
-    functions,
-)
+from ._drawn import augment_keys, augmented, turned
+from ._episode_arguments import check_augment, check_sizes, functions
+from ._labelled import Labelled
 from ._sizes import Size, checked_size, draw_size, most, with_padding
 
 # The keys of sizes come from a stream of their own: what is drawn stays what it was.
 _SIZES = 0x73697A65
 
 
-class Episodes(eqx.Module):
+class Episodes(Labelled):
     """N-way K-shot classification tasks, drawn on the device from arrays that live there.
 
     An episode has `ways` distinct classes, uniformly and in random order: label `0` means another
@@ -68,17 +60,13 @@ class Episodes(eqx.Module):
     turned, and for an augmentation that makes something else of an image.
     """
 
-    images: Shaped[Array, "N ..."]
     order: Int[Array, " N"]
     offsets: Int[Array, " classes"]
     counts: Int[Array, " classes"]
     ways: Size = eqx.field(static=True)
     shots: Size = eqx.field(static=True)
     queries: Size = eqx.field(static=True)
-    rotations: bool = eqx.field(static=True)
-    augment: tuple[Callable, ...]
     augment_support: tuple[Callable, ...]
-    upright_names: tuple[str, ...] = eqx.field(static=True, repr=False)
 
     # For type checkers: of `*data` they do not know that it is two.
     @overload
@@ -134,48 +122,20 @@ class Episodes(eqx.Module):
         augment: Callable | Sequence[Callable] | None = (),
         augment_support: Callable | Sequence[Callable] | None = (),
     ):
-        class_names = None
-        if labels is None and isinstance(images, Images):
-            images, labels, class_names = images.images, images.labels, images.class_names
         # Without defaults Python would be first to complain, of a call that says what it means.
-        if labels is None:
-            expected = (
-                "images and labels: `Episodes(x, labels, ways=5, ...)`; or what `eqxmeta.data` "
-                "returns, which has both: `Episodes(images, ways=5, ...)`"
-            )
-            received = f"images={type(images).__name__}"
-            raise TypeError(explain("`labels` is missing.", received, expected))
+        call = "ways=5, shots=1, queries=15"
+        numbers, classes = self._keep(images, labels, rotations, augment, call)
         self.ways = checked_size(ways, "ways", "classes a task")
         self.shots = checked_size(shots, "shots", "support examples a class")
         self.queries = checked_size(queries, "queries", "query examples a class")
-        self.rotations = checked_rotations(rotations)
-        self.augment = functions(augment)
         self.augment_support = functions(augment_support)
-        self.images = checked_images(images)
-        if rotations:
-            check_square(self.images.shape)
-        check_augment(self.augment, self.images)
         check_augment(self.augment_support, self.images, "augment_support")
-        labels = checked_labels(labels, len(self.images))
-        classes, counts = np.unique(labels, return_counts=True)
-        named = classes if class_names is None else np.asarray(class_names)[classes]
-        check_sizes(named, counts, self.turns, self.ways, self.shots, self.queries)
-        self.upright_names = tuple(map(str, named.tolist()))
+        counts = np.bincount(numbers)
+        check_sizes(classes, counts, self.turns, self.ways, self.shots, self.queries)
         # Examples of class `c`: `order[offsets[c] : offsets[c] + counts[c]]`.
-        self.order = jnp.asarray(np.argsort(labels, kind="stable"), jnp.int32)
+        self.order = jnp.asarray(np.argsort(numbers, kind="stable"), jnp.int32)
         self.offsets = jnp.asarray(np.cumsum(counts) - counts, jnp.int32)
         self.counts = jnp.asarray(counts, jnp.int32)
-
-    @property
-    def turns(self) -> int:
-        """Classes that are made of one class of `labels`: 4 with rotations, else 1."""
-        return 4 if self.rotations else 1
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the classes that episodes draw from, in sorted order: those of the images, or the
-        labels as text. After them the turned ones, if there are: `Greek/character01, 90°`."""
-        return with_turns(self.upright_names, self.turns)
 
     def classes(self, key: PRNGKeyArray) -> Int[Array, " ways"]:
         """What class each label of `sample(key)` is, by its position in `names`; -1 for a label

@@ -6,26 +6,17 @@ from typing import Any, overload
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from .._arguments import check_int
-from .._errors import explain
 from .._images.format import as_float
 from .._images.images import Images
 from .._task.task import Task
-from ._drawn import augment_keys, augmented, turned, with_turns
-from ._episode_arguments import (
-    check_augment,
-    check_square,
-    checked_images,
-    checked_labels,
-    checked_rotations,
-    functions,
-)
+from ._drawn import augment_keys, augmented, turned
+from ._labelled import Labelled
 
 
-class Minibatches(eqx.Module):
+class Minibatches(Labelled):
     """Minibatches of a labelled data set, for strategies that train on all of its classes at once
     and adapt afterwards: `Baseline`, `BaselinePlusPlus`, `SimpleShot`.
 
@@ -43,12 +34,8 @@ class Minibatches(eqx.Module):
     Raises `ValueError` or `TypeError`, naming the argument, for what is not as above.
     """
 
-    images: Shaped[Array, "N ..."]
     numbers: Int[Array, " N"]
     batch_size: int = eqx.field(static=True)
-    rotations: bool = eqx.field(static=True)
-    augment: tuple[Callable, ...]
-    upright_names: tuple[str, ...] = eqx.field(static=True, repr=False)
 
     @overload
     def __init__(
@@ -80,43 +67,13 @@ class Minibatches(eqx.Module):
         rotations: bool = False,
         augment: Callable | Sequence[Callable] | None = (),
     ):
-        class_names = None
-        if labels is None and isinstance(images, Images):
-            images, labels, class_names = images.images, images.labels, images.class_names
-        if labels is None:
-            expected = (
-                "images and labels: `Minibatches(x, labels, batch_size=64)`; or what "
-                "`eqxmeta.data` returns, which has both: `Minibatches(images, batch_size=64)`"
-            )
-            received = f"images={type(images).__name__}"
-            raise TypeError(explain("`labels` is missing.", received, expected))
         self.batch_size = check_int(batch_size, "batch_size", minimum=1, what="examples a batch")
-        self.rotations = checked_rotations(rotations)
-        self.augment = functions(augment)
-        self.images = checked_images(images)
-        if rotations:
-            check_square(self.images.shape)
-        check_augment(self.augment, self.images)
-        labels = checked_labels(labels, len(self.images))
-        classes, numbers = np.unique(labels, return_inverse=True)
-        named = classes if class_names is None else np.asarray(class_names)[classes]
-        self.upright_names = tuple(map(str, named.tolist()))
+        numbers, _ = self._keep(images, labels, rotations, augment, "batch_size=64")
         self.numbers = jnp.asarray(numbers, jnp.int32)
-
-    @property
-    def turns(self) -> int:
-        """Classes that are made of one class of `labels`: 4 with rotations, else 1."""
-        return 4 if self.rotations else 1
 
     @property
     def num_classes(self) -> int:
         return self.turns * len(self.upright_names)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the classes, in the order of their numbers: those of the images, or the labels as
-        text. After them the turned ones, if there are: `Greek/character01, 90°`."""
-        return with_turns(self.upright_names, self.turns)
 
     def sample(self, key: PRNGKeyArray) -> Task:
         """A minibatch: no support set, and the query set `x: [batch_size, ...]`,
