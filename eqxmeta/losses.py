@@ -143,8 +143,8 @@ def _logits(
     if not jnp.issubdtype(y.dtype, jnp.integer):
         raise TypeError(explain("Labels are not integers.", f"dtype {y.dtype}", "class numbers"))
     labels = y.astype(jnp.int32)
+    logits = without_absent(logits, labels, weight)
     if weight is not None:
-        logits = without_absent(logits, labels)
         labels = jnp.where(weight > 0, labels, 0)
     return _widened(logits), labels, weight
 

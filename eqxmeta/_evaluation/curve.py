@@ -63,7 +63,7 @@ def measure_piece(
             return Measured(curves, tells)
         classes = tasks.classes(used_again(task_key)) if says_classes(tasks) else None
         _, targets, weights = examples(task.query)
-        return Measured(curves, tells, outputs[-1], targets, weights, classes)
+        return Measured(curves, tells, outputs, targets, weights, classes)
 
     # Traced once: counted, and then computed as it is.
     closed, shapes = jax.make_jaxpr(one, return_shape=True)(jnp.int32(0))
@@ -105,28 +105,33 @@ def _curve(
     key: PRNGKeyArray | None,
     predictions: bool,
 ) -> tuple[dict[str, Array], PyTree]:
-    """`adaptation_curve`, and with `predictions` the output for each query, `[steps + 1, ...]`."""
+    """`adaptation_curve`, and with `predictions` the adapted model's output for each query."""
 
-    def measure(model: PyTree) -> tuple[dict[str, Array], PyTree]:
+    def ready(model: PyTree) -> PyTree:
         model = eqx.nn.inference_mode(model)
-        model = with_support_statistics(strategy.loss, model, task.support)
-        out = strategy.loss(model, task.query, None)
+        return with_support_statistics(strategy.loss, model, task.support)
+
+    def measure(model: PyTree) -> dict[str, Array]:
+        out = strategy.loss(ready(model), task.query, None)
         check_loss_output(out)
         value, metrics = out
-        if not predictions:
-            return {"loss": value, **metrics}, None
-        x, _, weights = examples(task.query)
-        return {"loss": value, **metrics}, predict(model, x, None, weights)
+        return {"loss": value, **metrics}
 
     model = without_statistics(model)
     if isinstance(strategy, RolloutStrategy):
         options = {"steps": steps, "observe": measure, "key": key}
-        return strategy.inner_rollout(model, task.support, **options).observed
-    after = measure(strategy.inner_adapt(model, task.support, key=key))
-    unadapted = strategy.unadapted(model)
-    before = (
-        jax.tree.map(jnp.zeros_like, after)  # NaN that is meant is made on the host
-        if unadapted is None
-        else measure(unadapted)
-    )
-    return jax.tree.map(lambda *xs: jnp.stack(xs), before, after)
+        end = strategy.inner_rollout(model, task.support, **options)
+        curves, adapted = end.observed, end.model
+    else:
+        adapted = strategy.inner_adapt(model, task.support, key=key)
+        after, unadapted = measure(adapted), strategy.unadapted(model)
+        before = (
+            jax.tree.map(jnp.zeros_like, after)  # NaN that is meant is made on the host
+            if unadapted is None
+            else measure(unadapted)
+        )
+        curves = jax.tree.map(lambda *xs: jnp.stack(xs), before, after)
+    if not predictions:
+        return curves, None
+    x, _, weights = examples(task.query)
+    return curves, predict(ready(adapted), x, None, weights)

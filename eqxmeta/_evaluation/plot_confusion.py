@@ -227,11 +227,9 @@ def _classified(
         task = tasks.sample(key)
         # Another stream than that of the tasks, which is the key itself.
         adapting = jax.random.fold_in(key, _ADAPTING)
-        x, _, weight = examples(task.query)
+        x, y, weight = examples(task.query)
         logits = adapted_predictions(strategy, model, task.support, x, adapting, weight)
-        if weight is not None:
-            logits = without_absent(logits, task.support[1])
-        return task, predicted_class(logits), classes
+        return task, predicted_class(without_absent(logits, y, weight)), classes
 
     return jax.lax.map(one, keys)
 

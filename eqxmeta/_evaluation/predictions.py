@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._errors import explain
-from .._model.predict import predicted_class
+from .._model.predict import predicted_class, without_absent
 from .._table import Table
 from .interval import half_width95, shown
 
@@ -43,11 +44,8 @@ class Predictions:
             received = f"outputs {self.outputs.shape}, targets of {self.targets.dtype}"
             expected = "outputs [num_tasks, queries, ways], targets of integers"
             raise ValueError(explain(message, received, expected))
-        logits = self.outputs
-        if self.weights is not None:  # then, as in `cross_entropy`, tasks may have fewer classes
-            absent = np.arange(logits.shape[-1]) > self.targets.max(1)[:, None]
-            logits = np.where(absent[:, None], -np.inf, logits)
-        return np.asarray(predicted_class(jnp.asarray(logits)))
+        found = jax.tree.map(jnp.asarray, (self.outputs, self.targets, self.weights))
+        return np.asarray(predicted_class(jax.vmap(without_absent)(*found)))
 
     def name(self, number: int) -> str:
         return str(number) if self.names is None else str(self.names[number])

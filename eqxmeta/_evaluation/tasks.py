@@ -10,10 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._arguments import check_argument, check_int
-from .._errors import explain
 from .._task.device_source import check_device_source, check_task, is_device_source, sample
 from .._task.host_source import read_batch
-from .._task.task import Task, count_tasks
+from .._task.task import Task, check_batch, count_tasks
 
 # Small tasks evaluated in parallel, and the most that are dispatched at once.
 PARALLEL = 50
@@ -28,13 +27,8 @@ def check_tasks(tasks: Any, num_tasks: Any, caller: str) -> tuple[Task, int]:
     argument = f"{caller}(tasks=...)"
     if isinstance(tasks, Task):
         check_task(tasks, argument, leading="task")
-        shapes = [leaf.shape for leaf in jax.tree.leaves(tasks)]
-        sizes = sorted({shape[0] for shape in shapes})
-        if len(sizes) != 1:
-            received = f"{sizes} tasks in its arrays, of shapes {shapes}"
-            expected = "a leading task axis in every array, and then, if of examples, that of these"
-            raise ValueError(explain(f"`{argument}` is not a batch of tasks.", received, expected))
-        return _one_of(tasks), sizes[0]
+        check_batch(tasks, argument)
+        return _one_of(tasks), count_tasks(tasks)
     if is_device_source(tasks):
         task, batch = check_device_source(tasks, argument), None
     else:

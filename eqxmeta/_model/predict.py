@@ -60,9 +60,14 @@ def predicted_class(logits: Shaped[Array, "... classes"]) -> Int[Array, "..."]:
 
 
 def without_absent(
-    logits: Shaped[Array, "n classes"], labels: Int[Array, " examples"]
+    logits: Shaped[Array, "n classes"],
+    labels: Int[Array, " n"],
+    weight: Shaped[Array, " n"] | None,
 ) -> Shaped[Array, "n classes"]:
-    """Minus infinity for classes above the largest of the `labels`, which there are not."""
+    """With weights tasks may have fewer classes than there are logits: minus infinity for those
+    above the largest of the `labels`, that of an example of weight 0 too."""
+    if weight is None:
+        return logits
     return jnp.where(jnp.arange(logits.shape[1]) > jnp.max(labels), -jnp.inf, logits)
 
 
