@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from eqxmeta._arguments import check_number
-from eqxmeta._callback.bar import open_bar
+from eqxmeta._bar import open_bar
 from eqxmeta._callback.callback import Callback
 from eqxmeta._callback.published import Curve, Histogram, Image, Published
 from eqxmeta._callback.run import Run

@@ -38,6 +38,7 @@ ROOMS = (
     "_arguments",
     "_types",
     "_table",  # tables, for the terminal and as Markdown
+    "_bar",  # progress, in a terminal or a notebook
     "_errors",
 )
 RANK = {room: rank for rank, line in enumerate(reversed(ROOMS)) for room in line.split()}

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int, check_seed
-from .._callback.bar import progress
+from .._bar import progress
 from .._direction import declared_by
 from .._errors import annotate_errors, explain, succeeds, warn
 from .._model.check import check_model

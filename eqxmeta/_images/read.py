@@ -1,6 +1,5 @@
 """Photographs, from files into arrays."""
 
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +9,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from .._arguments import check_argument, check_path
-from .._errors import Unfailing, explain, need
+from .._bar import progress
+from .._errors import explain, need
 from .format import ImageFormat
 from .images import Images
 
@@ -57,8 +57,6 @@ def read_all(
 ) -> UInt8[np.ndarray, "N channels height width"]:
     """All of them, on several threads, with a bar on a terminal if it takes more than a moment.
     Raises `ValueError` for a file that differs from the first."""
-    from tqdm import tqdm
-
     first = read_pixels(files[0], size, mode)
     images = np.empty((len(files), *first.shape), np.uint8)
 
@@ -73,12 +71,9 @@ def read_all(
             raise ValueError(explain(message, received, f"all alike; {mend} makes them so"))
         images[index] = image
 
-    with ThreadPoolExecutor() as pool:
-        done = pool.map(read, range(len(files)))
-        options = {"total": len(files), "unit": " images", "delay": 2, "leave": False}
-        stderr = Unfailing(sys.stderr)
-        for _ in tqdm(done, "reading", disable=None, file=stderr, **options):  # on terminals alone
-            pass
+    with ThreadPoolExecutor() as pool, progress(len(files), " images") as advance:
+        for _ in pool.map(read, range(len(files))):
+            advance(1)
     return images
 
 

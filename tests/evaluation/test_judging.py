@@ -346,7 +346,7 @@ class Terminal(io.StringIO):
 
 def test_what_takes_long_shows_a_bar_in_a_terminal(monkeypatch):
     def shown(seconds):
-        monkeypatch.setattr("eqxmeta._callback.bar._SECONDS", seconds)
+        monkeypatch.setattr("eqxmeta._bar._SECONDS", seconds)
         monkeypatch.setattr("sys.stderr", Terminal())
         em.evaluate(MAML, tiny_mlp(), SINES, num_tasks=120)
         return sys.stderr.getvalue()

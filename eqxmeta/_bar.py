@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from .._errors import Unfailing
+from ._errors import Unfailing
 
 if TYPE_CHECKING:
     from tqdm import tqdm
