@@ -68,10 +68,12 @@ class Best:
 
     def state_dict(self) -> dict[str, Any]:
         (step, value), *behind = self.saved or ((None, None),)
-        watched = {"monitor": self._monitor.name, "mode": self._monitor.mode}
-        state = watched | {"best_step": step, "best_value": value}
+        state = self._watched() | {"best_step": step, "best_value": value}
         more = {"behind": {str(s): x for s, x in behind}, "others": sorted(self.others)}
         return state | {name: x for name, x in more.items() if x}
+
+    def _watched(self) -> dict[str, Any]:
+        return {"monitor": self._monitor.name, "mode": self._monitor.mode}
 
     def restore(self, state: Mapping[str, Any], run: Run, saved: Collection[int]) -> None:
         """What another monitor has seen counts for nothing, but its best stays; nor does a file
@@ -80,7 +82,7 @@ class Best:
         told = [(state.get("best_step"), state.get("best_value"))]
         told += [(s, x) for name, x in behind.items() for s in saved if str(s) == name]
         self.others = {s for s in saved if s in state.get("others", ())}
-        if any(state.get(name) != now for name, now in list(self.state_dict().items())[:2]):
+        if any(state.get(name) != now for name, now in self._watched().items()):
             self.others.update(s for s in saved if s in [step for step, _ in told])
             return
         there = [(s, x) for s, x in told if s is not None and s in saved and x is not None]
