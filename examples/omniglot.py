@@ -32,7 +32,7 @@ def episodes(root, split, ways, shots, queries):
     return em.tasks.Episodes(data.images, data.labels, ways, shots, queries, rotations=True)
 
 
-def recipes(steps, width=64, center=None):
+def recipes(steps, width=64, batches=None):
     """The strategy, the number of inner steps at test, and the tasks of an outer step."""
     loss = em.losses.cross_entropy
 
@@ -54,7 +54,11 @@ def recipes(steps, width=64, center=None):
     def head(model):
         return model.head.weight, model.head.bias
 
-    head_of_all: dict[str, Any] = {"classes": 4 * 1028, "features": width}
+    head_of_all: dict[str, Any] = {"features": width}
+    center = None
+    if batches is not None:
+        head_of_all["classes"] = batches.num_classes
+        center, _ = batches.sample(jax.random.key(1)).query  # of whose features there is a mean
     decayed = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.01, momentum=0.9))
     new_head = em.InnerLoop(decayed, steps=100)  # the rates of Chen et al. 2019
     relation = eqx.nn.MLP(2 * width, "scalar", 64, 1, key=jax.random.key(1))
@@ -107,12 +111,11 @@ def main():
     # What took more than a second to compile is found there by the next start.
     jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
     name, out = args.algorithm, args.out / args.algorithm.lower()
-    batches = center = None
+    batches = None
     if name in ("Baseline", "BaselinePlusPlus", "SimpleShot"):
         characters = em.data.omniglot(args.data, "train")
         batches = em.tasks.Minibatches(characters, batch_size=64, rotations=True)
-        center, _ = batches.sample(jax.random.key(1)).query  # of whose features there is a mean
-    strategy, inner_steps, meta_batch = recipes(args.steps, args.width, center)[name]
+    strategy, inner_steps, meta_batch = recipes(args.steps, args.width, batches)[name]
     train_ways = args.train_ways or (30 if meta_batch == 1 else args.ways)
     # Reptile pools support and query: ten examples a class, of the twenty that there are.
     queries = max(10 - args.shots, 5) if name == "Reptile" else 5
