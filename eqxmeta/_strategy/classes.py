@@ -44,12 +44,7 @@ class ByFeatures(Classifies):
 
     @abc.abstractmethod
     def classifier(
-        self,
-        model: PyTree,
-        support: LabelledExamples,
-        classes: int,
-        *,
-        key: PRNGKeyArray | None,
+        self, model: PyTree, support: LabelledExamples, classes: int, key: PRNGKeyArray | None
     ) -> PyTree:
         """What maps an example to `classes` logits, from `model`, what `TrainState.model` holds."""
 
@@ -68,7 +63,7 @@ def _classifier(
     classes: int,
     key: PRNGKeyArray | None,
 ) -> PyTree:
-    return strategy.classifier(model, support, classes, key=key)
+    return strategy.classifier(model, support, classes, key)
 
 
 def labelled_examples(support: Any) -> LabelledExamples:

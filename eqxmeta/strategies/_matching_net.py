@@ -70,12 +70,7 @@ class MatchingNet(ByDistance):
     distance: Literal["euclidean", "cosine"] | Distance = eqx.field(default="cosine", kw_only=True)
 
     def classifier(
-        self,
-        model: PyTree,
-        support: LabelledExamples,
-        classes: int,
-        *,
-        key: PRNGKeyArray | None,
+        self, model: PyTree, support: LabelledExamples, classes: int, key: PRNGKeyArray | None
     ) -> MatchingClassifier:
         x, y, weight = support
         embedding, distance = self.embedding_and_distance(model)

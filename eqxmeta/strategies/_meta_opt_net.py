@@ -60,12 +60,7 @@ class MetaOptNet(ByFeatures):
         return MetaParameters(model, {"log_scale": jnp.log(_SCALE)})
 
     def classifier(
-        self,
-        model: PyTree,
-        support: LabelledExamples,
-        classes: int,
-        *,
-        key: PRNGKeyArray | None,
+        self, model: PyTree, support: LabelledExamples, classes: int, key: PRNGKeyArray | None
     ) -> HeadPredictor:
         learnt, (x, y, weight) = meta_parameters(model, "MetaOptNet"), support
         found, embedding = features(learnt.model, x, key=key, weight=weight)

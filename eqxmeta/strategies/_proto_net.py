@@ -41,12 +41,7 @@ class ProtoNet(ByDistance):
     """
 
     def classifier(
-        self,
-        model: PyTree,
-        support: LabelledExamples,
-        classes: int,
-        *,
-        key: PRNGKeyArray | None,
+        self, model: PyTree, support: LabelledExamples, classes: int, key: PRNGKeyArray | None
     ) -> PrototypeClassifier:
         x, y, weight = support
         embedding, distance = self.embedding_and_distance(model)

@@ -85,12 +85,7 @@ class RelationNet(ByFeatures):
         return MetaParameters(model, self.relation)
 
     def classifier(
-        self,
-        model: PyTree,
-        support: LabelledExamples,
-        classes: int,
-        *,
-        key: PRNGKeyArray | None,
+        self, model: PyTree, support: LabelledExamples, classes: int, key: PRNGKeyArray | None
     ) -> RelationClassifier:
         x, y, weight = support
         learnt = meta_parameters(model, "RelationNet")

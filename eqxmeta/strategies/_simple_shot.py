@@ -79,12 +79,7 @@ class SimpleShot(Pretraining, ByFeatures):
         return zero_head(classes, features)
 
     def classifier(
-        self,
-        model: PyTree,
-        support: LabelledExamples,
-        classes: int,
-        *,
-        key: PRNGKeyArray | None,
+        self, model: PyTree, support: LabelledExamples, classes: int, key: PRNGKeyArray | None
     ) -> PrototypeClassifier:
         (x, y, weight), body = support, own_model(model)
         mean = None
