@@ -21,7 +21,7 @@ from .._strategy.outer_step import (
     query_loss,
 )
 from .._strategy.rollout_strategy import RolloutStrategy, on_minibatches
-from .._strategy.strategy import Where, partition_learnt
+from .._strategy.strategy import partition_learnt
 from .._task.layout import OverTasks, TaskChunk, check_task_chunk
 from .._task.task import Task
 from .._types import Loss, Metrics
@@ -61,32 +61,16 @@ class Reptile(RolloutStrategy):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
-    batch_size: int | None
-    inner_state: Literal["reset", "carry"]
-    task_chunk: TaskChunk
+    batch_size: int | None = eqx.field(default=None, kw_only=True)
+    inner_state: Literal["reset", "carry"] = eqx.field(default="reset", kw_only=True)
+    task_chunk: TaskChunk = eqx.field(default="auto", kw_only=True)
 
-    def __init__(
-        self,
-        loss: Loss,
-        inner: InnerLoop,
-        optimizer: optax.GradientTransformation,
-        *,
-        batch_size: int | None = None,
-        inner_state: Literal["reset", "carry"] = "reset",
-        learn: Where | None = None,
-        task_chunk: TaskChunk = "auto",
-    ):
-        check_choice(inner_state, "Reptile(inner_state=...)", ("reset", "carry"))
+    def __post_init__(self):
+        check_choice(self.inner_state, "Reptile(inner_state=...)", ("reset", "carry"))
         argument = "Reptile(batch_size=...)"
-        self.batch_size = check_int_or_none(batch_size, argument, minimum=1, what="examples")
-        check_optimizer(optimizer, "Reptile(optimizer=...)")
-        check_task_chunk(task_chunk, "Reptile(task_chunk=...)")
-        self.loss = loss
-        self.inner = inner
-        self.optimizer = optimizer
-        self.inner_state = inner_state
-        self.task_chunk = task_chunk
-        self.learn = learn
+        self.batch_size = check_int_or_none(self.batch_size, argument, minimum=1, what="examples")
+        check_optimizer(self.optimizer, "Reptile(optimizer=...)")
+        check_task_chunk(self.task_chunk, "Reptile(task_chunk=...)")
 
     def init(self, model: PyTree) -> TrainState:
         state = init_state(self, model, self.optimizer)

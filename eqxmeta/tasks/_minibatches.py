@@ -73,6 +73,7 @@ class Minibatches(Labelled):
 
     @property
     def num_classes(self) -> int:
+        """How many, the turned ones too."""
         return self.turns * len(self.upright_names)
 
     def sample(self, key: PRNGKeyArray) -> Task:
