@@ -22,6 +22,7 @@ from .._strategy.strategy import Strategy
 from .._table import Table
 from .._task.task import shapes_of
 from .start import initial_state
+from .summary import fast_part
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,12 @@ def _rows(
 
 def _adapting(strategy: Strategy, model: PyTree, meta_model: PyTree) -> PyTree:
     """A tree of bools like the user's own model."""
-    nothing = jax.tree.map(lambda x: False, own_model(meta_model))
-    if not isinstance(strategy, RolloutStrategy):
-        return nothing
-    for of in (own_model(meta_model), model, meta_model):  # of whichever the strategy's choice is
-        with contextlib.suppress(Exception):
-            fast = own_model(strategy.inner.partition(of)[0])
-            return jax.tree.map(lambda x: x is not None, fast, is_leaf=lambda x: x is None)
-    return nothing
+    own, fast = own_model(meta_model), None
+    if isinstance(strategy, RolloutStrategy):
+        fast = fast_part(strategy.inner, own, model, meta_model)
+    if fast is None:
+        return jax.tree.map(lambda x: False, own)
+    return jax.tree.map(lambda x: x is not None, own_model(fast), is_leaf=lambda x: x is None)
 
 
 def _watched(layer: Any, tell: Callable[[Any, bool], None]) -> Any:

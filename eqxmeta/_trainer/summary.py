@@ -130,15 +130,20 @@ def _options(strategy: Strategy) -> str:
 
 
 def _adapts(inner: InnerLoop | None, *models: PyTree) -> str | None:
-    """The key paths of what `InnerLoop(adapt=...)` chooses of the first of the `models` that has
-    it: the user's, or what the strategy learns. `None` if everything adapts."""
+    """The key paths of what adapts. `None` if everything does."""
     if inner is None or inner.adapt is None:
         return None
+    fast = fast_part(inner, *models)
+    return "a part that the strategy makes" if fast is None else _key_paths(fast)
+
+
+def fast_part(inner: InnerLoop, *models: PyTree) -> PyTree | None:
+    """What adapts, of the first of the `models` that has what `InnerLoop(adapt=...)` chooses: the
+    user's, or what the strategy learns. `None` if none has; the check of the outer step tells."""
     for model in models:
-        # It may be of another model; if of none, the check of the outer step tells.
         with contextlib.suppress(Exception):
-            return _key_paths(inner.partition(model)[0])
-    return "a part that the strategy makes"
+            return inner.partition(model)[0]
+    return None
 
 
 def _learns(params: PyTree, rest: PyTree) -> str | None:
