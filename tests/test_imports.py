@@ -38,6 +38,7 @@ ROOMS = (
     "_arguments",
     "_types",
     "_table",  # tables, for the terminal and as Markdown
+    "_keys",  # of randomness: split, or used more than once on purpose
     "_bar",  # progress, in a terminal or a notebook
     "_errors",
 )

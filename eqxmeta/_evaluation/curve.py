@@ -9,7 +9,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from .._jaxpr.keys import used_again
+from .._keys import used_again
 from .._model.predict import predict
 from .._model.support_statistics import with_support_statistics, without_statistics
 from .._strategy.jit import strategy_jit

@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_int
 from .._errors import explain
-from .._jaxpr.keys import used_again
+from .._keys import used_again
 from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.examples import examples

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from .._arguments import check_int_or_none
-from .._jaxpr.keys import used_again
+from .._keys import used_again
 from .._model.predict import predicted_class, without_absent
 from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy

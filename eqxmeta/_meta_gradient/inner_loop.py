@@ -20,7 +20,7 @@ from .._arguments import (
 from .._errors import explain
 from .._jaxpr.finite_slopes import with_finite_slopes
 from .._jaxpr.hoist import hoist
-from .._jaxpr.keys import used_again
+from .._keys import used_again
 from .._model.changes import STATE_EXPECTED, changes
 from .._model.check import check_stateless
 from .._model.holder import HoldsModel

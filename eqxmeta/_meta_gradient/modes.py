@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._errors import explain
 from .._jaxpr.flops import equations
-from .._jaxpr.keys import used_again
+from .._keys import used_again
 
 GradientMode: TypeAlias = Literal["mixed", "reverse", "first_order"]
 GRADIENT_MODES: tuple[GradientMode, ...] = get_args(GradientMode)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._jaxpr.keys import keys_as_data
+from .._keys import keys_as_data
 
 
 def scan(

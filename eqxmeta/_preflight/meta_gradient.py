@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._arguments import check_argument
 from .._errors import annotate_errors, succeeds
-from .._jaxpr.keys import used_again
+from .._keys import used_again
 from .._meta_gradient.modes import refuses_mixed
 from .._model.check import check_model
 from .._model.support_statistics import with_support_statistics

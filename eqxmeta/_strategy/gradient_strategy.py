@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_optimizer
 from .._errors import explain
-from .._jaxpr.keys import split_or_none
+from .._keys import split_or_none
 from .._meta_gradient.estimator import Estimator, ReverseMode
 from .._model.state import MetaParameters, TrainState
 from .._task.layout import OverTasks, TaskChunk, check_task_chunk

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._errors import annotate_errors, explain, succeeds
-from .._jaxpr.keys import used_again
+from .._keys import used_again
 from .._model.check import check_stateless
 from .._model.state import TrainState, to_be_trained, without_weak_types
 from .._model.support_statistics import with_support_statistics

@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from .._arguments import check_argument
 from .._errors import explain
-from .._jaxpr.keys import split_or_none
+from .._keys import split_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.support_statistics import with_support_statistics
 from .._task.minibatches import minibatches

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_int_or_none, check_number
-from .._jaxpr.keys import split_or_none
+from .._keys import split_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.features import features
 from .._model.state import own_model

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument, check_number
 from .._errors import explain
-from .._jaxpr.keys import split_or_none
+from .._keys import split_or_none
 from .._model.features import embedded
 from .._model.features import features as features_of
 from .._model.state import MetaParameters, meta_parameters

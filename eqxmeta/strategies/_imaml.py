@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_int, check_number
-from .._jaxpr.keys import keys_as_data, split_or_none
+from .._keys import keys_as_data, split_or_none
 from .._meta_gradient.conjugate_gradients import conjugate_gradients
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._meta_gradient.modes import value_and_grad

@@ -4,7 +4,7 @@ import equinox as eqx
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._jaxpr.keys import split_or_none
+from .._keys import split_or_none
 from .._meta_gradient.inner_loop import InnerLoop
 from .._strategy.gradient_strategy import GradientStrategy
 from .._strategy.outer_step import adapt_with_metrics, query_loss, stop_gradient

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._arguments import check_int
-from .._jaxpr.keys import split_or_none
+from .._keys import split_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.state import MetaParameters, meta_parameters
 from .._strategy.gradient_strategy import GradientStrategy

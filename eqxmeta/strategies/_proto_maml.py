@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._jaxpr.keys import split_or_none
+from .._keys import split_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.features import features
 from .._strategy.classes import Classifies, labelled_examples, num_classes, prototypes

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .._arguments import check_argument
-from .._jaxpr.keys import split_or_none
+from .._keys import split_or_none
 from .._model.features import called, features
 from .._model.predict import predict
 from .._model.state import MetaParameters, meta_parameters

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._arguments import check_choice, check_int_or_none, check_optimizer
-from .._jaxpr.keys import split_or_none
+from .._keys import split_or_none
 from .._meta_gradient.inner_loop import Adaptation, InnerLoop
 from .._model.state import TrainState
 from .._strategy.metrics import by_step
