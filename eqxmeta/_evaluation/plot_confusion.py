@@ -1,7 +1,6 @@
 """A figure of what a model confuses in a few-shot classification task. Needs matplotlib, when
 called."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,11 +16,11 @@ from .._strategy.strategy import Strategy
 from .._task.examples import examples
 from .._task.task import Task
 from .curve import says_classes
+from .draw_confusion import draw_images, draw_matrix
 from .evaluate import with_num_inner_steps
-from .figure import FAINT, INK, adapted_predictions, check_figure, new_figure, without_padding
+from .figure import INK, adapted_predictions, check_figure, new_figure, without_padding
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # More would be too small to be seen.
@@ -30,8 +29,6 @@ _MAX_CLASSES = 20
 _LONGEST_NAME = 24
 
 _ADAPTING = 0x61646170
-
-_RIGHT, _WRONG = "#2a9d8f", "#d1495b"
 
 
 def plot_confusion(
@@ -90,8 +87,8 @@ def plot_confusion(
     size = side * columns + right + 0.8, max(3.4, side * ways + 1.4, right + 0.6)
     figure = new_figure(size[0] + 0.14 * longest, size[1] + 0.08 * longest)
     images, panel = figure.subplots(1, 2, width_ratios=[side * columns + 0.6, right])
-    _draw_images(images, first, shown, shots, queries, titles)
-    _draw_matrix(panel, matrix, bool((guesses < 0).any()), axis)
+    draw_images(images, first, shown, shots, queries, titles)
+    draw_matrix(panel, matrix, bool((guesses < 0).any()), axis)
     accuracy = np.trace(matrix) / matrix.sum()
     of = "this task" if num_tasks == 1 else f"{num_tasks} tasks, the first of which is shown"
     lines = ([title] if title else []) + [f"{accuracy:.1%} of {matrix.sum()} queries right in {of}"]
@@ -139,82 +136,6 @@ def _name_of(number: int, tasks: Any) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 10]}…{name[-9:]}"
 
 
-def _draw_images(
-    panel: "Axes",
-    task: Task,
-    predicted: np.ndarray,
-    shots: int,
-    queries: int,
-    titles: Sequence[str],
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    (support, support_y), (query, query_y) = task.support, task.query
-    low, high = min(support.min(), query.min()), max(support.max(), query.max())
-    ways = int(support_y.max()) + 1
-    # Where most pixels are at the low end, they are paper and the rest is ink.
-    colours = "gray_r" if np.median(query) - low < 0.05 * (high - low) else "gray"
-
-    def draw(
-        image: np.ndarray, row: int, column: float | int, colour: str, wrong: str = ""
-    ) -> None:
-        pixels = np.clip((_channels_last(image) - low) / (high - low + 1e-12), 0, 1)
-        extent = (column + 0.06, column + 0.94, row + 0.94, row + 0.06)
-        panel.imshow(pixels, cmap=colours, vmin=0, vmax=1, extent=extent, interpolation="nearest")
-        frame = Rectangle(
-            (column + 0.06, row + 0.06), 0.88, 0.88, fill=False, edgecolor=colour, linewidth=1.8
-        )
-        panel.add_patch(frame)
-        if wrong:
-            style = {"color": "white", "fontsize": 7, "fontweight": "bold"}
-            box = {"facecolor": _WRONG, "edgecolor": "none", "pad": 1.2}
-            at = (column + 0.9, row + 0.9)
-            panel.text(*at, wrong, ha="right", va="bottom", bbox=box, **style)
-
-    for label in range(ways):
-        for column, index in enumerate(np.flatnonzero(support_y == label)):
-            draw(support[index], label, column, FAINT)
-        for column, index in enumerate(np.flatnonzero(query_y == label)[:queries]):
-            right = predicted[index] == label
-            wrong = "" if right else _name(int(predicted[index]))
-            draw(query[index], label, shots + 0.5 + column, _RIGHT if right else _WRONG, wrong)
-    width = shots + 0.5 + queries
-    panel.set_xlim(-0.02, width + 0.02)
-    panel.set_ylim(ways + 0.02, -0.02)
-    panel.set_aspect("equal")
-    panel.spines[:].set_visible(False)
-    centres = [shots / 2, shots + 0.5 + queries / 2]
-    panel.set_xticks(centres, ["support", "queries (red: taken for class)"])
-    panel.xaxis.tick_top()
-    panel.set_yticks(np.arange(ways) + 0.5, titles[:ways])
-    panel.set_ylabel("class", color=INK)
-    panel.tick_params(length=0, labelcolor=INK, labelsize=9)
-
-
-def _name(predicted: int) -> str:
-    return str(predicted) if predicted >= 0 else "none"
-
-
-def _draw_matrix(panel: "Axes", matrix: np.ndarray, none: bool, axis: Sequence[str]) -> None:
-    ways, columns = matrix.shape
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(matrix.shape):
-        if matrix[row, column]:
-            colour = "white" if shares[row, column] > 0.5 else INK
-            style = {"ha": "center", "va": "center", "fontsize": 9 if ways <= 10 else 6}
-            panel.text(column, row, str(matrix[row, column]), color=colour, **style)
-    # A model may have more classes than the task.
-    more = [str(number) for number in range(len(axis), columns - none)]
-    upright = {} if max(map(len, axis)) <= 2 else {"rotation": 40, "ha": "right"}
-    panel.set_xticks(np.arange(columns), [*axis, *more, *["none"] * none], **upright)
-    panel.set_yticks(np.arange(ways), axis)
-    panel.set_xlabel("predicted", color=INK)
-    panel.set_ylabel("class", color=INK)
-    panel.tick_params(length=0, labelcolor=INK, labelsize=9 if ways <= 10 else 6)
-    panel.spines[:].set_color(FAINT)
-
-
 @strategy_jit()
 def _classified(
     strategy: Strategy, model: PyTree, tasks: Any, keys: Array
@@ -236,12 +157,6 @@ def _classified(
 
 def _most_examples(labels: np.ndarray) -> int:
     return int(np.bincount(labels).max())
-
-
-def _channels_last(image: np.ndarray) -> np.ndarray:
-    if image.ndim == 2:
-        return image
-    return image[0] if len(image) == 1 else np.moveaxis(image, 0, 2)
 
 
 def _are_labelled_images(x: Any, y: Any) -> bool:
