@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -58,6 +59,9 @@ class ProgressBar(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self._close()
+        self._talks = False  # whether a line has been said
+        if jax.process_index() > 0:  # the first shows it
+            return
         self._loss: float | None = None
         self._published: dict[str, float] = {}
         self._ends: deque[tuple[int, float]] = deque()  # of chunks: step, time
@@ -72,7 +76,6 @@ class ProgressBar(Callback):
         )
         self._text = ""
         self._began = self._said = time.perf_counter()
-        self._talks = False  # whether a line has been said
         if not self._bar.disable:
             run.show = self._show
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jax.sharding import Mesh
 
     from .._model.state import TrainState
@@ -70,6 +72,7 @@ class Run:
       continued, from `start`; otherwise they belong to somebody else.
     - `resumed_from`: the checkpoint from which it goes on, if there was one.
     - `resumed_meta`: the `meta` of that checkpoint; empty if there was none.
+    - `requests`: the reasons for which this process has asked it to end.
     - `skipped_in_a_row`: how many of the `skipped` steps are the last ones.
     - `skipped`: outer steps not taken so far, of `Trainer(on_non_finite="skip")`.
     - `id`: tells this call of `fit` from all others.
@@ -98,6 +101,7 @@ class Run:
         publish: Callable[[Mapping[str, Published]], None],
         callback_states: Callable[[], dict[str, dict[str, Any]]],
         sync_callbacks: Callable[[], None],
+        alone: bool = True,
     ):
         self.id = secrets.token_hex(8)
         self.strategy = settings.strategy
@@ -113,10 +117,12 @@ class Run:
         self.skipped_in_a_row: int = origin.meta.get("skipped_in_a_row", 0)
         self.examples = 0
         self.stop_reason: str | None = None
+        self.requests: list[str] = []
         self.ended = False
         self.terminated = False
         self.activity: tuple[str, float, bool] | None = None
         self.show: Callable[[str | None], None] | None = None
+        self._alone = alone
         self._state_after = state_after
         self._publish = publish
         self._callback_states = callback_states
@@ -132,10 +138,17 @@ class Run:
         self._publish(scalars)
 
     def request_stop(self, reason: str) -> None:
-        """End the run after this step; the first reason is the one that is told."""
-        self.terminated = self.terminated or reason == TERMINATED
+        """End the run after this step; the first reason is the one that is told. With several
+        processes all end, at the first step on which they can agree."""
+        self.requests.append(reason)
+        if self._alone:
+            self.stop(self.requests)
+
+    def stop(self, reasons: Sequence[str]) -> None:
+        """The run ends here, for these reasons."""
+        self.terminated = self.terminated or TERMINATED in reasons
         if self.stop_reason is None:
-            self.stop_reason = reason
+            self.stop_reason = reasons[0]
 
     @contextmanager
     def doing(self, activity: str, *, tell: bool = True) -> Iterator[None]:

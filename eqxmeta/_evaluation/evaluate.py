@@ -21,6 +21,7 @@ from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy
 from .._task.device_source import is_device_source
 from .._task.mesh import Devices, mesh_of, replicated
+from .._task.processes import Processes
 from .._task.task import Task, label_ranges, shapes_of
 from .curve import Measured, adaptation_curve, measure_piece
 from .predictions import Predictions
@@ -98,11 +99,12 @@ def measure(
     """`evaluate`, of arguments that have been checked. `task`: the shapes of one of `tasks`.
     `advance` is called with numbers of tasks that have been evaluated."""
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
-    found = []
+    processes, found = Processes(mesh), []
     model_there, root_there = replicated((model, root), mesh)
     tasks_there = replicated(tasks, mesh) if is_device_source(tasks) else tasks
     with _annotate(strategy, model, task, tasks):
         for piece, begin, size in pieces(tasks_there, num_tasks, argument):
+            processes.agree()  # reading the tasks, or what came before, may have failed in one
             piece, first = replicated((piece, jnp.int32(begin)), mesh)
             measured = measure_piece(
                 strategy, model_there, piece, root_there, first, size, steps, predictions, mesh

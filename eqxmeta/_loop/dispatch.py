@@ -1,8 +1,10 @@
 """The state of a run on the device, and the dispatches that consume it."""
 
+import contextlib
 import time
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +12,7 @@ from .._callback.run import Settings
 from .._errors import explain
 from .._model.state import TrainState, copied
 from .._task.mesh import on_one_device, replicated
+from .._task.processes import Processes
 from .._task.source import Source
 from .chunk import Job, Report, train_chunk
 
@@ -32,8 +35,9 @@ class Dispatcher:
     `ahead`: outer steps dispatched so far. The host may have seen fewer.
     """
 
-    def __init__(self, settings: Settings, source: Source, state: TrainState):
+    def __init__(self, settings: Settings, source: Source, state: TrainState, processes: Processes):
         self.ahead = int(state.step)
+        self._processes = processes
         self._settings = settings
         self._source = source
         self._mesh = settings.mesh
@@ -44,6 +48,7 @@ class Dispatcher:
     def dispatch(self, stop: int) -> Chunk:
         """Take the outer steps up to `stop`."""
         source = self._source.take(stop - self.ahead)
+        self._processes.agree()  # it may have failed in one of them
         start, before = self.ahead, self.state_after(self.ahead)
         self.ahead, self._copies = stop, {start: before}
         skip = self._settings.on_non_finite == "skip"
@@ -74,6 +79,12 @@ class Dispatcher:
         if self.ahead != step:
             self._state, self.ahead = self._placed(self.state_after(step)), step
         return on_one_device(self._state, self._mesh)
+
+    def settle(self) -> None:
+        """Wait for what has been dispatched, whatever becomes of it: the interpreter does not end
+        well while that computes."""
+        with contextlib.suppress(Exception):
+            jax.block_until_ready(eqx.filter(self._state, eqx.is_array))
 
     def _placed(self, state: TrainState) -> TrainState:
         """A copy that a dispatch may consume, on every device."""

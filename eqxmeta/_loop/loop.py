@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from .._callback.callback import Callback
-from .._callback.run import Origin, Run, Settings
+from .._callback.run import TERMINATED, Origin, Run, Settings
 from .._model.state import TrainState
+from .._task.processes import Processes
 from .._task.source import Source
 from .._task.task import count_all_examples
 from .dispatch import Chunk, Dispatcher
@@ -21,10 +22,14 @@ from .signals import INTERRUPTED, Signals
 # For so long the tasks of a whole chunk are waited for, before those that are there are taken.
 _SOURCE_SECONDS = 0.25
 
+# What one process can tell the others of why it wants to end.
+_TIME_LIMIT, _ANOTHER = "time limit", "as another process asked"
+_REASONS = (TERMINATED, INTERRUPTED, _TIME_LIMIT, _ANOTHER)
+
 
 class Loop:
     """One run. `run` is what the callbacks see of it. `metrics`: the names of the training metrics;
-    `signals`: those that may end it, once `train` is called."""
+    `signals`: those that may end it, once `train` is called; `processes`: those that run it."""
 
     def __init__(
         self,
@@ -34,12 +39,14 @@ class Loop:
         callbacks: tuple[Callback, ...],
         metrics: Collection[str],
         signals: Signals,
+        processes: Processes,
     ):
         self._settings = settings
+        self._processes = processes
         self._signals = signals
         self._source = source
         self._hooks = Hooks(callbacks, settings.everys, metrics, signals)
-        self._device = Dispatcher(settings, source, origin.state)
+        self._device = Dispatcher(settings, source, origin.state, processes)
         self.run = Run(
             settings,
             origin,
@@ -47,6 +54,7 @@ class Loop:
             publish=lambda scalars: self._hooks.log(self.run, scalars),
             callback_states=self._hooks.states,
             sync_callbacks=self._hooks.sync,
+            alone=not processes.several,
         )
         self.run.examples = count_all_examples(source.example)
         self._watch = Watch(origin.state, self.run.skipped, self.run.skipped_in_a_row)
@@ -72,7 +80,7 @@ class Loop:
                 self._train()
             except KeyboardInterrupt:
                 # From a hook. The state is whole, so that this ends the run like Ctrl-C does.
-                if self._interrupted:
+                if self._interrupted or self._processes.several:
                     raise
                 self._stop(INTERRUPTED)
             # The chunk in flight is dropped, if the run has been asked to end before it.
@@ -80,6 +88,8 @@ class Loop:
             self._hooks.end(self.run)
         except BaseException as error:
             self._hooks.exception(self.run, error)
+            if self._processes.several and isinstance(error, Exception):
+                self._device.settle()
             raise
         return state
 
@@ -104,13 +114,15 @@ class Loop:
         # The device is a chunk ahead of the hooks, also of those that save and evaluate: what they
         # do costs no time unless it takes longer than a chunk.
         pending = None
-        while run.stop_reason is None and (pending or device.ahead < run.steps):
+        while (pending or device.ahead < run.steps) and not self._is_to_end():
             before, pending = pending, None
-            stop = self._next_stop(wait=before is None)
+            stop = self._processes.agree(self._next_stop(wait=before is None))
             if stop > device.ahead:
                 try:
                     pending = device.dispatch(stop)
                 except Exception:
+                    if self._processes.several:  # whose hooks may wait for the others
+                        raise
                     self._complete(before)  # the steps before the error were taken, and are told
                     if run.stop_reason is None:  # else what failed is not needed
                         raise
@@ -119,9 +131,19 @@ class Loop:
             if before:
                 self._stop_if_late()
 
+    def _is_to_end(self) -> bool:
+        run = self.run
+        if self._processes.several and run.stop_reason is None:
+            mine = run.requests[:1]
+            codes = [_REASONS.index(x if x in _REASONS else _ANOTHER) for x in mine]
+            code = self._processes.agree(*codes or [len(_REASONS)])
+            if code < len(_REASONS):
+                run.stop(mine if codes == [code] else [_REASONS[code]])
+        return run.stop_reason is not None
+
     def _stop_if_late(self) -> None:
         if self.run.step < self.run.steps and time.monotonic() > self._deadline:
-            self.run.request_stop("time limit")
+            self.run.request_stop(_TIME_LIMIT)
 
     def _next_stop(self, *, wait: bool) -> int:
         """Where the next chunk ends. If the source has no tasks for it yet that is where the last
@@ -133,7 +155,7 @@ class Loop:
         if there == wanted or not wait:
             return ahead + there if there == wanted else ahead
         with run.doing(f"waiting for `tasks[{ahead + there}]`"):
-            while run.stop_reason is None:
+            while not run.requests:
                 there = self._source.available(wanted, _SOURCE_SECONDS)
                 if there:
                     return ahead + there

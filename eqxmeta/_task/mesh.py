@@ -24,13 +24,10 @@ _current = jax.make_user_context(None)
 
 
 def mesh_of(devices: Any, argument: str) -> Mesh | None:
-    """`None` for a single device: that on which JAX computes by default."""
-    several = jax.process_count() > 1
+    """`None` for a single device: that on which JAX computes by default. With several processes
+    `devices` are all there are, or some of this process alone."""
     message = f"`{argument}` is invalid."
     if devices is None:
-        if several:
-            received = f"None, in one of {jax.process_count()} processes"
-            raise ValueError(explain(message, received, "'all': every process takes part"))
         return None
     if isinstance(devices, str):
         if devices != "all":
@@ -40,8 +37,10 @@ def mesh_of(devices: Any, argument: str) -> Mesh | None:
     if not sound:
         raise TypeError(explain(message, repr(devices), _EXPECTED))
     alike = len({d.platform for d in devices}) == 1 and len(set(devices)) == len(devices)
-    if not alike or (several and set(devices) != set(jax.devices())):
-        raise ValueError(explain(message, repr(list(devices)), _EXPECTED))
+    here = set(devices) <= set(jax.local_devices()) or set(devices) == set(jax.devices())
+    if not alike or not here:
+        expected = _EXPECTED if here else "'all', or devices of this process"
+        raise ValueError(explain(message, repr(list(devices)), expected))
     if set(devices) == jnp.zeros(()).devices():
         return None
     # Explicit axis types would ask every model to say how it is laid out.

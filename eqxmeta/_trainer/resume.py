@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._arguments import check_argument, check_path
 from .._callback.callback import Callback, name_of
@@ -18,6 +19,7 @@ from .._checkpoint.run_files import load_run
 from .._checkpoint.run_meta import check_types, read_run
 from .._errors import CheckpointCorrupt, CheckpointError, CheckpointNotFound, explain, warn
 from .._model.state import TrainState
+from .._task.processes import Processes
 from .._task.task import layout_of
 from .identity import as_asked, refuse_another, tell_of_other_bits
 
@@ -85,6 +87,37 @@ def restore(
         message = "`fit(steps=...)` is before the checkpoint."
         raise ValueError(explain(message, config["steps"], f"{start} or more"))
     return origin
+
+
+def shared(origin: Origin, processes: Processes) -> Origin:
+    """Process 0's, in all of them: they begin at the same numbers, and files are read by one.
+
+    Raises `ValueError` in a process whose state has other arrays."""
+    if not processes.several:
+        return origin
+    arrays, others = eqx.partition(origin.state, eqx.is_array)
+    leaves, structure = jax.tree.flatten(arrays)
+    layout = layout_of(arrays)
+    sent = layout, [_numbers(x) for x in leaves], origin.resuming, origin.path, origin.meta
+    expected, values, resuming, path, meta = processes.from_first(sent)
+    if layout != expected:
+        message = "`fit(model=...)` is another model than that of process 0."
+        raise ValueError(explain(message, layout, str(expected)))
+    restored = [_array(value, x) for value, x in zip(values, leaves, strict=True)]
+    state = eqx.combine(jax.tree.unflatten(structure, restored), others)
+    return Origin(state, resuming=resuming, path=path, meta=meta)
+
+
+def _numbers(x: Any) -> np.ndarray:
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x)
+
+
+def _array(value: np.ndarray, like: Any) -> Any:
+    is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+    if is_key:
+        return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like))
+    return jnp.asarray(value)
 
 
 def _with_arrays(like: TrainState, state: TrainState) -> TrainState:

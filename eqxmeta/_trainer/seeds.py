@@ -24,6 +24,7 @@ from .._strategy.jit import strategy_jit
 from .._strategy.strategy import Strategy
 from .._task.device_source import Sampled
 from .._task.mesh import divide, divided, replicated
+from .._task.processes import Processes
 from .seed_arguments import check_alike, check_models, check_seeds, check_source
 from .seed_runs import SeedRuns
 from .start import initial_state
@@ -56,6 +57,10 @@ def fit_seeds(
     expected = "an instance of `eqxmeta.Trainer`"
     sound, fault = isinstance(trainer, Trainer), "is not a trainer"
     check_argument(sound, trainer, argument, expected, TypeError, fault)
+    if Processes(trainer.mesh).several:
+        message = f"`{argument}` shares its devices with other processes."
+        expected = "`Trainer(devices=jax.local_devices())`: seeds of its own in each process"
+        raise ValueError(explain(message, f"devices of {jax.process_count()} processes", expected))
     if trainer.callbacks:
         message = f"`{argument}` has callbacks, which watch a single run."
         received = ", ".join(type(callback).__name__ for callback in trainer.callbacks)

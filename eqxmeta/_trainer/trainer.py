@@ -7,12 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import jax
 from jaxtyping import PyTree
 
 from .._arguments import check_argument, check_choice, check_int, check_seed
 from .._callback.callback import Callback, attach, name_of
 from .._callback.monitor import check_monitors
-from .._callback.run import OnNonFinite, Run, Settings
+from .._callback.run import OnNonFinite, Origin, Run, Settings
 from .._errors import explain, tell, warn, warnings_end_nothing
 from .._loop.loop import Loop
 from .._loop.signals import Signals
@@ -23,8 +24,9 @@ from .._preflight.plan import Plan, make_plan
 from .._strategy.metrics import SKIPPED
 from .._strategy.strategy import Strategy
 from .._task.mesh import Devices, check_divides, mesh_of
+from .._task.processes import Processes
 from .._task.source import open_source
-from .resume import can_resume, find, restore
+from .resume import can_resume, find, restore, shared
 from .start import initial_state
 from .summary import describe, render
 
@@ -160,8 +162,15 @@ class Trainer:
         """
         steps = check_int(steps, "fit(steps=...)", minimum=1, what="outer steps")
         check_model(model, "fit(model=...)")
-        with Signals(signal.SIGINT, signal.SIGTERM, talk=self.summary) as signals:
-            return self._fit(model, tasks, steps, resume, signals)
+        processes = Processes(self.mesh)
+        if jax.process_count() > 1 and not processes.several:
+            message = "`Trainer(devices=...)` leaves other processes out."
+            received = f"{'one device' if self.mesh is None else self.mesh.size} here, of "
+            received += f"{jax.device_count()} in {jax.process_count()} processes"
+            raise ValueError(explain(message, received, "devices='all'"))
+        talk = self.summary and processes.first
+        with Signals(signal.SIGINT, signal.SIGTERM, talk=talk) as signals, processes.together():
+            return self._fit(model, tasks, steps, resume, signals, processes)
 
     def _fit(
         self,
@@ -170,6 +179,7 @@ class Trainer:
         steps: int,
         resume: Literal["auto"] | str | Path | TrainState | None,
         signals: Signals,
+        processes: Processes,
     ) -> TrainState:
         callbacks = self.callbacks
         check_divides(self.mesh, self.meta_batch_size, "Trainer(meta_batch_size=...)")
@@ -196,13 +206,20 @@ class Trainer:
             config=config,
             mesh=self.mesh,
         )
+        summary = self.summary and processes.first
+        if not processes.first:  # files have one writer
+            callbacks = tuple(callback for callback in callbacks if not callback.writes)
         with contextlib.ExitStack() as held:
             for callback in callbacks:
                 held.enter_context(callback.exclusive())
-            found = find(resume, callbacks)
-            if found:  # shapes are enough, and the arrays would be in the way of those to come
-                state = without_values(state)
-            origin = restore(resume, found, state, callbacks, config)
+            if processes.first:
+                found = find(resume, callbacks)
+                if found:  # shapes are enough, and the arrays would be in the way of those to come
+                    state = without_values(state)
+                origin = restore(resume, found, state, callbacks, config)
+            else:
+                origin = Origin(state)
+            origin = shared(origin, processes)
             start, state = int(origin.state.step), origin.state
             opened = open_source(
                 tasks, self.meta_batch_size, "fit(tasks=...)",
@@ -211,12 +228,12 @@ class Trainer:
             source = held.enter_context(opened)
             checked = check_outer_update(self.strategy, state, source.example, self.mesh)
             metrics, divided = checked
-            loop = Loop(settings, origin, source, callbacks, metrics, signals)
+            loop = Loop(settings, origin, source, callbacks, metrics, signals, processes)
             loop.refuse()
             # Of those too that a trial run leaves out.
             skipped = {SKIPPED} if self.on_non_finite == "skip" else set()
             check_monitors(self.callbacks, metrics | skipped, self.strategy)
-            if self.summary:
+            if summary:
                 left_out = [callback for callback in self.callbacks if callback not in callbacks]
                 told = render(
                     config, callbacks, left_out,
@@ -228,7 +245,7 @@ class Trainer:
             held.enter_context(warnings_end_nothing())
             del origin, state  # the loop has a copy, and the run may be long
             state = loop.train()
-            self._say_how_it_ended(loop.run)
+            self._say_how_it_ended(loop.run, summary)
         return state
 
     def _everys(self, callbacks: Iterable[Callback], steps: int) -> dict[str, int]:
@@ -240,14 +257,14 @@ class Trainer:
             if every is not None
         }
 
-    def _say_how_it_ended(self, run: Run) -> None:
+    def _say_how_it_ended(self, run: Run, summary: bool) -> None:
         self.stop_reason = run.stop_reason
-        if self.summary and run.stop_reason is not None:
+        if summary and run.stop_reason is not None:
             reached = f"{run.step:,} of {run.steps:,}"
             tell(f"stopped at step {reached}: {run.stop_reason}")
         if run.skipped:
             skipped = f"skipped {run.skipped:,} steps that were not finite"
-            if self.summary:
+            if summary:
                 tell(skipped)
             else:
                 warn(f"The run {skipped}.")
