@@ -1,13 +1,25 @@
-"""Annotations are checked wherever tests go: jaxtyping's shapes and dtypes, by beartype."""
+"""Annotations of arrays are checked wherever tests go: jaxtyping's shapes and dtypes, by beartype."""
 
 import gc
 import os
+import pathlib
 import signal
 
 import jaxtyping
 from jaxtyping import install_import_hook
 
-install_import_hook("eqxmeta", "beartype.beartype")
+# Modules without arrays are left to the type checker: checking every call of theirs would take a
+# fifth of the suite's time.
+ROOT = pathlib.Path(__file__).parents[1]
+install_import_hook(
+    [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for pattern in ("eqxmeta/**/*.py", "eqxmeta/callbacks/*.py")
+        for path in ROOT.glob(pattern)
+        if "jaxtyping" in path.read_text()
+    ],
+    "beartype.beartype",
+)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
