@@ -1,4 +1,4 @@
-"""Annotations of arrays are checked wherever tests go: jaxtyping's shapes and dtypes, by beartype."""
+"""Arrays are checked wherever tests go: jaxtyping's shapes and dtypes, by beartype."""
 
 import gc
 import os
