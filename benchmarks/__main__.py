@@ -1,6 +1,6 @@
 """Everything that is claimed about speed and memory, measured.
 
-    python -m benchmarks [--only loop,peers] [--pairs 5] [--quick] [--out benchmarks/results]
+    python -m benchmarks [--only loop,peers] [--pairs 5] [--quick] [--out runs/benchmarks]
 
 Prints a table, and writes it to `results.json` in the folder `--out`, replacing that of an earlier
 run.
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between")
     parser.add_argument("--pairs", type=int, default=5, help="how often each two are timed")
     parser.add_argument("--quick", action="store_true", help="tiny settings: does it run?")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder")
     args = parser.parse_args()
     names = args.only.split(",")
     if unknown := set(names) - set(SECTIONS):

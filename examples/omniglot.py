@@ -32,8 +32,10 @@ def episodes(root, split, ways, shots, queries):
     return em.tasks.Episodes(data.images, data.labels, ways, shots, queries, rotations=True)
 
 
-def recipes(steps, width=64, batches=None):
-    """The strategy, the number of inner steps at test, and the tasks of an outer step."""
+def recipes(steps, features=64, batches=None):
+    """The strategy, the number of inner steps at test, and the tasks of an outer step. `features`
+    of an image: the width of Conv4. `batches`: for those that are trained on all classes at once.
+    """
     loss = em.losses.cross_entropy
 
     def annealed(rate):  # so that a short run is enough
@@ -54,14 +56,14 @@ def recipes(steps, width=64, batches=None):
     def head(model):
         return model.head.weight, model.head.bias
 
-    head_of_all: dict[str, Any] = {"features": width}
+    head_of_all: dict[str, Any] = {"features": features}
     center = None
     if batches is not None:
         head_of_all["classes"] = batches.num_classes
         center, _ = batches.sample(jax.random.key(1)).query  # of whose features there is a mean
     decayed = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.01, momentum=0.9))
     new_head = em.InnerLoop(decayed, steps=100)  # the rates of Chen et al. 2019
-    relation = eqx.nn.MLP(2 * width, "scalar", 64, 1, key=jax.random.key(1))
+    relation = eqx.nn.MLP(2 * features, "scalar", 64, 1, key=jax.random.key(1))
     to_zero = optax.sgd(optax.linear_schedule(1.0, 0.0, steps))  # Nichol et al. 2018, table 4
     return {
         "MAML": (em.MAML(loss, one, adam), 3, 8),
@@ -95,6 +97,27 @@ def recipes(steps, width=64, batches=None):
     }
 
 
+def prepare(name, data, steps, ways=5, shots=1, width=64, train_ways=None, seed=0):
+    """The recipe of that name, its network, and the tasks that are trained on, that choose the
+    checkpoint, and that are reported."""
+    batches = None
+    if name in ("Baseline", "BaselinePlusPlus", "SimpleShot"):
+        characters = em.data.omniglot(data, "train")
+        batches = em.tasks.Minibatches(characters, batch_size=64, rotations=True)
+    recipe = recipes(steps, width, batches)[name]
+    _, inner_steps, meta_batch = recipe
+    train_ways = train_ways or (30 if meta_batch == 1 else ways)
+    # Reptile pools support and query: ten examples a class, of the twenty that there are.
+    queries = max(10 - shots, 5) if name == "Reptile" else 5
+    train = batches or episodes(data, "train", train_ways, shots, queries)
+    queries = min(15, 20 - shots)
+    val, test = (episodes(data, split, ways, shots, queries) for split in ("val", "test"))
+    # What classifies by features, or makes its head of them, has no inner steps, but for one.
+    outputs = None if inner_steps is None or name == "ProtoMAML" else ways
+    model = em.nn.Conv4(1, outputs, width=width, key=jax.random.key(seed))
+    return recipe, model, (train, val, test)
+
+
 def main():
     parser = argparse.ArgumentParser(description="Few-shot classification of Omniglot.")
     parser.add_argument("--algorithm", choices=recipes(1), default="MAML")
@@ -111,17 +134,9 @@ def main():
     # What took more than a second to compile is found there by the next start.
     jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
     name, out = args.algorithm, args.out / args.algorithm.lower()
-    batches = None
-    if name in ("Baseline", "BaselinePlusPlus", "SimpleShot"):
-        characters = em.data.omniglot(args.data, "train")
-        batches = em.tasks.Minibatches(characters, batch_size=64, rotations=True)
-    strategy, inner_steps, meta_batch = recipes(args.steps, args.width, batches)[name]
-    train_ways = args.train_ways or (30 if meta_batch == 1 else args.ways)
-    # Reptile pools support and query: ten examples a class, of the twenty that there are.
-    queries = max(10 - args.shots, 5) if name == "Reptile" else 5
-    train = batches or episodes(args.data, "train", train_ways, args.shots, queries)
-    queries = min(15, 20 - args.shots)
-    val, test = (episodes(args.data, s, args.ways, args.shots, queries) for s in ("val", "test"))
+    settings = args.data, args.steps, args.ways, args.shots, args.width, args.train_ways
+    recipe, model, (train, val, test) = prepare(name, *settings)
+    strategy, inner_steps, meta_batch = recipe
 
     every, val_tasks = max(1, min(500, args.steps // 2)), min(200, args.test_tasks)
     callbacks = [
@@ -135,9 +150,6 @@ def main():
     ]
     options = {"meta_batch_size": meta_batch, "max_time": 60 * args.minutes}
     trainer = em.Trainer(strategy, callbacks=callbacks, **options)
-    # What classifies by features, or makes its head of them, has no inner steps, but for one.
-    ways = None if inner_steps is None or name == "ProtoMAML" else args.ways
-    model = em.nn.Conv4(1, ways, width=args.width, key=jax.random.key(0))
     state = trainer.fit(model, train, args.steps, resume="auto")  # goes on where Ctrl-C stopped it
     if trainer.stop_reason == "interrupted":
         raise SystemExit(130)  # everything is saved; the shell shall know

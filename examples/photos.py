@@ -16,9 +16,6 @@ import optax
 import eqxmeta as em
 from eqxmeta.callbacks import JSONL, Checkpoint, Confusion, Evaluate, ProgressBar, TensorBoard
 
-# Their model is an embedding: they classify by distances, or make their head, from its features.
-EMBEDDING = "ProtoNet", "MatchingNet", "R2D2", "MetaOptNet", "ProtoMAML"
-
 
 def recipes(steps, frozen):
     """The strategy, the number of inner steps at test, and the tasks of an outer step."""
@@ -58,6 +55,35 @@ def recipes(steps, frozen):
     }
 
 
+def split(images):
+    """Classes to train on, to choose the checkpoint by, and to report."""
+    return images.at_least(20).split(0.7, 0.15, 0.15, seed=0)
+
+
+def augmented(size):
+    return [em.data.random_crop(padding=size // 8), em.data.random_flip]
+
+
+def episodes(images, size, meta_batch, ways=5):
+    """The tasks that are trained on, that choose the checkpoint, and that are reported: those of
+    one example a class, and those of five."""
+    train, val, test = split(images)
+    train_ways = min(15, len(train.class_names)) if meta_batch == 1 else ways
+    augment = augmented(size)
+    tasks = em.tasks.Episodes(train, ways=train_ways, shots=2, queries=4, augment=augment)
+    val = em.tasks.Episodes(val, ways=ways, shots=1, queries=10)
+    return tasks, val, *(em.tasks.Episodes(test, ways=ways, shots=k, queries=10) for k in (1, 5))
+
+
+def network(recipe, ways=5, backbone="Conv4", frozen=False, seed=0, **options):
+    # What classifies by features, or makes its head of them, is given an embedding; of a frozen
+    # body that is a linear map of the features.
+    strategy, inner_steps, _ = recipe
+    embedding = inner_steps is None or isinstance(strategy, em.ProtoMAML)
+    outputs = (64 if frozen else None) if embedding else ways
+    return getattr(em.nn, backbone)(3, outputs, key=jax.random.key(seed), **options)
+
+
 def row(name, results):
     cells = [(100 * r.mean("accuracy")[-1], 100 * r.ci95("accuracy")[-1]) for r in results]
     return f"{name:20}" + "".join(f"{mean:5.1f} ± {half:.1f}   " for mean, half in cells)
@@ -77,20 +103,13 @@ def main():
     jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
     name, size = args.algorithm, args.size
     out = args.out / f"{name.lower()}-{args.backbone.lower()}-{size}{'-frozen' * bool(args.body)}"
-    strategy, inner_steps, meta_batch = recipes(args.steps, bool(args.body))[name]
+    recipe = recipes(args.steps, bool(args.body))[name]
+    strategy, inner_steps, meta_batch = recipe
 
-    images = em.data.from_folder(args.folder, size=size, mode="RGB").at_least(20)
-    train, val, test = images.split(0.7, 0.15, 0.15, seed=0)
-    ways = min(15, len(train.class_names)) if meta_batch == 1 else args.ways
-    augment = [em.data.random_crop(padding=size // 8), em.data.random_flip]
-    tasks = em.tasks.Episodes(train, ways=ways, shots=2, queries=4, augment=augment)
-    val = em.tasks.Episodes(val, ways=args.ways, shots=1, queries=10)
-    tests = [em.tasks.Episodes(test, ways=args.ways, shots=k, queries=10) for k in (1, 5)]
-
-    # A frozen body always has a head: for an embedding, a linear map of its features.
-    outputs = (64 if args.body else None) if name in EMBEDDING else args.ways
+    images = em.data.from_folder(args.folder, size=size, mode="RGB")
+    tasks, val, *tests = episodes(images, size, meta_batch, args.ways)
     options = {"size": size, "width": args.width} if args.backbone == "Conv4" else {}
-    model = getattr(em.nn, args.backbone)(3, outputs, key=jax.random.key(0), **options)
+    model = network(recipe, args.ways, args.backbone, bool(args.body), **options)
     if args.body:
         body = em.load_model(args.body, eqx.tree_at(lambda m: m.head, model, None))
         model = eqx.tree_at(lambda m: m.blocks, model, body.blocks)
@@ -107,7 +126,8 @@ def main():
 
     state = em.load(best.best_path, state) if best.best_path else state
     fixed = {"num_tasks": args.test_tasks, "seed": 1}
-    print(f"\n{args.ways}-way, {len(test.class_names)} new classes, step {int(state.step):,}:")
+    new = len(split(images)[2].class_names)
+    print(f"\n{args.ways}-way, {new} new classes, step {int(state.step):,}:")
     print(f"{'':22}1-shot        5-shot")
     centroid, pixels = em.ProtoNet(em.losses.cross_entropy, optax.sgd(0.1)), eqx.nn.Identity()
     print(row("pixel centroid", [em.evaluate(centroid, pixels, t, **fixed) for t in tests]))

@@ -68,6 +68,11 @@ def recipes(steps):
     }
 
 
+def sources(shots):
+    """Tasks to train on, and to measure on."""
+    return (em.tasks.Sinusoid(shots, queries, phase=(0.0, math.pi)) for queries in (10, 50))
+
+
 def train(strategy, model, tasks, test, steps, folder, meta_batch_size=25):
     """`strategy`, and the model that, of those saved, did best on 600 tasks kept for that."""
     every, inner_steps = max(1, steps // 20), strategy.num_inner_steps()
@@ -113,7 +118,7 @@ def report(learners, test, folder):
 
 
 def compare(names, shots, steps, folder):
-    tasks, test = (em.tasks.Sinusoid(shots, queries, phase=(0.0, math.pi)) for queries in (10, 50))
+    tasks, test = sources(shots)
 
     def learner(name):
         strategy, model = recipes(steps)[name], NETWORKS.get(name, NETWORK)

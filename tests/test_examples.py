@@ -34,8 +34,8 @@ def run(name, *arguments, cwd):
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_they_are_short(path):
-    recipes = path.name in ("omniglot.py", "sinusoid.py")  # one for each algorithm
-    assert len(path.read_text().splitlines()) < (160 if recipes else 120)
+    recipes = path.name in ("omniglot.py", "photos.py", "sinusoid.py")  # one for each algorithm
+    assert len(path.read_text().splitlines()) < (180 if recipes else 120)
 
 
 def test_every_algorithm_has_its_recipes():

@@ -1,0 +1,6 @@
+"""How well each strategy learns: tables of rows, each made by one command and kept as one file.
+
+    python -m benchmarks.results --omniglot omniglot28.npz --groceries FOLDER [--only TABLE/NAME]
+
+A row that is there is skipped; one that was broken off goes on.
+"""

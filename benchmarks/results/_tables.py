@@ -1,0 +1,126 @@
+"""The tables and their rows, each by the recipe of the example that it belongs to."""
+
+import argparse
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import optax
+
+import eqxmeta as em
+from examples import omniglot, photos, sinusoid
+
+
+class Setting(NamedTuple):
+    """What is trained and measured. Without `train` nothing is trained."""
+
+    strategy: Any
+    inner_steps: int | None
+    meta_batch: int
+    model: Any
+    train: Any
+    val: Any
+    tests: dict[str, Any]  # by the column of the table
+
+
+@dataclass(frozen=True)
+class Table:
+    """`prepare(options, name, steps, seed)` is a row's setting. `after`: the inner steps that are
+    reported, -1 the last. `parent`: the table whose best rows are this one's."""
+
+    title: str
+    names: Sequence[str]
+    prepare: Callable[[argparse.Namespace, str, int, int], Setting]
+    metric: str = "accuracy"
+    after: tuple[int, ...] = (-1,)
+    columns: Sequence[str] = ("",)
+    parent: str = ""
+    best: int = 0
+
+
+CENTROID = "pixel centroid"
+
+
+def _centroid(tests: dict[str, Any]) -> Setting:
+    strategy = em.ProtoNet(em.losses.cross_entropy, optax.sgd(0.1))
+    return Setting(strategy, None, 1, eqx.nn.Identity(), None, None, tests)
+
+
+def _omniglot(ways: int, shots: int, options, name: str, steps: int, seed: int) -> Setting:
+    if name == CENTROID:
+        queries = min(15, 20 - shots)
+        return _centroid(
+            {"accuracy": omniglot.episodes(options.omniglot, "test", ways, shots, queries)}
+        )
+    sizes = {"ways": ways, "shots": shots, "width": 32, "seed": seed}
+    recipe, model, (train, val, test) = omniglot.prepare(name, options.omniglot, steps, **sizes)
+    return Setting(*recipe, model, train, val, {"accuracy": test})
+
+
+@functools.cache
+def _photographs(folder, size: int):
+    return em.data.from_folder(folder, size=size, mode="RGB")
+
+
+def _groceries(size: int, options, name: str, steps: int, seed: int) -> Setting:
+    images = _photographs(options.groceries, size)
+    classes, *_ = photos.split(images)
+    batches = None
+    if name in ("Baseline", "BaselinePlusPlus", "SimpleShot"):
+        augment = photos.augmented(size)
+        batches = em.tasks.Minibatches(classes, batch_size=64, augment=augment)
+    recipes = photos.recipes(steps, False)
+    if name not in recipes and name != CENTROID:  # those that need more than the photographs
+        body = em.nn.Conv4(3, None, size=size, width=32, key=jax.random.key(0))
+        features = jax.eval_shape(body, jax.ShapeDtypeStruct((3, size, size), "float32")).size
+        recipes = omniglot.recipes(steps, features, batches)
+    recipe = recipes.get(name, (None, None, 1))
+    train, val, *tests = photos.episodes(images, size, recipe[2])
+    tests = {f"{shots}-shot": test for shots, test in zip((1, 5), tests, strict=True)}
+    if name == CENTROID:
+        return _centroid(tests)
+    model = photos.network(recipe, size=size, width=32, seed=seed)
+    return Setting(*recipe, model, batches or train, val, tests)
+
+
+def _sinusoid(shots: int, options, name: str, steps: int, seed: int) -> Setting:
+    strategy, model = sinusoid.recipes(steps)[name], sinusoid.NETWORKS.get(name, sinusoid.NETWORK)
+    train, test = sinusoid.sources(shots)
+    inner_steps = strategy.num_inner_steps() and 10
+    return Setting(strategy, inner_steps, 25, model, train, test, {"loss": test})
+
+
+_OMNIGLOT = (CENTROID, *omniglot.recipes(1))
+_OTHERS = ("RelationNet", "LearntUpdate", "Baseline", "BaselinePlusPlus", "SimpleShot")
+_GROCERIES = (CENTROID, *photos.recipes(1, False), *_OTHERS)
+_SINES = {"names": tuple(sinusoid.recipes(1)), "metric": "loss", "after": (0, 1, 5, 10)}
+_ON_GROCERIES = {"columns": ("1-shot", "5-shot")}
+
+
+def _of(prepare, *fixed):
+    return functools.partial(prepare, *fixed)
+
+
+TABLES = {
+    "omniglot-5way-1shot": Table("Omniglot, 5-way 1-shot", _OMNIGLOT, _of(_omniglot, 5, 1)),
+    "groceries-32": Table(
+        "Groceries, 5-way, 32x32", _GROCERIES, _of(_groceries, 32), **_ON_GROCERIES
+    ),
+    "sinusoid-10shot": Table("Sinusoids, 10 shots", prepare=_of(_sinusoid, 10), **_SINES),
+    "sinusoid-5shot": Table("Sinusoids, 5 shots", prepare=_of(_sinusoid, 5), **_SINES),
+    "omniglot-5way-5shot": Table(
+        "Omniglot, 5-way 5-shot", _OMNIGLOT, _of(_omniglot, 5, 5),
+        parent="omniglot-5way-1shot", best=6,
+    ),
+    "omniglot-20way-1shot": Table(
+        "Omniglot, 20-way 1-shot", _OMNIGLOT, _of(_omniglot, 20, 1),
+        parent="omniglot-5way-1shot", best=3,
+    ),
+    "groceries-84": Table(
+        "Groceries, 5-way, 84x84", _GROCERIES, _of(_groceries, 84), **_ON_GROCERIES,
+        parent="groceries-32", best=3,
+    ),
+}  # fmt: skip
