@@ -114,7 +114,7 @@ class Loop:
         # The device is a chunk ahead of the hooks, also of those that save and evaluate: what they
         # do costs no time unless it takes longer than a chunk.
         pending = None
-        while (pending or device.ahead < run.steps) and not self._is_to_end():
+        while not self._is_to_end() and (pending or device.ahead < run.steps):
             before, pending = pending, None
             stop = self._processes.agree(self._next_stop(wait=before is None))
             if stop > device.ahead:

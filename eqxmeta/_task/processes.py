@@ -4,7 +4,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -30,11 +30,14 @@ class Processes:
     - `first`: whether this is the one that writes the files and speaks to the user.
     """
 
+    # What another has failed by, since `together` began: of an evaluation in a run, of which the
+    # run has an object of its own, too. Nobody waits to be told of it again.
+    _heard: ClassVar[BaseException | None] = None
+
     def __init__(self, mesh: Mesh | None):
         processes = set() if mesh is None else {d.process_index for d in mesh.devices.flat}
         self.several = len(processes) > 1
         self.first = not self.several or jax.process_index() == 0
-        self._heard: BaseException | None = None
 
     def agree(self, number: int = 0) -> int:
         """The least number that any process has. Raises what another has failed by."""
@@ -56,6 +59,7 @@ class Processes:
         if not self.several:
             yield
             return
+        Processes._heard = None
         try:
             yield
             self.agree()
@@ -66,7 +70,7 @@ class Processes:
                 expected = "that all of them go on. If one has ended, its output says why: start "
                 expected += "them all again, with `resume='auto'`"
                 error.add_note(explain(message, str(error).partition("\n")[0], expected))
-            elif error is not self._heard:
+            elif Processes._heard is None:
                 self._tell(error)
             raise
 
@@ -98,7 +102,7 @@ class Processes:
         data[: len(error)] = np.frombuffer(error, np.uint8)
         everyone = multihost_utils.process_allgather(data)
         failed = int(np.flatnonzero(sizes)[0])
-        heard = self._heard = pickle.loads(everyone[failed, : sizes[failed]].tobytes())
+        heard = Processes._heard = pickle.loads(everyone[failed, : sizes[failed]].tobytes())
         received, expected = f"process {failed} of {len(sizes)}", "that none fails: all end as one"
         heard.add_note(explain("Another process has failed.", received, expected))
         raise heard

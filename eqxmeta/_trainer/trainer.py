@@ -27,7 +27,7 @@ from .._task.mesh import Devices, check_divides, mesh_of
 from .._task.processes import Processes
 from .._task.source import open_source
 from .resume import can_resume, find, restore, shared
-from .start import initial_state
+from .start import check_the_same, initial_state
 from .summary import describe, render
 
 _EVALUATE = "`eqxmeta.evaluate(strategy, state.model, tasks)`; in a run the callback `Evaluate`"
@@ -52,7 +52,10 @@ class Trainer:
     - `devices`: those that share the tasks of every outer step, each computing its part: `"all"`,
       or some, such as `jax.devices()[:2]`; `None` is one. `meta_batch_size` must be a multiple of
       their number. The result is that of one device up to rounding, and for one number of devices
-      the same to the bit. (`fit_seeds` divides the seeds instead.)
+      the same to the bit. (`fit_seeds` divides the seeds instead.) After
+      `jax.distributed.initialize` all devices of all processes take part, also with `None`: every
+      process calls `fit` with the same arguments, and they end together. Files and the terminal
+      are the first one's.
     - `steps_per_execution`: the most outer steps per dispatch of the compiled loop, at most 1024;
       `"auto"` aims at half a second. The result does not depend on it.
     - `max_time`: seconds, or a `timedelta`, after which a run ends as if it had been asked to. They
@@ -104,6 +107,8 @@ class Trainer:
             fast_dev_run = check_int(fast_dev_run, argument, minimum=1, what=what)
         check_choice(on_non_finite, "Trainer(on_non_finite=...)", get_args(OnNonFinite))
         self.callbacks = attach(callbacks)
+        if devices is None and jax.process_count() > 1:
+            devices = "all"
         self.mesh = mesh_of(devices, "Trainer(devices=...)")
         self.steps_per_execution: int | Literal["auto"] = steps_per_execution
         self.max_time = _seconds(max_time)
@@ -212,6 +217,7 @@ class Trainer:
         with contextlib.ExitStack() as held:
             for callback in callbacks:
                 held.enter_context(callback.exclusive())
+            check_the_same(settings, self.callbacks, processes)
             if processes.first:
                 found = find(resume, callbacks)
                 if found:  # shapes are enough, and the arrays would be in the way of those to come
