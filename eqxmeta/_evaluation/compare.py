@@ -78,6 +78,7 @@ class Place:
     - `name`, `mean`, `ci95`: of the evaluation, after adaptation.
     - `behind`: the paired difference to the best, `None` for the best itself.
     - `best`: whether it is the best, or not significantly worse.
+    - `transductive`: as the evaluation says.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Place:
     ci95: float
     behind: Comparison | None
     best: bool
+    transductive: bool
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,7 +103,8 @@ class Leaderboard(Table):
             b = place.behind
             behind = "" if b is None else shown(self.metric, b.mean, b.ci95, sign=True)
             mean = shown(self.metric, place.mean, place.ci95)
-            lines.append([f"{place.name} *" if place.best else place.name, mean, behind])
+            name = f"{place.name}{' (transductive)' * place.transductive}{' *' * place.best}"
+            lines.append([name, mean, behind])
         return lines
 
     def note(self) -> str:
@@ -156,12 +159,9 @@ def leaderboard(
         half = float(results[name].ci95(metric)[-1])
         behind = None if name == order[0] else _paired(results[name], results[order[0]], metric)
         best = behind is None or not (behind.significant or np.isnan(behind.mean))
-        places.append(Place(_shown_name(name, results[name]), means[name], half, behind, best))
+        transductive = results[name].transductive
+        places.append(Place(name, means[name], half, behind, best, transductive))
     return Leaderboard(metric, len(results[first].values[metric]), tuple(places))
-
-
-def _shown_name(name: str, result: Evaluation) -> str:
-    return f"{name} (transductive)" if result.transductive else name
 
 
 def _default(results: Iterable[Evaluation]) -> str:

@@ -292,7 +292,8 @@ def test_what_is_transductive_or_nan_is_seen():
     bad.values["accuracy"][3] = np.nan
     strange = em.Evaluation(good.values, True, good.tasks)
     board = em.leaderboard({"bad": bad, "good": good, "strange": strange})
-    assert [place.name for place in board.places] == ["good", "strange (transductive)", "bad"]
+    assert [place.name for place in board.places] == ["good", "strange", "bad"]
+    assert [row[0] for row in board.cells()[1:]] == ["good *", "strange (transductive) *", "bad"]
     assert not board.places[-1].best
     assert "no verdict: NaN in 1 of them" in repr(em.compare(good, bad))
 
