@@ -55,10 +55,12 @@ from ._strategy.rollout_strategy import RolloutStrategy as RolloutStrategy
 from ._strategy.strategy import Strategy as Strategy
 from ._strategy.strategy import partition_learnt as partition_learnt
 from ._task.task import Task as Task
+from ._trainer.grid import fit_grid as fit_grid
 from ._trainer.layers import Summary as Summary
 from ._trainer.layers import summary as summary
 from ._trainer.load_best import load_best as load_best
-from ._trainer.seed_runs import SeedRuns as SeedRuns
+from ._trainer.runs import GridRuns as GridRuns
+from ._trainer.runs import SeedRuns as SeedRuns
 from ._trainer.seeds import fit_seeds as fit_seeds
 from ._trainer.trainer import Trainer as Trainer
 from ._types import Loss as Loss

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from ._errors import explain
+from ._types import Number
 
 
 def check_argument(
@@ -145,8 +148,12 @@ def _is_virtual(folder: Path) -> bool:
     return folder.absolute().parts[1:2] in (("proc",), ("sys",))
 
 
-def check_number(value: Any, argument: str, *, positive: bool = False) -> float:
-    """`value` as Python's float. Raises `ValueError` unless it is a real, finite number."""
+def check_number(value: Any, argument: str, *, positive: bool = False) -> Number:
+    """`value` as Python's float. Raises `ValueError` unless it is a real, finite number.
+
+    What JAX traces is returned as it is: `fit_grid` has checked the numbers that it stands for."""
+    if isinstance(value, Tracer) and jnp.ndim(value) == 0:
+        return value
     sound = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     sound = sound and (float(value) > 0 or not positive)
     check_argument(sound, value, argument, f"a {'positive, ' * positive}finite number")

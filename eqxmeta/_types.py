@@ -4,6 +4,9 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
+# Python's; or, where a program is given it, such as that of `fit_grid`, a scalar that JAX traces.
+Number: TypeAlias = float | Float[Array, ""]
+
 Metrics: TypeAlias = dict[str, Float[Array, ""]]
 
 

@@ -23,6 +23,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ._arguments import check_int, check_number
+from ._types import Number
 
 __all__ = [
     "KroneckerBlocks",
@@ -44,7 +45,7 @@ class Rates(eqx.Module):
 
     rates: PyTree
 
-    def __init__(self, params: PyTree, rate: float = 1.0):
+    def __init__(self, params: PyTree, rate: Number = 1.0):
         rate = check_number(rate, "Rates(rate=...)")
         self.rates = jax.tree.map(lambda x: jnp.full_like(x, rate), params)
 
@@ -64,7 +65,7 @@ class LayerRates(eqx.Module):
 
     rates: PyTree
 
-    def __init__(self, params: PyTree, steps: int, rate: float = 1.0):
+    def __init__(self, params: PyTree, steps: int, rate: Number = 1.0):
         steps = check_int(steps, "LayerRates(steps=...)", minimum=1, what="inner steps")
         rate = check_number(rate, "LayerRates(rate=...)")
         self.rates = jax.tree.map(lambda x: jnp.full(steps, rate, x.dtype), params)

@@ -121,12 +121,31 @@ def test_custom_callback(tmp_path):
     assert re.search(r"stopped at step \d+ of 1,000: moved only", out)
 
 
-def drawings(path):
-    """Drawings that differ by class, in the format of the real file."""
+def drawings(path, count=8):
+    """Drawings that differ by class, in the format of the real file; of so many in each split."""
     rng = np.random.default_rng(0)
-    classes = rng.integers(0, 256, (24, 1, 28, 28))
-    images = np.clip(classes + rng.integers(-20, 20, (24, 20, 28, 28)), 0, 255).astype(np.uint8)
-    np.savez(path, images=images, vinyals=np.repeat(["train", "val", "test"], 8))
+    classes = rng.integers(0, 256, (3 * count, 1, 28, 28))
+    noise = rng.integers(-20, 20, (3 * count, 20, 28, 28))
+    images = np.clip(classes + noise, 0, 255).astype(np.uint8)
+    np.savez(path, images=images, vinyals=np.repeat(["train", "val", "test"], count))
+
+
+@pytest.mark.slow
+def test_reweighting(tmp_path):
+    drawings(tmp_path / "data.npz", count=10)
+    out = run("reweighting.py", "--data", "data.npz", "--steps", 2, "--seeds", 2, cwd=tmp_path)
+    rows = re.findall(r"^(accuracy|AUC), .* +(\d\.\d{3}) ± \d\.\d{3}$", out, re.MULTILINE)
+    assert [name for name, _ in rows] == ["accuracy"] * 4 + ["AUC"] * 3
+    # The classes are plain to see, and so are the wrong labels.
+    assert all(float(area) > 0.95 for name, area in rows if name == "AUC")
+    assert (tmp_path / "reweighting.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_sweep(tmp_path):
+    out = run("sweep.py", "--steps", 20, cwd=tmp_path)
+    assert len(re.findall(r"^outer=\S+, inner=\S+ .* ± ", out, re.MULTILINE)) == 17
+    assert re.search(r"16 runs of 20 steps: \d+ s", out)
 
 
 @pytest.mark.parametrize(

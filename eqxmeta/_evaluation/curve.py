@@ -1,5 +1,6 @@
 """Query metrics of a task at every inner step: the compiled part of an evaluation."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -39,9 +40,18 @@ class Measured(NamedTuple):
     classes: PyTree = None
 
 
+class Point(eqx.Module):
+    """A strategy that the compiled program makes of numbers which it is given. Those of the same
+    `make` and `strategy`, of other numbers, share one program."""
+
+    strategy: Strategy
+    make: Callable[..., Strategy]
+    values: dict[str, Array]
+
+
 @strategy_jit()
 def measure_piece(
-    strategy: Strategy,
+    strategy: Strategy | Point,
     model: PyTree,
     tasks: Any,
     root: PRNGKeyArray,
@@ -52,6 +62,8 @@ def measure_piece(
     mesh: Mesh | None = None,
 ) -> Measured:
     """Of the tasks of one of the `pieces`, which the devices of `mesh` share."""
+    if isinstance(strategy, Point):
+        strategy = strategy.make(**strategy.values)
     shared, others = eqx.partition((model, tasks, root, begin), eqx.is_array)
 
     def one(index: Array, shared: PyTree = shared) -> Measured:

@@ -23,7 +23,7 @@ from .._task.device_source import is_device_source
 from .._task.mesh import Devices, mesh_of, replicated
 from .._task.processes import Processes
 from .._task.task import Task, label_ranges, shapes_of
-from .curve import Measured, adaptation_curve, measure_piece
+from .curve import Measured, Point, adaptation_curve, measure_piece
 from .predictions import Predictions
 from .result import Evaluation
 from .tasks import check_tasks, pieces, task_and_key
@@ -95,9 +95,11 @@ def measure(
     advance: Callable[[int], object] = lambda tasks: None,
     argument: str = "evaluate(tasks=...)",
     mesh: Mesh | None = None,
+    point: Point | None = None,
 ) -> Evaluation:
     """`evaluate`, of arguments that have been checked. `task`: the shapes of one of `tasks`.
-    `advance` is called with numbers of tasks that have been evaluated."""
+    `advance` is called with numbers of tasks that have been evaluated. `point`: `strategy`, as
+    what shares its program with others."""
     root = jax.random.fold_in(jax.random.key(seed), _STREAM)
     processes, found = Processes(mesh), []
     model_there, root_there = replicated((model, root), mesh)
@@ -107,7 +109,15 @@ def measure(
             processes.agree()  # reading the tasks, or what came before, may have failed in one
             piece, first = replicated((piece, jnp.int32(begin)), mesh)
             measured = measure_piece(
-                strategy, model_there, piece, root_there, first, size, steps, predictions, mesh
+                point or strategy,
+                model_there,
+                piece,
+                root_there,
+                first,
+                size,
+                steps,
+                predictions,
+                mesh,
             )
             found.append(jax.device_get(measured))
             advance(min(size, num_tasks - begin))

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .._types import Number
+
 _STEPS = 25  # of the interior-point method; what was tried needs 12 in float32, 18 in float64
 
 
@@ -13,7 +15,7 @@ def crammer_singer(
     member: Float[Array, "n k"],
     present: Bool[Array, " k"],
     weight: Float[Array, " n"],
-    cost: float,
+    cost: Number,
 ) -> tuple[Float[Array, "k d"], Float[Array, "n k"]]:
     """`(w, α)` of the machine of Crammer and Singer 2001, without a bias. Over w and ξ it is
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from .._arguments import check_int, check_number
 from .._errors import explain
 from .._task.layout import sum_dtype
+from .._types import Number
 from .estimator import Objective
 
 # `fold_in(key, i)` is the i-th key of `split(key, n)`, and those are the tasks'.
@@ -44,10 +45,10 @@ class EvolutionStrategies(eqx.Module):
     outer step with `key=None`.
     """
 
-    sigma: float
+    sigma: Number
     pairs: int
 
-    def __init__(self, sigma: float, pairs: int):
+    def __init__(self, sigma: Number, pairs: int):
         self.sigma = check_number(sigma, "EvolutionStrategies(sigma=...)", positive=True)
         argument = "EvolutionStrategies(pairs=...)"
         self.pairs = check_int(pairs, argument, minimum=1, what="pairs of values an outer step")

@@ -41,8 +41,9 @@ def mesh_of(devices: Any, argument: str) -> Mesh | None:
     if not alike or not here:
         expected = _EXPECTED if here else "'all', or devices of this process"
         raise ValueError(explain(message, repr(list(devices)), expected))
-    if set(devices) == jnp.zeros(()).devices():
-        return None
+    with jax.ensure_compile_time_eval():  # `fit_grid` makes trainers while it traces
+        if set(devices) == jnp.zeros(()).devices():
+            return None
     # Explicit axis types would ask every model to say how it is laid out.
     return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 

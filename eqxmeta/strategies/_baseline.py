@@ -19,7 +19,7 @@ from .._strategy.head import adapting
 from .._strategy.head_predictor import HeadPredictor, LinearHead
 from .._strategy.pretraining import Pretraining, unit, zero_head
 from .._strategy.rollout_strategy import RolloutStrategy, first_order, on_minibatches
-from .._types import Loss
+from .._types import Loss, Number
 
 
 def _head_of(predictor: Any) -> PyTree:
@@ -110,13 +110,13 @@ class CosineHead(eqx.Module):
     """`scale * cos(w_k, f)`, of features f."""
 
     weight: Float[Array, "classes features"]
-    scale: float = eqx.field(static=True)
+    scale: Number = eqx.field(static=True)
 
     def __call__(self, features: Float[Array, " features"]) -> Float[Array, " classes"]:
         return self.scale * (unit(self.weight) @ unit(features))
 
 
-def _check_scale(scale: Any) -> float:
+def _check_scale(scale: Any) -> Number:
     return check_number(scale, "BaselinePlusPlus(scale=...)", positive=True)
 
 
@@ -132,7 +132,7 @@ class BaselinePlusPlus(_NewHead):
     - All else: as for `Baseline`.
     """
 
-    scale: float = eqx.field(default=10.0, kw_only=True, converter=_check_scale)
+    scale: Number = eqx.field(default=10.0, kw_only=True, converter=_check_scale)
 
     def new_head(self, classes: int, features: int) -> CosineHead:
         bound = features**-0.5

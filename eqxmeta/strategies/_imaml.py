@@ -19,13 +19,13 @@ from .._strategy.gradient_strategy import GradientStrategy
 from .._strategy.outer_step import query_loss, stop_gradient
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._task.task import Task
-from .._types import Loss
+from .._types import Loss, Number
 
 # The least curvature of the proximal loss in a direction of conjugate gradients, in units of λ.
 _LEAST = 0.1
 
 
-def _check_strength(strength: Any) -> float:
+def _check_strength(strength: Any) -> Number:
     return check_number(strength, "IMAML(strength=...)", positive=True)
 
 
@@ -79,7 +79,7 @@ class IMAML(GradientStrategy, RolloutStrategy):
     loss: Loss
     inner: InnerLoop
     optimizer: optax.GradientTransformation
-    strength: float = eqx.field(default=2.0, kw_only=True, converter=_check_strength)
+    strength: Number = eqx.field(default=2.0, kw_only=True, converter=_check_strength)
     cg_steps: int = eqx.field(default=5, kw_only=True, converter=_check_cg_steps)
 
     def inner_rollout(self, model: PyTree, support: PyTree, **options) -> Adaptation:
@@ -140,7 +140,7 @@ class IMAML(GradientStrategy, RolloutStrategy):
         return (_real(fast), *eqx.partition(others, eqx.is_inexact_array))
 
 
-def _proximal(optimizer: optax.GradientTransformation, strength: float):
+def _proximal(optimizer: optax.GradientTransformation, strength: Number):
     """`optimizer` of `loss(φ) + strength/2 ‖φ - θ‖²`, given the gradient of `loss`. θ, where it
     began, is a part of its state: another call goes on from there."""
     update_inner = update_of(optimizer, "`InnerLoop(optimizer=...)`")

@@ -12,11 +12,12 @@ from .._model.features import features
 from .._model.state import MetaParameters, meta_parameters
 from .._strategy.classes import ByFeatures, LabelledExamples, memberships
 from .._strategy.head_predictor import HeadPredictor, LinearHead
+from .._types import Number
 
 _SCALE = 10.0  # before training: the logits of classes that a margin parts differ by 1 without it
 
 
-def _check_cost(cost: Any) -> float:
+def _check_cost(cost: Any) -> Number:
     return check_number(cost, "MetaOptNet(cost=...)", positive=True)
 
 
@@ -54,7 +55,7 @@ class MetaOptNet(ByFeatures):
     label outside `range(ways)` makes every logit NaN.
     """
 
-    cost: float = eqx.field(default=0.1, kw_only=True, converter=_check_cost)
+    cost: Number = eqx.field(default=0.1, kw_only=True, converter=_check_cost)
 
     def meta_model(self, model: PyTree) -> MetaParameters:
         return MetaParameters(model, {"log_scale": jnp.log(_SCALE)})

@@ -7,10 +7,11 @@ from jaxtyping import PyTree
 
 from .._arguments import check_number
 from .._strategy.learnt_rule import AdaptsByRule
+from .._types import Number
 from ..rules import Rates
 
 
-def _check_rate(rate: Any) -> float:
+def _check_rate(rate: Any) -> Number:
     return check_number(rate, "MetaSGD(rate=...)")
 
 
@@ -38,7 +39,7 @@ class MetaSGD(AdaptsByRule):
     Raises `TypeError` or `ValueError` for arguments that are not as above.
     """
 
-    rate: float = eqx.field(default=1.0, kw_only=True, converter=_check_rate)
+    rate: Number = eqx.field(default=1.0, kw_only=True, converter=_check_rate)
 
     def new_rule(self, params: PyTree) -> Rates:
         return Rates(params, self.rate)

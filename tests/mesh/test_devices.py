@@ -14,7 +14,7 @@ from eqxmeta._loop.chunk import Job, train_chunk
 from eqxmeta._preflight.plan import _collective_bytes
 from eqxmeta._task.device_source import Sampled
 from eqxmeta._task.mesh import divided, mesh_of, replicated
-from eqxmeta._trainer.seeds import Batch, train_seeds
+from eqxmeta._trainer.several import Batch, train_several
 from eqxmeta._trainer.start import initial_state
 from eqxmeta.callbacks import Checkpoint, Evaluate
 
@@ -202,7 +202,7 @@ def test_seeds_of_a_source_with_arrays_and_no_collective():
     states = eqx.combine(jax.tree.map(lambda x: jnp.stack([x, x]), arrays), others)
     states = divided(states, mesh)
     batch = Batch(strategy, source, roots, first, last, mesh)
-    assert not COLLECTIVE.findall(train_seeds.lower(batch, states).compile().as_text())
+    assert not COLLECTIVE.findall(train_several.lower(batch, states).compile().as_text())
 
 
 def test_a_strategy_that_averages_by_itself_is_right_and_told_of(capsys):

@@ -13,7 +13,7 @@ import pytest
 import eqxmeta as em
 from eqxmeta._jaxpr.flops import equations
 from eqxmeta._task.device_source import Sampled
-from eqxmeta._trainer.seeds import Batch, train_seeds
+from eqxmeta._trainer.several import Batch, train_several
 
 from ..helpers import tiny_mlp, tree_allclose
 
@@ -197,7 +197,7 @@ def test_one_phase_is_computed_of_many_seeds():
     state = jax.tree.map(lambda x: jnp.stack([x] * 2), strategy.init(tiny_mlp()))
     source, roots = Sampled(em.tasks.Sinusoid(4, 6), 2), jax.random.split(KEY, 2)
     batch = Batch(strategy, source, roots, jnp.int32(0), jnp.int32(4))
-    check_phases_are_branches(eqx.filter_make_jaxpr(train_seeds)(batch, state)[0].jaxpr)
+    check_phases_are_branches(eqx.filter_make_jaxpr(train_several)(batch, state)[0].jaxpr)
 
 
 class Normed(eqx.Module):

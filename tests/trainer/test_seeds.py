@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import eqxmeta as em
-from eqxmeta._trainer import seeds as _seeds
-from eqxmeta._trainer.seed_runs import SeedRuns
+from eqxmeta._trainer import several as _several
+from eqxmeta._trainer.runs import SeedRuns
 from eqxmeta._trainer.seeds import fit_seeds
 
 from ..boring import (
@@ -111,7 +111,7 @@ def test_models_differ_at_the_start_only_if_told_to():
 
 def test_one_program_for_any_number_of_steps():
     strategy = BoringStrategy(noise=0.125)  # not compiled by another test
-    with compilations("train_seeds") as compiled:
+    with compilations("train_several") as compiled:
         short = fit_seeds(boring(strategy), BoringModel(), BoringTasks(), 1, seeds=2)
         long = fit_seeds(boring(strategy), BoringModel(), BoringTasks(), 2000, seeds=[3, 1])
         fit_seeds(boring(strategy, seed=8), BoringModel(), BoringTasks(), 5, seeds=2)
@@ -263,7 +263,7 @@ def test_mistakes_are_told_before_anything_is_compiled(mistake, error, text, as_
         "seeds": 2,
         **mistake,
     }
-    with compilations("train_seeds") as compiled, pytest.raises(error, match=text) as caught:
+    with compilations("train_several") as compiled, pytest.raises(error, match=text) as caught:
         fit_seeds(**arguments)
     assert "\nReceived: " in str(caught.value) and "\nExpected: " in str(caught.value)
     assert not compiled
@@ -281,13 +281,13 @@ def test_mistakes_of_the_strategy_are_told_as_by_fit():
 def test_the_first_interrupt_ends_all_runs(capsys, monkeypatch):
     steps = []
 
-    def interrupted(batch, states, train=_seeds.train_seeds):
+    def interrupted(batch, states, train=_several.train_several):
         steps.append(int(batch.stop))
         if steps[-1] >= 20:
             signal.raise_signal(signal.SIGINT)
         return train(batch, states)
 
-    monkeypatch.setattr(_seeds, "train_seeds", interrupted)
+    monkeypatch.setattr(_several, "train_several", interrupted)
     trainer = boring(steps_per_execution=10, summary=True)
     # A shell's background job ignores Ctrl-C, and then so do we.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
