@@ -37,7 +37,7 @@ def run(pairs, quick):
         return states
 
     rows = []
-    for steps in (20,) if quick else (1_000, 5_000):
+    for steps in (20,) if quick else (1_000, 10_000):
         doors = {"grid": at_once, "apart": one_by_one, "one program": one_program}
         seconds = in_turn({k: lambda f=f: f(steps) for k, f in doors.items()}, pairs)  # noqa: B023
         for name, told in (("apart", "runs of fit"), ("one program", "of one compiled program")):
