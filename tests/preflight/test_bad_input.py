@@ -552,7 +552,7 @@ MISTAKES = {
         "EarlyStopping", "accuracy", "grad_norm"),
     "a monitor that no callback logs": Mistake(
         lambda f: fit(f, EarlyStopping("eval/los", patience=1), Evaluate(BoringTasks(), every=2)),
-        ValueError, r"EarlyStopping\(monitor=", "'eval/los'", "one of eval/loss, eval/trans"),
+        ValueError, r"EarlyStopping\(monitor=", "'eval/los'", "one of eval/loss"),
     "a training metric is monitored as if a callback logged it": Mistake(
         lambda f: fit(f, EarlyStopping("loss", patience=1)),
         ValueError, r"EarlyStopping\(monitor=", "'loss'", "if `every` is given"),
