@@ -1,4 +1,4 @@
-"""Makes rows: see the package."""
+"""Makes rows, or the page of those that there are: see the package."""
 
 import argparse
 import os
@@ -6,7 +6,8 @@ import time
 import traceback
 from pathlib import Path
 
-RECORDS = Path("docs/results")
+RECORDS, PAGE = Path("docs/results"), Path("docs/results.md")
+SPEED = Path("docs/benchmarks.json")
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -21,6 +22,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test-tasks", type=int, default=600)
     parser.add_argument("--out", type=Path, default=RECORDS)
+    parser.add_argument("--page", action="store_true", help="draw the page, and make no row")
     args = parser.parse_args(arguments)
     if args.threads < 1 or args.minutes <= 0:
         parser.error("--threads and --minutes: above zero")
@@ -31,8 +33,11 @@ def main() -> None:
     args = options()
     if hasattr(os, "sched_setaffinity"):  # before JAX counts the cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    from . import _row  # after that
+    from . import _page, _row  # after that
 
+    if args.page:
+        PAGE.write_text(_page.page(RECORDS, SPEED, _page.TEMPLATE.read_text()))
+        return
     for table, name in _row.chosen(args):
         began = time.monotonic()
         print(f"{table}/{name} ...", flush=True)

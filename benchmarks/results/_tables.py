@@ -34,9 +34,9 @@ class Table:
     title: str
     names: Sequence[str]
     prepare: Callable[[argparse.Namespace, str, int, int], Setting]
+    note: str
     metric: str = "accuracy"
     after: tuple[int, ...] = (-1,)
-    columns: Sequence[str] = ("",)
     parent: str = ""
     best: int = 0
 
@@ -96,31 +96,33 @@ def _sinusoid(shots: int, options, name: str, steps: int, seed: int) -> Setting:
 _OMNIGLOT = (CENTROID, *omniglot.recipes(1))
 _OTHERS = ("RelationNet", "LearntUpdate", "Baseline", "BaselinePlusPlus", "SimpleShot")
 _GROCERIES = (CENTROID, *photos.recipes(1, False), *_OTHERS)
-_SINES = {"names": tuple(sinusoid.recipes(1)), "metric": "loss", "after": (0, 1, 5, 10)}
-_ON_GROCERIES = {"columns": ("1-shot", "5-shot")}
+_DRAWINGS = "Vinyals split, with rotations; `Conv4` of width 32."
+_PHOTOGRAPHS = "65 classes, split by class; `Conv4` of width 32."
+_WAVES = "Phase in [0, π]; mean squared error after so many inner steps."
 
 
-def _of(prepare, *fixed):
-    return functools.partial(prepare, *fixed)
+def _drawings(title: str, ways: int, shots: int, **more: Any) -> Table:
+    prepare = functools.partial(_omniglot, ways, shots)
+    return Table(f"Omniglot, {title}", _OMNIGLOT, prepare, _DRAWINGS, **more)
+
+
+def _photos(size: int, **more: Any) -> Table:
+    prepare, title = functools.partial(_groceries, size), f"Groceries, 5-way, {size}x{size}"
+    return Table(title, _GROCERIES, prepare, _PHOTOGRAPHS, **more)
+
+
+def _waves(shots: int) -> Table:
+    names, prepare = tuple(sinusoid.recipes(1)), functools.partial(_sinusoid, shots)
+    title, after = f"Sinusoids, {shots} shots", (0, 1, 5, 10)
+    return Table(title, names, prepare, _WAVES, metric="loss", after=after)
 
 
 TABLES = {
-    "omniglot-5way-1shot": Table("Omniglot, 5-way 1-shot", _OMNIGLOT, _of(_omniglot, 5, 1)),
-    "groceries-32": Table(
-        "Groceries, 5-way, 32x32", _GROCERIES, _of(_groceries, 32), **_ON_GROCERIES
-    ),
-    "sinusoid-10shot": Table("Sinusoids, 10 shots", prepare=_of(_sinusoid, 10), **_SINES),
-    "sinusoid-5shot": Table("Sinusoids, 5 shots", prepare=_of(_sinusoid, 5), **_SINES),
-    "omniglot-5way-5shot": Table(
-        "Omniglot, 5-way 5-shot", _OMNIGLOT, _of(_omniglot, 5, 5),
-        parent="omniglot-5way-1shot", best=6,
-    ),
-    "omniglot-20way-1shot": Table(
-        "Omniglot, 20-way 1-shot", _OMNIGLOT, _of(_omniglot, 20, 1),
-        parent="omniglot-5way-1shot", best=3,
-    ),
-    "groceries-84": Table(
-        "Groceries, 5-way, 84x84", _GROCERIES, _of(_groceries, 84), **_ON_GROCERIES,
-        parent="groceries-32", best=3,
-    ),
-}  # fmt: skip
+    "omniglot-5way-1shot": _drawings("5-way 1-shot", 5, 1),
+    "groceries-32": _photos(32),
+    "sinusoid-10shot": _waves(10),
+    "sinusoid-5shot": _waves(5),
+    "omniglot-5way-5shot": _drawings("5-way 5-shot", 5, 5, parent="omniglot-5way-1shot", best=6),
+    "omniglot-20way-1shot": _drawings("20-way 1-shot", 20, 1, parent="omniglot-5way-1shot", best=3),
+    "groceries-84": _photos(84, parent="groceries-32", best=3),
+}
