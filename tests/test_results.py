@@ -70,6 +70,21 @@ def test_a_row_is_made_after_it_was_broken_off_and_skipped_once_there(args, monk
     assert "- Lines: `two`." in drawn and "(seed 1)" in drawn
 
 
+def test_what_is_asked_for_must_be_there(args):
+    args.only = "lines/three"
+    assert "no row 'three' in lines; there are one, two" in _row.fault(args)
+    args.only = "circles"
+    assert "no table 'circles'" in _row.fault(args)
+    args.only = "lines"
+    assert not _row.fault(args)
+
+
+def test_data_that_a_row_needs_is_asked_for(args, monkeypatch):
+    monkeypatch.setattr(_row, "TABLES", TABLES)
+    args.only = "omniglot-5way-1shot/MAML"
+    assert _row.fault(args) == "--omniglot: missing, and omniglot-5way-1shot/MAML needs it"
+
+
 def test_the_best_rows_are_chosen_of_those_that_there_are():
     def of(name, mean, metric):
         return {"name": name, "results": {"": {"metric": metric, "mean": [0.0, mean]}}}

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -10,7 +11,7 @@ RECORDS, PAGE = Path("docs/results"), Path("docs/results.md")
 SPEED = Path("docs/benchmarks.json")
 
 
-def options(arguments: list[str] | None = None) -> argparse.Namespace:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__)
     parser.add_argument("--only", default="", help="TABLE or TABLE/NAME, with commas between")
     parser.add_argument("--best", type=int, help="of these, or the parent table's, the best")
@@ -23,14 +24,14 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test-tasks", type=int, default=600)
     parser.add_argument("--out", type=Path, default=RECORDS)
     parser.add_argument("--page", action="store_true", help="draw the page, and make no row")
-    args = parser.parse_args(arguments)
-    if args.threads < 1 or args.minutes <= 0:
-        parser.error("--threads and --minutes: above zero")
-    return args
+    return parser
 
 
 def main() -> None:
-    args = options()
+    parser = options()
+    args = parser.parse_args()
+    if args.threads < 1 or args.minutes <= 0:
+        parser.error("--threads and --minutes: above zero")
     if hasattr(os, "sched_setaffinity"):  # before JAX counts the cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     from . import _page, _row  # after that
@@ -38,6 +39,9 @@ def main() -> None:
     if args.page:
         PAGE.write_text(_page.page(RECORDS, SPEED, _page.TEMPLATE.read_text()))
         return
+    if found := _row.fault(args):
+        parser.error(found)
+    failed = False
     for table, name in _row.chosen(args):
         began = time.monotonic()
         print(f"{table}/{name} ...", flush=True)
@@ -45,8 +49,10 @@ def main() -> None:
             path = _row.run(args, table, name)
         except Exception:  # the others go on
             traceback.print_exc()
+            failed = True
             continue
         print(f"{path}, {time.monotonic() - began:.0f} s", flush=True)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,21 @@ def ranked(found: list[_record.Record]) -> list[_record.Record]:
     return [found[i] for i in order]
 
 
+def fault(args: argparse.Namespace) -> str:
+    """What is wrong with `--only`, or which data its rows lack; else nothing."""
+    for part in filter(None, args.only.split(",")):
+        key, _, name = part.partition("/")
+        if key not in TABLES:
+            return f"--only: no table {key!r}; there are {', '.join(TABLES)}"
+        if name and name not in TABLES[key].names:
+            return f"--only: no row {name!r} in {key}; there are {', '.join(TABLES[key].names)}"
+    for key, name in chosen(args):
+        data = key.partition("-")[0]
+        if getattr(args, data, key) is None:
+            return f"--{data}: missing, and {key}/{name} needs it"
+    return ""
+
+
 def chosen(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Table and name of the rows that are asked for, and not there."""
     rows = []
