@@ -213,6 +213,23 @@ def test_photos_has_a_recipe_for_every_strategy_that_classifies():
 
 
 @pytest.mark.slow
+def test_navigation(tmp_path):
+    out = run("navigation.py", "--steps", 3, cwd=tmp_path)
+    for name in ("Joint", "MAML"):
+        assert re.search(rf"^{name} +(?:-\d+\.\d+ ± \d+\.\d+ *){{3}}$", out, re.MULTILINE)
+    assert (tmp_path / "navigation.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_implicit_images(tmp_path):
+    photographs(tmp_path / "photographs")
+    out = run("implicit_images.py", "photographs", "--steps", 3, "--size", 12, cwd=tmp_path)
+    for name in ("learnt", "standard", "standard, Adam"):
+        assert re.search(rf"^{name} +(?:-?\d+\.\d+ ± \d+\.\d+ *){{3}}$", out, re.MULTILINE)
+    assert (tmp_path / "pictures.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
 def test_omniglot_that_is_interrupted_saves_and_tells_the_shell(tmp_path):
     drawings(tmp_path / "data.npz")
     # Warned of, rightly: no evaluation came to be.

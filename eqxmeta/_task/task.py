@@ -22,8 +22,9 @@ class Task(eqx.Module):
     padding has weight 0 and label 0, see `eqxmeta.losses.examples`.
 
     For a loss of your own a field may be anything that it takes: examples without labels, or beside
-    them arrays of the task as a whole, without an example axis (a goal, a key). How many examples
-    there are, the first array says that has an axis; arrays whose first axis is another have none.
+    them arrays of the task as a whole, without an example axis (a goal, a key). The first array
+    says how many examples there are; arrays whose first axis is another have no example axis. If
+    the first has no axis, as in `(key, goal)`, there are no examples, and the field is one whole.
 
     `support=()` is none: `query` is then an ordinary minibatch, for strategies that train on such
     (`eqxmeta.Baseline`).
@@ -51,14 +52,15 @@ class Task(eqx.Module):
 
 
 def count_examples(examples: PyTree) -> int | None:
-    """How many examples there are in a support or query set; `None` if no array has an axis."""
-    return next((x.shape[0] for x in jax.tree.leaves(examples) if x.ndim > 0), None)
+    """How many examples there are in a support or query set; `None` if it is none of examples."""
+    first = next(iter(jax.tree.leaves(examples)), None)
+    return first.shape[0] if first is not None and first.ndim > 0 else None
 
 
 def count_all_examples(tasks: Task) -> int:
     """How many examples there are in a batch of tasks, those of its support and query sets."""
-    sets = (jax.tree.leaves(part) for part in (tasks.support, tasks.query))
-    return sum(next((math.prod(x.shape[:2]) for x in part if x.ndim > 1), 0) for part in sets)
+    sets = (jax.tree.leaves(part)[:1] for part in (tasks.support, tasks.query))
+    return sum(math.prod(x.shape[:2]) for first in sets for x in first if x.ndim > 1)
 
 
 def take_examples(examples: PyTree, rows: Any) -> PyTree:

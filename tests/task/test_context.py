@@ -90,16 +90,18 @@ def test_what_is_not_finite_is_told_of_with_keys_too():
 
 
 class Rollouts(eqx.Module):
-    """A goal `[2]` and a key: no examples at all."""
+    """A key and a goal `[2]`: no examples at all."""
 
     def sample(self, key):
         goal = jax.random.normal(key, (2,))
-        return em.Task((goal, key), (goal, jax.random.fold_in(key, 1)))
+        return em.Task((key, goal), (jax.random.fold_in(key, 1), goal))
 
 
 def test_tasks_without_examples():
+    """Nor are the numbers of the goal any: pooled, it is what it was."""
+
     def loss(model, batch, key):
-        goal, noise = batch
+        noise, goal = batch
         return jnp.sum((model(jax.random.normal(noise, (3,))) - goal) ** 2), {}
 
     strategy = em.MAML(loss, em.InnerLoop(SGD, 1), SGD)
@@ -107,6 +109,11 @@ def test_tasks_without_examples():
     first = em.evaluate(strategy, state.model, Rollouts(), num_tasks=2)
     again = em.evaluate(strategy, state.model, Rollouts(), num_tasks=2)
     assert same_bits(first.values["loss"], again.values["loss"])
+    batch = batch_of(Rollouts())
+    joint = em.Joint(loss, INNER, SGD)
+    _, metrics = joint.outer_update(joint.init(BoringModel()), batch, key=None)
+    of_support = jax.vmap(lambda support: loss(BoringModel(), support, None)[0])(batch.support)
+    np.testing.assert_allclose(metrics["pooled_loss"], np.mean(of_support), rtol=1e-5)
 
 
 def test_a_host_source_with_an_array_of_the_task():
