@@ -82,7 +82,7 @@ def draw(learners, test, path):
             panel.set(xticks=[], yticks=[])
     for panel, name in zip(panels[:, 0], ["picture", "learnt", "standard"], strict=True):
         panel.set_ylabel(name)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=70)
 
 
 def main():

@@ -32,8 +32,7 @@ class Policy(eqx.Module):
 
 
 class Goals(eqx.Module):
-    """Goals on the unit circle. There are no examples before there is a policy: a set of a task is
-    the key from which its walks are drawn, and the goal."""
+    """Goals on the unit circle. A set of a task is what walks are drawn from: a key and a goal."""
 
     def sample(self, key, angle=None):
         angle_key, *keys = jax.random.split(key, 3)
@@ -79,16 +78,17 @@ def loss(policy, batch, _):
 
 
 def draw(learners):
-    figure = Figure((12.8, 3.4), layout="constrained")
+    compiled = eqx.filter_jit(walk)
+    figure = Figure((12.8, 3.9), layout="constrained")
     panels = figure.subplots(1, 4, sharex=True, sharey=True)
     for panel, (strategy, model, adapt) in zip(panels, learners, strict=True):
-        when = "after one step" if adapt else "before"
-        panel.set(title=f"{type(strategy).__name__}, {when}", aspect="equal")
+        panel.set(title=type(strategy).__name__ + ", after one step" * adapt, aspect="equal")
         for i in range(6):
             task = Goals().sample(jax.random.key(i), (i + 0.25) * jnp.pi / 3)
             key, goal = task.query
             policy = strategy.inner_adapt(model, task.support) if adapt else model
-            panel.plot(*walk(policy, goal, key)[0][:, :5].transpose(2, 0, 1), color=f"C{i}", lw=0.8)
+            walks = compiled(policy, goal, key)[0][:, :5]
+            panel.plot(*walks.transpose(2, 0, 1), color=f"C{i}", lw=0.8)
             panel.plot(*goal[:, None], "*", color=f"C{i}", ms=12, mec="black")
     figure.savefig("navigation.png", dpi=70)
 

@@ -51,7 +51,7 @@ def test_derivatives_of_a_gaussian_walk(expected_return, horizon, x64):
 
 def test_the_derivative_through_a_step_and_its_error(expected_return, x64):
     """J = -(mean - GOAL)**2 - SCALE**2, of which the step goes to mean + RATE J'. The derivative of
-    J there, in mean, is J' times (1 - 2 RATE). Ten times the walks, a tenth of the squared error."""
+    J there, in mean, is J' times (1 - 2 RATE). Ten times the walks: the error over sqrt(10)."""
 
     def error(number):
         def loss(mean, key, _):
