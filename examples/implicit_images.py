@@ -32,7 +32,7 @@ class Siren(eqx.Module):
     def __init__(self, width=64, depth=3, *, key):
         sizes, self.layers = [2, *[width] * depth, 1], []
         for i, layer_key in enumerate(jax.random.split(key, depth + 1)):
-            layer = em.nn.Linear(*sizes[i : i + 2], key=layer_key)
+            layer = em.nn.Linear(sizes[i], sizes[i + 1], key=layer_key)
             bound = (6 / sizes[i]) ** 0.5 / OMEGA if i else 1 / sizes[i]
             weight = bound * jax.random.uniform(layer_key, layer.weight.shape, minval=-1)
             self.layers.append(eqx.tree_at(lambda x: x.weight, layer, weight))
@@ -108,8 +108,8 @@ def main():
     by_adam = em.MAML(loss, em.InnerLoop(optax.adam(1e-3), steps=2), adam)
     print(f"\nPSNR in dB, {len(chosen)} pictures of new classes, after 0, 2 and 8 steps, ± 95%")
     rows = {"learnt": (maml, learnt), "standard": (maml, standard)}
-    for name, learner in (rows | {"standard, Adam": (by_adam, standard)}).items():
-        result = em.evaluate(*learner, tasks, inner_steps=8)
+    for name, (strategy, model) in (rows | {"standard, Adam": (by_adam, standard)}).items():
+        result = em.evaluate(strategy, model, tasks, inner_steps=8)
         mean, half = result.mean("psnr"), result.ci95("psnr")
         print(f"{name:16}" + "".join(f"{mean[k]:8.2f} ± {half[k]:.2f}" for k in (0, 2, 8)))
     draw([(maml, learnt), (by_adam, standard)], test, args.out)
