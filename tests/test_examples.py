@@ -71,6 +71,20 @@ def test_sinusoid(tmp_path):
     assert out[out.index("MSE over") :] == again[again.index("MSE over") :]
 
 
+@pytest.mark.slow
+def test_distributed(tmp_path):
+    out = run("distributed.py", "--processes", 2, "--steps", 20, cwd=tmp_path)
+    assert len(re.findall(r"2 processes, 8 devices: MSE \S+ before, \S+ ±", out)) == 1
+    folder = tmp_path / "runs/distributed"
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 20
+    # (Four of each, by `conftest.py`.) Alone it goes on from there, and warns that the bits are
+    # others, which `-W error` would refuse.
+    command = [sys.executable, str(EXAMPLES / "distributed.py"), "--steps", "30"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "resumed at step 20" in done.stdout, done.stderr
+    assert "devices 8, now 4" in done.stderr
+
+
 def test_sinusoid_that_is_interrupted_at_its_first_run_does_not_go_on(monkeypatch):
     fit = em.Trainer.fit
 

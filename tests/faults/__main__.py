@@ -10,7 +10,13 @@ from pathlib import Path
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, times in (("kill", 100), ("writes", 0), ("damage", 1000), ("exchange", 200)):
+    for name, times in (
+        ("kill", 100),
+        ("writes", 0),
+        ("damage", 1000),
+        ("exchange", 200),
+        ("distributed", 50),
+    ):
         command = commands.add_parser(name)
         command.add_argument("--seed", type=int, default=0, help="of what is random")
         if times:
@@ -25,6 +31,10 @@ def main() -> int:
         from .kill import kill  # before JAX has any thread: it forks
 
         tally = kill(folder, args.times, rng)
+    elif args.command == "distributed":
+        from .distributed import distributed
+
+        tally = distributed(folder, args.times, rng)
     else:
         warnings.simplefilter("ignore", RuntimeWarning)
         if args.command == "writes":

@@ -15,6 +15,7 @@ from eqxmeta.callbacks import Checkpoint
 
 from ..boring import Recorder, at, boring_fit, same_bits
 from .damage import damage
+from .distributed import distributed
 from .exchange import exchange
 from .fuzz import fuzz
 from .writes import writes
@@ -29,6 +30,13 @@ def test_killed_terminated_and_interrupted_runs_are_continued_exactly():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tried 5, survived 5, lost 0" in done.stdout
+
+
+@pytest.mark.slow
+def test_pairs_of_processes_are_continued_exactly(tmp_path):
+    tally = distributed(tmp_path, 2, random.Random(3))
+    assert not tally.lost, tally
+    assert sum(tally.tried.values()) == 2
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

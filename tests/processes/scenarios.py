@@ -21,6 +21,7 @@ from eqxmeta.callbacks import (
     TensorBoard,
 )
 
+from .. import resume_run
 from ..boring import BoringModel, BoringStrategy, BoringTasks, host_batch
 from .pair import tell
 
@@ -143,4 +144,13 @@ def short(folder: Path) -> None:
     """The same run, to a step that `long` has not reached."""
     steps = int((folder / "steps").read_text())
     trainer, state = train(steps, everything(folder, 10), resume="auto")
+    tell("ended", [trainer.stop_reason, int(state.step), bits(state)])
+
+
+def faulted(folder: Path) -> None:
+    """What `tests.faults distributed` ends at random moments, and starts again."""
+    learner, model, tasks = resume_run.parts(boring=True)
+    callbacks = resume_run.everything(folder, tasks)
+    trainer = em.Trainer(learner, meta_batch_size=4, seed=1, callbacks=callbacks)
+    state = trainer.fit(model, tasks, int((folder / "steps").read_text()), resume="auto")
     tell("ended", [trainer.stop_reason, int(state.step), bits(state)])
