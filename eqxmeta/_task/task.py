@@ -23,8 +23,8 @@ class Task(eqx.Module):
 
     For a loss of your own a field may be anything that it takes: examples without labels, or beside
     them arrays of the task as a whole, without an example axis (a goal, a key). The first array
-    says how many examples there are; arrays whose first axis is another have no example axis. If
-    the first has no axis, as in `(key, goal)`, there are no examples, and the field is one whole.
+    that has an axis says how many examples there are; arrays whose first axis is another have none.
+    If a field begins with a key, as `(key, goal)`, there are no examples: it is one whole.
 
     `support=()` is none: `query` is then an ordinary minibatch, for strategies that train on such
     (`eqxmeta.Baseline`).
@@ -53,14 +53,20 @@ class Task(eqx.Module):
 
 def count_examples(examples: PyTree) -> int | None:
     """How many examples there are in a support or query set; `None` if it is none of examples."""
-    first = next(iter(jax.tree.leaves(examples)), None)
-    return first.shape[0] if first is not None and first.ndim > 0 else None
+    return next((x.shape[0] for x in _arrays(examples) if x.ndim > 0), None)
 
 
 def count_all_examples(tasks: Task) -> int:
     """How many examples there are in a batch of tasks, those of its support and query sets."""
-    sets = (jax.tree.leaves(part)[:1] for part in (tasks.support, tasks.query))
-    return sum(math.prod(x.shape[:2]) for first in sets for x in first if x.ndim > 1)
+    sets = (_arrays(part) for part in (tasks.support, tasks.query))
+    return sum(next((math.prod(x.shape[:2]) for x in part if x.ndim > 1), 0) for part in sets)
+
+
+def _arrays(part: PyTree) -> list[Any]:
+    """Those that may be of examples: none, of a set that is drawn from a key."""
+    leaves = jax.tree.leaves(part)
+    drawn = leaves and jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key)
+    return [] if drawn else leaves
 
 
 def take_examples(examples: PyTree, rows: Any) -> PyTree:
