@@ -27,7 +27,7 @@ def prepare(options, name, steps, seed):
 @pytest.fixture
 def args(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    table = Table("Lines", ("one", "two"), prepare, "Lines.", metric="loss", after=(0, 1))
+    table = Table("Lines", ("one", "two"), prepare, "Lines.", metric="loss", after=(0,))
     monkeypatch.setattr(_row, "TABLES", {"lines": table})
     monkeypatch.setattr(_page, "TABLES", {"lines": table})
     return argparse.Namespace(

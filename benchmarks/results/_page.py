@@ -38,9 +38,9 @@ def page(folder: Path, speed: Path, template: str) -> str:
 
 def _section(table: Table, found: list[_record.Record]) -> str:
     first = ranked([record for record in found if record["seed"] == 0])
-    several = len(table.after) > 1
-    columns = [f"after {k}" for k in table.after] if several else list(first[0]["results"])
-    head = ["", *columns, "to the best", "outer steps", "minutes"]
+    columns = ["as trained"] if table.after else list(first[0]["results"])
+    after = [f"after {k}" for k in table.after]
+    head = ["", *columns, "to the best", *after, "outer steps", "minutes"]
     rows = [_row(table, record, first[0]) for record in first]
     budgets = sorted({_budget(record) for record in first if record["outer_steps"]})
     told = f"{table.note} Budget: {'; '.join(budgets)}." if budgets else table.note
@@ -49,11 +49,9 @@ def _section(table: Table, found: list[_record.Record]) -> str:
 
 def _row(table: Table, record: _record.Record, best: _record.Record) -> list[str]:
     result = _first(record)
-    if len(table.after) > 1:
-        known = {k: _shown(result, i) for i, k in enumerate(result["after"])}
-        cells = [known.get(k, "") for k in table.after]
-    else:
-        cells = [_shown(result, -1) for result in record["results"].values()]
+    cells = [_shown(result, -1) for result in record["results"].values()]
+    known = {k: _shown(result, i) for i, k in enumerate(result["after"])}
+    after = [known.get(k, "") for k in table.after]
     behind = ""
     if record is not best:
         pair = _record.evaluation(result), _record.evaluation(_first(best))
@@ -64,7 +62,7 @@ def _row(table: Table, record: _record.Record, best: _record.Record) -> list[str
     path = _record.path_of(Path("results"), record["table"], record["name"], record["seed"])
     name = f"[{record['name']}]({path.as_posix()})" + " (transductive)" * result["transductive"]
     steps = f"{record['outer_steps']:,}" if record["outer_steps"] else ""
-    return [name, *cells, behind, steps, f"{record['core_seconds'] / 60:.1f}"]
+    return [name, *cells, behind, *after, steps, f"{record['core_seconds'] / 60:.1f}"]
 
 
 def _first(record: _record.Record) -> dict[str, Any]:
@@ -74,7 +72,7 @@ def _first(record: _record.Record) -> dict[str, Any]:
 def _shown(result: dict[str, Any], k: int) -> str:
     mean, half = result["mean"][k], result["ci95"][k]
     if mean is None:
-        return ""
+        return "diverges" if result["after"][k] else ""  # before, there may be no prediction
     if result["metric"] == "accuracy":
         return f"{100 * mean:.2f} ± {100 * half:.2f} %"
     return f"{mean:.3g} ± {half:.2g}"

@@ -24,8 +24,8 @@ def path_of(folder: Path, table: str, name: str, seed: int) -> Path:
 
 
 def of_evaluation(result: em.Evaluation, metric: str, reported: list[int]) -> Record:
-    """Mean and interval after each of the `reported` inner steps that there are, `-1` the last;
-    and for every task the last value, with the number that tells it from others."""
+    """Mean and interval after each of the `reported` inner steps that there are, `-1` the last. The
+    last of them counts: its value for every task, with the number that tells it from others."""
     there = [k for k in reported if k < result.values[metric].shape[1]]
     mean, half = result.mean(metric), result.ci95(metric)
     return {
@@ -42,13 +42,13 @@ def of_evaluation(result: em.Evaluation, metric: str, reported: list[int]) -> Re
 
 def evaluation(found: Record) -> em.Evaluation:
     """What `em.compare` asks for."""
-    values = {found["metric"]: np.asarray(found["values"])[:, None]}
+    values = {found["metric"]: np.asarray(found["values"], float)[:, None]}
     tasks, seed = np.asarray(found["tasks"]), found["evaluation_seed"]
     return em.Evaluation(values, found["transductive"], tasks=tasks, seed=seed)
 
 
 def _rounded(x: float) -> float | None:
-    return None if np.isnan(x) else float(f"{x:.{DIGITS}g}")
+    return None if not np.isfinite(x) else float(f"{x:.{DIGITS}g}")
 
 
 def origin() -> Record:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import eqxmeta as em
 from eqxmeta.callbacks import Checkpoint, Evaluate, Lambda
@@ -71,7 +72,8 @@ def make(
         setting = prepare(steps)
         every = -(-steps // 4)
         scored = {"num_tasks": val_tasks, "inner_steps": setting.inner_steps, "prefix": "val"}
-        monitor = f"val/{table.metric}"
+        after = f"/after_{setting.counts}" if setting.counts else ""
+        monitor = f"val/{table.metric}{after}"
         callbacks = [
             Evaluate(setting.val, every=every, **scored),
             best := Checkpoint(folder / "checkpoints", every=every, monitor=monitor),
@@ -89,7 +91,8 @@ def make(
     for column, test in setting.tests.items():
         options = {"num_tasks": test_tasks, "inner_steps": setting.inner_steps, "seed": TEST_SEED}
         result = em.evaluate(setting.strategy, setting.model, test, **options)
-        results[column] = _record.of_evaluation(result, table.metric, list(table.after))
+        after = [*table.after, setting.counts or -1]
+        results[column] = _record.of_evaluation(result, table.metric, after)
     shutil.rmtree(folder)
     jax.clear_caches()
     return {
@@ -107,7 +110,8 @@ def ranked(found: list[_record.Record]) -> list[_record.Record]:
     """The best first, by the first column."""
     first = [next(iter(record["results"].values())) for record in found]
     sign = [-1 if result["metric"] == "accuracy" else 1 for result in first]
-    order = sorted(range(len(found)), key=lambda i: sign[i] * first[i]["mean"][-1])
+    means = [np.float64(result["mean"][-1]) for result in first]  # None: NaN
+    order = sorted(range(len(found)), key=lambda i: np.nan_to_num(sign[i] * means[i], nan=np.inf))
     return [found[i] for i in order]
 
 

@@ -24,19 +24,20 @@ class Setting(NamedTuple):
     train: Any
     val: Any
     tests: dict[str, Any]  # by the column of the table
+    counts: int | None = None  # the inner step that rows are ranked by; `None`: the last
 
 
 @dataclass(frozen=True)
 class Table:
     """`prepare(options, name, steps, seed)` is a row's setting. `after`: the inner steps that are
-    reported, -1 the last. `parent`: the table whose best rows are this one's."""
+    reported beside the one that counts. `parent`: the table whose best rows are this one's."""
 
     title: str
     names: Sequence[str]
     prepare: Callable[[argparse.Namespace, str, int, int], Setting]
     note: str
     metric: str = "accuracy"
-    after: tuple[int, ...] = (-1,)
+    after: tuple[int, ...] = ()
     parent: str = ""
     best: int = 0
 
@@ -89,8 +90,9 @@ def _groceries(size: int, options, name: str, steps: int, seed: int) -> Setting:
 def _sinusoid(shots: int, options, name: str, steps: int, seed: int) -> Setting:
     strategy, model = sinusoid.recipes(steps)[name], sinusoid.NETWORKS.get(name, sinusoid.NETWORK)
     train, test = sinusoid.sources(shots)
-    inner_steps = strategy.num_inner_steps() and 10
-    return Setting(strategy, inner_steps, 25, model, train, test, {"loss": test})
+    own = strategy.num_inner_steps()
+    most = own and max(own, 10)
+    return Setting(strategy, most, 25, model, train, test, {"loss": test}, own)
 
 
 _OMNIGLOT = (CENTROID, *omniglot.recipes(1))
@@ -98,7 +100,7 @@ _OTHERS = ("RelationNet", "LearntUpdate", "Baseline", "BaselinePlusPlus", "Simpl
 _GROCERIES = (CENTROID, *photos.recipes(1, False), *_OTHERS)
 _DRAWINGS = "Vinyals split, with rotations; `Conv4` of width 32."
 _PHOTOGRAPHS = "65 classes, split by class; `Conv4` of width 32."
-_WAVES = "Phase in [0, π]; mean squared error after so many inner steps."
+_WAVES = "Phase in [0, π]; mean squared error, as trained and after so many inner steps."
 
 
 def _drawings(title: str, ways: int, shots: int, **more: Any) -> Table:
