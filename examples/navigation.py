@@ -77,6 +77,14 @@ def loss(policy, batch, _):
     return -value, {"return": value}
 
 
+def recipes(steps):
+    # The first inner step is large; those after it, at test, are smaller.
+    inner = em.InnerLoop(optax.sgd(lambda count: jnp.where(count == 0, 0.02, 0.005)), steps=1)
+    adam = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+    adam = optax.chain(optax.clip_by_global_norm(10.0), adam)
+    return em.Joint(loss, inner, adam), em.MAML(loss, inner, adam)
+
+
 def draw(learners):
     compiled = eqx.filter_jit(walk)
     figure = Figure((12.8, 3.9), layout="constrained")
@@ -98,13 +106,9 @@ def main():
     parser.add_argument("--steps", type=int, default=800, help="outer steps")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    # The first inner step is large; those after it, at test, are smaller.
-    inner = em.InnerLoop(optax.sgd(lambda count: jnp.where(count == 0, 0.02, 0.005)), steps=1)
-    adam = optax.adam(optax.cosine_decay_schedule(1e-3, args.steps))
-    adam, bar = optax.chain(optax.clip_by_global_norm(10.0), adam), [ProgressBar()]
-    learners = []
+    learners, bar = [], [ProgressBar()]
     print("return to 600 new goals after 0, 1 and 3 inner steps, ± 95%")
-    for strategy in em.Joint(loss, inner, adam), em.MAML(loss, inner, adam):
+    for strategy in recipes(args.steps):
         trainer = em.Trainer(strategy, meta_batch_size=20, seed=args.seed, callbacks=bar)
         model = trainer.fit(Policy(jax.random.key(args.seed)), Goals(), args.steps).model
         result = em.evaluate(strategy, model, Goals(), inner_steps=3, seed=1)

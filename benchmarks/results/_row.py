@@ -73,10 +73,11 @@ def make(
         every = -(-steps // 4)
         scored = {"num_tasks": val_tasks, "inner_steps": setting.inner_steps, "prefix": "val"}
         after = f"/after_{setting.counts}" if setting.counts else ""
+        mode = "min" if table.metric == "loss" else "max"
         monitor = f"val/{table.metric}{after}"
         callbacks = [
             Evaluate(setting.val, every=every, **scored),
-            best := Checkpoint(folder / "checkpoints", every=every, monitor=monitor),
+            best := Checkpoint(folder / "checkpoints", every=every, monitor=monitor, mode=mode),
         ]
         trainer = em.Trainer(
             setting.strategy, meta_batch_size=setting.meta_batch, callbacks=callbacks, seed=seed
@@ -109,7 +110,7 @@ def make(
 def ranked(found: list[_record.Record]) -> list[_record.Record]:
     """The best first, by the first column."""
     first = [next(iter(record["results"].values())) for record in found]
-    sign = [-1 if result["metric"] == "accuracy" else 1 for result in first]
+    sign = [1 if result["metric"] == "loss" else -1 for result in first]
     means = [np.float64(result["mean"][-1]) for result in first]  # None: NaN
     order = sorted(range(len(found)), key=lambda i: np.nan_to_num(sign[i] * means[i], nan=np.inf))
     return [found[i] for i in order]

@@ -11,7 +11,7 @@ import jax
 import optax
 
 import eqxmeta as em
-from examples import omniglot, photos, sinusoid
+from examples import navigation, omniglot, photos, sinusoid
 
 
 class Setting(NamedTuple):
@@ -95,11 +95,18 @@ def _sinusoid(shots: int, options, name: str, steps: int, seed: int) -> Setting:
     return Setting(strategy, most, 25, model, train, test, {"loss": test}, own)
 
 
+def _navigation(options, name: str, steps: int, seed: int) -> Setting:
+    (strategy,) = (s for s in navigation.recipes(steps) if type(s).__name__ == name)
+    model, goals = navigation.Policy(jax.random.key(seed)), navigation.Goals()
+    return Setting(strategy, 3, 20, model, goals, goals, {"return": goals}, 1)
+
+
 _OMNIGLOT = (CENTROID, *omniglot.recipes(1))
 _OTHERS = ("RelationNet", "LearntUpdate", "Baseline", "BaselinePlusPlus", "SimpleShot")
 _GROCERIES = (CENTROID, *photos.recipes(1, False), *_OTHERS)
 _DRAWINGS = "Vinyals split, with rotations; `Conv4` of width 32."
 _PHOTOGRAPHS = "65 classes, split by class; `Conv4` of width 32."
+_WALKS = "Goals on the unit circle; mean return of 20 walks, as trained and after so many steps."
 _WAVES = "Phase in [0, π]; mean squared error, as trained and after so many inner steps."
 
 
@@ -124,6 +131,9 @@ TABLES = {
     "groceries-32": _photos(32),
     "sinusoid-10shot": _waves(10),
     "sinusoid-5shot": _waves(5),
+    "navigation": Table(
+        "Navigation", ("Joint", "MAML"), _navigation, _WALKS, metric="return", after=(0, 1, 3)
+    ),
     "omniglot-5way-5shot": _drawings("5-way 5-shot", 5, 5, parent="omniglot-5way-1shot", best=6),
     "omniglot-20way-1shot": _drawings("20-way 1-shot", 20, 1, parent="omniglot-5way-1shot", best=3),
     "groceries-84": _photos(84, parent="groceries-32", best=3),
