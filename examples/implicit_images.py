@@ -69,6 +69,21 @@ def loss(model, batch, key):
     return error, {"psnr": -10 * jnp.log10(error)}  # in dB; brightness is in [0, 1]
 
 
+def pictures(folder, size):
+    """Those of most classes, to train on, and a hundred of the others."""
+    images = em.data.from_folder(folder, size=size, mode="L")
+    train, test = (jnp.asarray(x.images[:, 0]) for x in images.split(0.8, 0.2, seed=0))
+    chosen = np.random.RandomState(0).permutation(len(test))[:100]
+    return Pictures(train), Pictures(test[np.sort(chosen)])
+
+
+def recipes(steps):
+    adam = optax.adam(optax.cosine_decay_schedule(3e-4, steps))
+    maml = em.MAML(loss, em.InnerLoop(optax.sgd(0.01), steps=2), adam)
+    # From standard weights Adam's steps do better, here at the best of three rates.
+    return maml, em.MAML(loss, em.InnerLoop(optax.adam(1e-3), steps=2), adam)
+
+
 def draw(learners, test, path):
     numbers = np.linspace(0, len(test.pictures) - 1, 6).astype(int)
     figure = Figure((7.2, 1.25 * (1 + len(learners))), layout="constrained")
@@ -93,20 +108,14 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("pictures.png"), help="a picture")
     args = parser.parse_args()
-    images = em.data.from_folder(args.folder, size=args.size, mode="L")
-    train, test = (Pictures(jnp.asarray(x.images[:, 0])) for x in images.split(0.8, 0.2, seed=0))
-    chosen = np.random.RandomState(0).permutation(len(test.pictures))[:100]
-    test = Pictures(test.pictures[np.sort(chosen)])
+    train, test = pictures(args.folder, args.size)
     tasks = jax.vmap(test.task)(jnp.arange(len(test.pictures)))
-
-    adam = optax.adam(optax.cosine_decay_schedule(3e-4, args.steps))
-    inner = em.InnerLoop(optax.sgd(0.01), steps=2)
-    maml, standard = em.MAML(loss, inner, adam), Siren(key=jax.random.key(args.seed))
+    maml, by_adam = recipes(args.steps)
+    standard = Siren(key=jax.random.key(args.seed))
     options = {"meta_batch_size": 4, "seed": args.seed, "callbacks": [ProgressBar()]}
     learnt = em.Trainer(maml, **options).fit(standard, train, args.steps).model
-    # From the standard one Adam's steps do better, here at the best of three rates.
-    by_adam = em.MAML(loss, em.InnerLoop(optax.adam(1e-3), steps=2), adam)
-    print(f"\nPSNR in dB, {len(chosen)} pictures of new classes, after 0, 2 and 8 steps, ± 95%")
+    number = len(test.pictures)
+    print(f"\nPSNR in dB, {number} pictures of new classes, after 0, 2 and 8 steps, ± 95%")
     rows = {"learnt": (maml, learnt), "standard": (maml, standard)}
     for name, (strategy, model) in (rows | {"standard, Adam": (by_adam, standard)}).items():
         result = em.evaluate(strategy, model, tasks, inner_steps=8)

@@ -108,9 +108,7 @@ def _missing(records: dict[str, list[_record.Record]]) -> str:
             lines.append(f"- {table.title}: {', '.join(absent)}.")
         if there and sum(record["seed"] > 0 for record in records[key]) < 6:
             lines.append(f"- {table.title}: three seeds for the three best rows.")
-    lines.append(
-        "- The PSNR of coordinate networks; `CNP`, which has a loss of its own; an accelerator."
-    )
+    lines.append("- `CNP`, which has a loss of its own; an accelerator.")
     return "\n".join(lines)
 
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 
 import eqxmeta as em
-from examples import navigation, omniglot, photos, sinusoid
+from examples import implicit_images, navigation, omniglot, photos, sinusoid
 
 
 class Setting(NamedTuple):
@@ -101,11 +102,23 @@ def _navigation(options, name: str, steps: int, seed: int) -> Setting:
     return Setting(strategy, 3, 20, model, goals, goals, {"return": goals}, 1)
 
 
+def _pictures(options, name: str, steps: int, seed: int) -> Setting:
+    train, test = implicit_images.pictures(options.groceries, 48)
+    tests = {"PSNR": jax.vmap(test.task)(jnp.arange(len(test.pictures)))}
+    standard = implicit_images.Siren(key=jax.random.key(seed))
+    maml, by_adam = implicit_images.recipes(steps)
+    if name == "MAML":
+        return Setting(maml, 8, 4, standard, train, train, tests, 2)
+    strategy = by_adam if name == "standard by Adam" else maml
+    return Setting(strategy, 8, 4, standard, None, None, tests, 2)
+
+
 _OMNIGLOT = (CENTROID, *omniglot.recipes(1))
 _OTHERS = ("RelationNet", "LearntUpdate", "Baseline", "BaselinePlusPlus", "SimpleShot")
 _GROCERIES = (CENTROID, *photos.recipes(1, False), *_OTHERS)
 _DRAWINGS = "Vinyals split, with rotations; `Conv4` of width 32."
 _PHOTOGRAPHS = "65 classes, split by class; `Conv4` of width 32."
+_PIXELS = "PSNR in dB, 100 pictures of new classes; checkpoints are chosen on training classes."
 _WALKS = "Goals on the unit circle; mean return of 20 walks, as trained and after so many steps."
 _WAVES = "Phase in [0, π]; mean squared error, as trained and after so many inner steps."
 
@@ -133,6 +146,14 @@ TABLES = {
     "sinusoid-5shot": _waves(5),
     "navigation": Table(
         "Navigation", ("Joint", "MAML"), _navigation, _WALKS, metric="return", after=(0, 1, 3)
+    ),
+    "groceries-coordinates": Table(
+        "Coordinate networks, 48x48",
+        ("MAML", "standard", "standard by Adam"),
+        _pictures,
+        _PIXELS,
+        metric="psnr",
+        after=(0, 2, 8),
     ),
     "omniglot-5way-5shot": _drawings("5-way 5-shot", 5, 5, parent="omniglot-5way-1shot", best=6),
     "omniglot-20way-1shot": _drawings("20-way 1-shot", 20, 1, parent="omniglot-5way-1shot", best=3),
