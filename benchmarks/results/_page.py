@@ -38,7 +38,7 @@ def page(folder: Path, speed: Path, template: str) -> str:
 
 def _section(table: Table, found: list[_record.Record]) -> str:
     first = ranked([record for record in found if record["seed"] == 0])
-    columns = ["as trained"] if table.after else list(first[0]["results"])
+    columns = ["as trained (inner steps)"] if table.after else list(first[0]["results"])
     after = [f"after {k}" for k in table.after]
     head = ["", *columns, "to the best", *after, "outer steps", "minutes"]
     rows = [_row(table, record, first[0]) for record in first]
@@ -50,6 +50,8 @@ def _section(table: Table, found: list[_record.Record]) -> str:
 def _row(table: Table, record: _record.Record, best: _record.Record) -> list[str]:
     result = _first(record)
     cells = [_shown(result, -1) for result in record["results"].values()]
+    if table.after:
+        cells[0] += f" ({result['after'][-1]})"
     known = {k: _shown(result, i) for i, k in enumerate(result["after"])}
     after = [known.get(k, "") for k in table.after]
     behind = ""
