@@ -52,10 +52,11 @@ def _rounded(x: float) -> float | None:
 
 
 def origin() -> Record:
-    """Commit, date, machine and versions."""
+    """Commit, date, machine and versions. Rows that came in are no change to what makes them."""
     libraries = ("jax", "jaxlib", "equinox", "optax", "numpy")
+    changed = _git("diff", "HEAD", "--stat", "--", ".", ":!docs")
     return {
-        "commit": _git("rev-parse", "HEAD") + "-changed" * bool(_git("diff", "HEAD", "--stat")),
+        "commit": _git("rev-parse", "HEAD") + "-changed" * bool(changed),
         "date": date.today().isoformat(),
         "machine": {"platform": platform.platform(), "python": platform.python_version()},
         "versions": {name: importlib.metadata.version(name) for name in libraries},
