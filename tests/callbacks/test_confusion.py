@@ -215,6 +215,7 @@ class Unnamed(eqx.Module):
         return self.tasks.sample(key)
 
 
+@pytest.mark.slow
 def test_classes_without_names_and_too_many_of_them():
     still = Still(em.losses.cross_entropy, optax.sgd(0.1))
     labels = np.repeat([f"a class with a rather long name {n:02}" for n in range(24)], 2)

@@ -171,6 +171,7 @@ def test_evaluated_by_all_devices_with_padding():
     np.testing.assert_allclose(seen.result.values["loss"], expected.values["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_seeds_need_no_collective():
     def runs(devices):
         trainer = em.Trainer(maml(), meta_batch_size=3, summary=False, devices=devices)

@@ -130,6 +130,7 @@ def test_exact_modes_agree_in_float32(name, steps):
     assert error(first_order, reverse) > 1e-2
 
 
+@pytest.mark.slow
 def test_models_with_loops_and_classification(x64):
     """A recurrent model, labels that are integers, and a non-array leaf."""
 

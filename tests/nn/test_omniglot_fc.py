@@ -26,7 +26,7 @@ def plain_loss(model, batch, eps):
     return jnp.mean(jnp.log(jnp.sum(jnp.exp(logits), axis=1)) - correct)
 
 
-@pytest.mark.parametrize("norm", ["batch", "support"])
+@pytest.mark.parametrize("norm", [pytest.param("batch", marks=pytest.mark.slow), "support"])
 def test_the_network_of_the_paper(x64, norm):
     model = em.nn.OmniglotFC(784, 5, norm=norm, key=jax.random.key(0))
     model = jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, model)

@@ -250,6 +250,7 @@ def accuracy(strategy, x, y) -> float:
     return em.evaluate(strategy, lambda x: x, episodes, num_tasks=100).mean("accuracy")[-1]
 
 
+@pytest.mark.slow
 def test_normalising_and_centring_matter():
     l2n, cl2n = MADE[em.SimpleShot](), MADE[em.SimpleShot](center=directions(5)[0])
     plain = em.ProtoNet(LOSS, optax.sgd(0.1))

@@ -176,6 +176,7 @@ def test_at_first_a_rule_is_the_identity(name, inner, x64):
     assert not tree_allclose(strategy.inner_adapt(changed, support), expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_past_the_steps_trained_with_the_last_row_goes_on(x64):
     strategy, support = learnt_update(layer_rates), em.tasks.Sinusoid(4, 6).sample(KEY).support
     model = moved(strategy.init(tiny_mlp()).model)
@@ -189,6 +190,7 @@ def test_past_the_steps_trained_with_the_last_row_goes_on(x64):
     assert values.shape == (3, 5) and np.isfinite(values).all()
 
 
+@pytest.mark.slow
 def test_meta_sgd_is_the_rates_as_it_was(x64):
     """To the bit: the rates alone in `extra`, and `optax.chain`, as it was written before."""
 

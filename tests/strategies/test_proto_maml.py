@@ -85,6 +85,7 @@ def test_before_the_first_step_it_is_a_prototypical_network(x64):
     assert np.abs(ours["loss"][:, 1] - ours["loss"][:, 0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_trained_5_way_it_is_evaluated_7_way_and_has_learnt():
     strategy = proto_maml(outer=optax.adam(1e-2))
     trainer = em.Trainer(strategy, meta_batch_size=2, summary=False)

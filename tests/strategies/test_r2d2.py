@@ -132,6 +132,7 @@ def check_padding(strategy: em.GradientStrategy, precision: float):
     assert outcomes[0][2]["grad_norm"] > 1e-3
 
 
+@pytest.mark.slow
 def test_padding_of_a_classification_task(x64):
     check_padding(r2d2(ways=3), 1e-12)
 

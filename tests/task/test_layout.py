@@ -55,7 +55,7 @@ MAKERS = {
 
 
 # Of 6 tasks: 4 does not divide them, 7 is more than there are.
-QUICK = [("OneStep", 4), ("MAML", 4)]
+QUICK = [("OneStep", 4)]
 LONG = [(name, chunk) for name in MAKERS for chunk in (1, 4, 7) if (name, chunk) not in QUICK]
 
 
@@ -105,6 +105,7 @@ def test_memory_goes_with_the_chunk_and_not_with_the_tasks():
     assert temp_bytes(1, tasks=64) < 1.1 * one + 56 * 4 * 256 * 4
 
 
+@pytest.mark.slow
 def test_auto_is_all_at_once_for_a_small_model_and_one_by_one_for_a_large_one():
     assert temp_bytes("auto", 4) == temp_bytes(None, 4)
     assert temp_bytes("auto", 4, width=256, points=512) == temp_bytes(1, 4, width=256, points=512)
