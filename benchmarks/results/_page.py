@@ -50,8 +50,8 @@ def _section(table: Table, found: list[_record.Record]) -> str:
 def _row(table: Table, record: _record.Record, best: _record.Record) -> list[str]:
     result = _first(record)
     cells = [_shown(result, -1) for result in record["results"].values()]
-    if table.after:
-        cells[0] += f" ({result['after'][-1]})"
+    if table.after:  # what has no inner steps has a closed form
+        cells[0] += f" ({result['after'][-1]})" if result["after"][-1] > 0 else " (none)"
     known = {k: _shown(result, i) for i, k in enumerate(result["after"])}
     after = [known.get(k, "") for k in table.after]
     behind = ""
