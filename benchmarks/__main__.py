@@ -22,6 +22,7 @@ SECTIONS = {
     "layout": "layout",
     "convolution": "convolution",
     "seeds": "seeds",
+    "devices": "devices",
     "grid": "grid",
     "anil": "anil",
 }
