@@ -23,7 +23,7 @@ from .._strategy.gradient_strategy import GradientStrategy
 from .._strategy.metrics import columns
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy
-from .._task.mesh import keep_replicated, over_devices, replicated
+from .._task.mesh import default_device, keep_replicated, over_devices, replicated
 from .._task.task import Task, count_tasks
 
 # Less than this is not worth a word, nor is an alternative that needs more than half as much.
@@ -225,7 +225,7 @@ def _proviso(now: PlanRow, best: PlanRow) -> str:
 
 def _memory() -> int | None:
     """Bytes that the device has, or that this process may take of them, if that can be told."""
-    device = jax.devices()[0]
+    device = default_device()
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     limits = [limit for path in _LIMITS if (limit := _read_limit(path)) is not None]

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from .._errors import explain, warn
 from .._jaxpr.flops import equations, flops_of_equation
+from .._task.mesh import platform
 
 # Operations of an outer step's convolutions, loops counted once, below which nobody waits for them.
 _MATTERS = 10_000_000
@@ -17,7 +18,7 @@ _PRIMITIVE = "conv_general_dilated"
 
 def warn_slow_convolutions(closed: ClosedJaxpr) -> None:
     """Warn if the outer step `closed` has convolutions that the CPU's loops make slow."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return
     convolutions = [e for e in equations(closed.jaxpr) if e.primitive.name == _PRIMITIVE]
     if sum(map(flops_of_equation, convolutions)) < _MATTERS:
@@ -35,7 +36,7 @@ def linear_layers(model: PyTree) -> int:
     """How many layers of `model` are plain `eqx.nn.Linear`; 0 for a model with convolutions on a
     CPU, for which the warning above speaks."""
     kinds = [type(x) for x in jax.tree.leaves(model, is_leaf=_is_layer) if _is_layer(x)]
-    warned = jax.default_backend() == "cpu" and any(kind is not eqx.nn.Linear for kind in kinds)
+    warned = platform() == "cpu" and any(kind is not eqx.nn.Linear for kind in kinds)
     return 0 if warned else kinds.count(eqx.nn.Linear)
 
 

@@ -41,9 +41,8 @@ def mesh_of(devices: Any, argument: str) -> Mesh | None:
     if not alike or not here:
         expected = _EXPECTED if here else "'all', or devices of this process"
         raise ValueError(explain(message, repr(list(devices)), expected))
-    with jax.ensure_compile_time_eval():  # `fit_grid` makes trainers while it traces
-        if set(devices) == jnp.zeros(()).devices():
-            return None
+    if list(devices) == [default_device()]:
+        return None
     # Explicit axis types would ask every model to say how it is laid out.
     return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
@@ -69,10 +68,17 @@ def mesh_of_tasks() -> Mesh | None:
     return _current.value
 
 
+def default_device() -> Any:
+    """That on which JAX computes where nothing is said: see `jax.default_device`."""
+    with jax.ensure_compile_time_eval():  # `fit_grid` makes trainers while it traces
+        [device] = jnp.zeros(()).devices()
+    return device
+
+
 def platform() -> str:
     """Of the devices that the program which is traced will run on: "cpu", "gpu", ..."""
     mesh = mesh_of_tasks()
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return (default_device() if mesh is None else mesh.devices.flat[0]).platform
 
 
 def divide(

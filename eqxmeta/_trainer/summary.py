@@ -21,6 +21,7 @@ from .._model.state import TrainState
 from .._preflight.slow_layers import linear_layers
 from .._strategy.rollout_strategy import RolloutStrategy
 from .._strategy.strategy import Strategy, partition_learnt
+from .._task.mesh import default_device
 
 # Fields of a strategy that say how something is laid out in memory, and not what is computed.
 _LAYOUT = (".task_chunk", ".remat")
@@ -192,7 +193,7 @@ def _asked_of_the_optimizer(state: TrainState) -> dict[str, str]:
 
 def _computed_on(mesh: Mesh | None) -> dict[str, str]:
     """On what the last bits of a run depend, beside what it is."""
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = default_device() if mesh is None else mesh.devices.flat[0]
     facts = {"device": device.device_kind, "devices": str(1 if mesh is None else mesh.size)}
     if device.platform != "cpu":
         return facts
