@@ -36,6 +36,7 @@ def args(tmp_path, monkeypatch):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_row_is_made_after_it_was_broken_off_and_skipped_once_there(args, monkeypatch, capsys):
     measure, seen = Evaluate.on_step_end, []
 

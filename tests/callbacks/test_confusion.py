@@ -137,6 +137,7 @@ def test_queries_that_are_normalised_together():
     assert np.array_equal(counted(figure), confusion_matrix(y, predicted, 3))
 
 
+@pytest.mark.slow
 def test_of_tasks_of_several_sizes_what_is_there_is_counted():
     """By a model that sees the last class in everything, which not every task has."""
     sizes = {"ways": (2, 3), "shots": (1, 2), "queries": (1, 2)}

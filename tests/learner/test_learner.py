@@ -150,6 +150,7 @@ def test_a_model_with_more_outputs_than_classes(photographs):
 
 
 @pytest.mark.parametrize("strategy", [PROTOTYPES, MAML], ids=["ProtoNet", "MAML"])
+@pytest.mark.slow
 def test_dropout_and_statistics_of_the_support_set(photographs, strategy):
     model = Flat(4, rate=0.3, norm=em.nn.SupportNorm(3))
     learner = em.Learner(strategy, model, images=FORMAT)

@@ -40,6 +40,7 @@ def test_not_finite_is_a_verdict_of_its_own():
     assert "use gradient" not in str(found) and "Neither" not in str(found)
 
 
+@pytest.mark.slow
 def test_radam_after_three_steps_is_right():
     found = check(em.InnerLoop(optax.radam(0.01), 5))
     assert found.ok and found.mixed_vs_finite_differences < 1e-5

@@ -73,6 +73,7 @@ def test_the_outer_step_is_that_of_plain_jax(x64, gradient):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_before_the_first_step_it_is_a_prototypical_network(x64):
     """And what adapts makes a difference."""
     model, tasks = wide(embedding()), wide(jax.vmap(blobs(3, 2).sample)(jax.random.split(KEY, 6)))

@@ -114,6 +114,7 @@ def episodes(**sizes):
 VARIED = {"ways": (2, 4), "shots": (1, 3), "queries": (2, 5)}
 
 
+@pytest.mark.slow
 def test_fit_evaluate_and_resume_on_tasks_of_several_sizes(tmp_path):
     tasks = episodes(**VARIED)
     strategy = em.ProtoNet(cross_entropy, optax.adam(0.01))
@@ -146,6 +147,7 @@ def test_an_absent_class_is_not_predicted():
     assert plain.mean("accuracy")[0] == 0  # without weights it is
 
 
+@pytest.mark.slow
 def test_the_number_of_classes_is_that_of_the_task_in_every_minibatch(x64):
     """Also where the minibatch lacks the last class: as without weights."""
     batches = [cut_batch(np.random.default_rng(i), 4, 3, (2,)) for i in range(2)]

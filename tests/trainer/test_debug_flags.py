@@ -92,6 +92,7 @@ def test_a_model_that_takes_a_key_is_no_reuse_of_it(strategy):
         strategy.outer_update(strategy.init(model), batch, key=keys[1])
 
 
+@pytest.mark.slow
 def test_looking_at_a_model_uses_no_key_again():
     """The classes of a task are drawn from the same key as the task, and a figure has the same
     minibatches whatever the number of steps."""

@@ -285,6 +285,7 @@ def with_plain_rates(folder, *rates):
     return state
 
 
+@pytest.mark.slow
 def test_an_injected_rate_is_changed_as_a_plain_one_is(tmp_path):
     injected: Callable = optax.inject_hyperparams(optax.sgd)
     wanted = with_plain_rates(tmp_path / "plain", 0.1, 0.01)

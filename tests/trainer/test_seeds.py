@@ -52,6 +52,7 @@ def assert_equals_single_runs(runs, strategy, models, tasks, steps):
 # Each seed is a run of its own.
 
 
+@pytest.mark.slow
 def test_each_seed_is_its_single_run_with_maml():
     trainer, model = boring(maml(), seed=4), tiny_mlp()
     runs = fit_seeds(trainer, model, SINUSOID, 30, seeds=3)
