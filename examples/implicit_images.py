@@ -2,9 +2,8 @@
 
     python examples/implicit_images.py FOLDER
 
-A coordinate network maps a place to the brightness there. MAML learns weights from which two steps
-of descent make it any picture (Tancik et al. 2021, 2012.02189, section 4.1). FOLDER has one folder
-of pictures a class; a fifth of the classes is kept for test.
+MAML learns weights from which two steps of descent make it any picture (Tancik et al. 2021,
+2012.02189, section 4.1). FOLDER has one folder of pictures a class; a fifth is kept for test.
 """
 
 import argparse
@@ -20,12 +19,9 @@ from matplotlib.figure import Figure
 import eqxmeta as em
 from eqxmeta.callbacks import ProgressBar
 
-OMEGA = 30.0
-
 
 class Siren(eqx.Module):
-    """From a place `[2]` in [-1, 1] to the brightness there, `[1]`: a network of sines, with the
-    weights of Sitzmann et al. 2020 (2006.09661, section 3.2)."""
+    """From a place `[2]` in [-1, 1] to its brightness `[1]`, by sines (SIREN, 2006.09661)."""
 
     layers: list
 
@@ -33,13 +29,13 @@ class Siren(eqx.Module):
         sizes, self.layers = [2, *[width] * depth, 1], []
         for i, layer_key in enumerate(jax.random.split(key, depth + 1)):
             layer = em.nn.Linear(sizes[i], sizes[i + 1], key=layer_key)
-            bound = (6 / sizes[i]) ** 0.5 / OMEGA if i else 1 / sizes[i]
+            bound = (6 / sizes[i]) ** 0.5 / 30 if i else 1 / sizes[i]
             weight = bound * jax.random.uniform(layer_key, layer.weight.shape, minval=-1)
             self.layers.append(eqx.tree_at(lambda x: x.weight, layer, weight))
 
     def __call__(self, x):
         for layer in self.layers[:-1]:
-            x = jnp.sin(OMEGA * layer(x))
+            x = jnp.sin(30 * layer(x))
         return self.layers[-1](x) + 0.5
 
 
@@ -50,8 +46,7 @@ class Pictures(eqx.Module):
 
     def task(self, number):
         """All pixels of one picture, as support set and as query set."""
-        height, width = self.pictures.shape[1:]
-        axes = jnp.linspace(-1, 1, height), jnp.linspace(-1, 1, width)
+        axes = [jnp.linspace(-1, 1, pixels) for pixels in self.pictures.shape[1:]]
         places = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
         pixels = places, self.pictures[number].reshape(-1, 1) / 255.0
         return em.Task(pixels, pixels)
@@ -59,9 +54,8 @@ class Pictures(eqx.Module):
     def sample(self, key):
         picture_key, pixel_key = jax.random.split(key)
         task = self.task(jax.random.randint(picture_key, (), 0, len(self.pictures)))
-        total = self.pictures[0].size
-        rows = jax.random.permutation(pixel_key, total)[: total // 4]
-        return jax.tree.map(lambda x: x[rows], task)
+        rows = jax.random.permutation(pixel_key, len(task.query[0]))
+        return jax.tree.map(lambda x: x[rows[: len(rows) // 4]], task)
 
 
 def loss(model, batch, key):
@@ -85,16 +79,14 @@ def recipes(steps):
 
 
 def draw(learners, test, path):
-    numbers = np.linspace(0, len(test.pictures) - 1, 6).astype(int)
     figure = Figure((7.2, 1.25 * (1 + len(learners))), layout="constrained")
-    panels = figure.subplots(1 + len(learners), 6, squeeze=False)
-    for column, number in enumerate(numbers):
+    panels = figure.subplots(1 + len(learners), 6, subplot_kw={"xticks": [], "yticks": []})
+    for column, number in enumerate(np.linspace(0, len(test.pictures) - 1, 6).astype(int)):
         task = test.task(number)
-        adapted = [strategy.inner_adapt(model, task.support) for strategy, model in learners]
+        adapted = (strategy.inner_adapt(model, task.support) for strategy, model in learners)
         shown = [em.losses.predict(model, task.query[0]) for model in adapted]
         for panel, pixels in zip(panels[:, column], [task.query[1], *shown], strict=True):
             panel.imshow(pixels.reshape(test.pictures[0].shape), cmap="gray", vmin=0, vmax=1)
-            panel.set(xticks=[], yticks=[])
     for panel, name in zip(panels[:, 0], ["picture", "learnt", "standard"], strict=True):
         panel.set_ylabel(name)
     figure.savefig(path, dpi=70)
@@ -114,8 +106,7 @@ def main():
     standard = Siren(key=jax.random.key(args.seed))
     options = {"meta_batch_size": 4, "seed": args.seed, "callbacks": [ProgressBar()]}
     learnt = em.Trainer(maml, **options).fit(standard, train, args.steps).model
-    number = len(test.pictures)
-    print(f"\nPSNR in dB, {number} pictures of new classes, after 0, 2 and 8 steps, ± 95%")
+    print(f"\nPSNR in dB, {len(tasks.query[0])} new pictures, after 0, 2 and 8 steps, ± 95%")
     rows = {"learnt": (maml, learnt), "standard": (maml, standard)}
     for name, (strategy, model) in (rows | {"standard, Adam": (by_adam, standard)}).items():
         result = em.evaluate(strategy, model, tasks, inner_steps=8)

@@ -2,9 +2,8 @@
 
     python examples/navigation.py
 
-A task is a goal that the policy does not see. It walks 20 times and is told how far away the goal
-was at each step; after one step along the policy gradient it walks there. (Finn et al. 2017, MAML,
-section 5.3, with shorter walks, to goals on a ring.) The paths are drawn to navigation.png.
+The policy does not see the goal of a task: it walks 20 times, is told at each step how far away it
+is, takes a step along the policy gradient, and walks there (Finn et al. 2017, section 5.3).
 """
 
 import argparse
@@ -37,8 +36,7 @@ class Goals(eqx.Module):
     def sample(self, key, angle=None):
         angle_key, *keys = jax.random.split(key, 3)
         angle = jax.random.uniform(angle_key, maxval=2 * jnp.pi) if angle is None else angle
-        goal = jnp.stack([jnp.cos(angle), jnp.sin(angle)])
-        return em.Task(*((key, goal) for key in keys))
+        return em.Task(*((key, jnp.stack([jnp.cos(angle), jnp.sin(angle)])) for key in keys))
 
 
 def walk(policy, goal, key):
@@ -57,10 +55,9 @@ def expected_return(log_probs, rewards):
     """The mean return of walks, of which derivatives of any order are estimates without bias of
     those of the expected return: DiCE (Foerster et al. 2018, 1802.05098), with advantages (Loaded
     DiCE, Farquhar et al. 2019, 1909.10549). Arguments: `[horizon, walks]`, two walks or more."""
-    walks = rewards.shape[1]
     to_go = jnp.cumsum(stop_gradient(rewards)[::-1], axis=0)[::-1]
     # What comes on average, in the other walks: independent of the walk's own actions.
-    advantage = (to_go - to_go.mean(1, keepdims=True)) * walks / (walks - 1)
+    advantage = (to_go - to_go.mean(1, keepdims=True)) * (n := rewards.shape[1]) / (n - 1)
     total = jnp.cumsum(log_probs, axis=0)
     totals = jnp.stack([total, total - log_probs])  # with the action, and without
     magic, before = jnp.exp(totals - stop_gradient(totals))  # 1, but for their derivatives
@@ -71,31 +68,30 @@ def loss(policy, batch, _):
     key, goal = batch
     arrays, others = eqx.partition(policy, eqx.is_array)
     positions, actions, rewards = walk(eqx.combine(stop_gradient(arrays), others), goal, key)
-    means = jax.vmap(jax.vmap(policy.mean))(positions)
-    log_probs = jax.scipy.stats.norm.logpdf(actions, means, jnp.exp(policy.log_scale))
-    value = expected_return(log_probs.sum(-1), rewards)
+    means, scale = jax.vmap(jax.vmap(policy.mean))(positions), jnp.exp(policy.log_scale)
+    log_probs = jax.scipy.stats.norm.logpdf(actions, means, scale).sum(-1)
+    value = expected_return(log_probs, rewards)
     return -value, {"return": value}
 
 
 def recipes(steps):
     # The first inner step is large; those after it, at test, are smaller.
     inner = em.InnerLoop(optax.sgd(lambda count: jnp.where(count == 0, 0.02, 0.005)), steps=1)
-    adam = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-    adam = optax.chain(optax.clip_by_global_norm(10.0), adam)
+    rate = optax.cosine_decay_schedule(1e-3, steps)
+    adam = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(rate))
     return em.Joint(loss, inner, adam), em.MAML(loss, inner, adam)
 
 
 def draw(learners):
-    compiled = eqx.filter_jit(walk)
     figure = Figure((12.8, 3.9), layout="constrained")
     panels = figure.subplots(1, 4, sharex=True, sharey=True)
     for panel, (strategy, model, adapt) in zip(panels, learners, strict=True):
         panel.set(title=type(strategy).__name__ + ", after one step" * adapt, aspect="equal")
         for i in range(6):
             task = Goals().sample(jax.random.key(i), (i + 0.25) * jnp.pi / 3)
-            key, goal = task.query
             policy = strategy.inner_adapt(model, task.support) if adapt else model
-            walks = compiled(policy, goal, key)[0][:, :5]
+            key, goal = task.query
+            walks = eqx.filter_jit(walk)(policy, goal, key)[0][:, :5]
             panel.plot(*walks.transpose(2, 0, 1), color=f"C{i}", lw=0.8)
             panel.plot(*goal[:, None], "*", color=f"C{i}", ms=12, mec="black")
     figure.savefig("navigation.png", dpi=70)
